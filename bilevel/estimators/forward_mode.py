@@ -1,0 +1,57 @@
+"""The derivative along each coordinate, forwards with the samples: exact, constant memory, P samplings. The oracle.
+
+Attention kernels other than the plain one have no forward derivative, so the plain one is used here; and a network in
+half precision meets a float32 tangent with an error, so it wants float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from genbo.bilevel.problem import Estimate, Facts, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.seed import Batch, Seed
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    def why_not(self, facts: Facts) -> str | None:
+        if not (facts.differentiable_reward and facts.differentiable_model):
+            return "forward_mode needs a differentiable reward and model; use estimator: zeroth_order"
+        if facts.half_precision:
+            return "forward_mode needs float32; set model.dtype: fp32, or use estimator: zeroth_order"
+        return None
+
+    def trajectories(self, parameters: int) -> int:
+        return parameters
+
+    def network_passes(self) -> int:
+        return 1
+
+    def __call__(
+        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+    ) -> tuple[Estimate, dict[str, Tensor]]:
+        import torch
+        from torch.autograd import forward_ad
+
+        def along(direction: Tensor, chunk: Batch) -> tuple[Tensor, Tensor]:
+            with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                with forward_ad.dual_level():
+                    phi = problem.value(forward_ad.make_dual(u, direction))
+                    live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk))
+            if live.tangent is None:
+                raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
+            return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
+
+        parts = [
+            [along(direction, chunk) for chunk in problem.chunks(batch, members=1)]
+            for direction in torch.eye(len(u), dtype=u.dtype)
+        ]
+        slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)
+        scores = torch.cat([primal for primal, _ in parts[0]], dim=1)
+        return Estimate(slope.mean(1), slope.std(1) / slope.shape[1] ** 0.5, scores), {}

@@ -1,0 +1,56 @@
+"""The gradient through every step of the sampler, backwards; a step keeps nothing but x_t and is computed again.
+
+Exact for a differentiable reward, at a cost that does not grow with the number of parameters. Every sample gets a copy
+of u of its own, so one backward pass gives a gradient a sample, and with it the standard error.
+
+The chain is never cut short: the last few steps alone carry almost nothing of a guidance gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from genbo.bilevel.problem import Estimate, Facts, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.seed import Batch, Seed
+
+
+@dataclass(frozen=True)
+class ReverseMode:
+    """`checkpoint: false` keeps every activation: faster, at a memory of all steps."""
+
+    checkpoint: bool = True
+
+    def why_not(self, facts: Facts) -> str | None:
+        if not facts.differentiable_reward:
+            return "reverse_mode needs a differentiable reward; use estimator: zeroth_order"
+        if not facts.differentiable_model:
+            return "reverse_mode needs a model with gradients; use estimator: zeroth_order"
+        return None
+
+    def trajectories(self, parameters: int) -> int:
+        return 1
+
+    def network_passes(self) -> int:
+        return 2 if self.checkpoint else 1
+
+    def __call__(
+        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+    ) -> tuple[Estimate, dict[str, Tensor]]:
+        import torch
+
+        grads, scores = [], []
+        for chunk in problem.chunks(batch, members=1):
+            with torch.enable_grad():
+                own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
+                live = problem.live_scores(problem.value(own), chunk, paired=True, checkpoint=self.checkpoint)
+                (grad,) = torch.autograd.grad((weights.to(live) @ live).sum(), own)
+            grads.append(grad)
+            scores.append(live.detach().cpu())
+        grad = torch.cat(grads)  # (N, P)
+        return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1)), {}

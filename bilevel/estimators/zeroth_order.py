@@ -1,0 +1,97 @@
+"""Differences of the objective: any reward, any network, no memory.
+
+    coordinates, central     g_j = [F(u + h e_j) - F(u - h e_j)] / 2h                    2P samplings, bias O(h^2)
+    coordinates, forward     g_j = [F(u + h e_j) - F(u)] / h                            P + 1, bias O(h)
+    random, central          g = mean_r v_r [F(u + h v_r) - F(u - h v_r)] / 2h,  v_r ~ N(0, I)       2R
+    random, forward          g = mean_r v_r [F(u + h v_r) - F(u)] / h                             R + 1
+    random, one_point        g = v_k [F_k(u_k + h v_k) - F_{k-1}(u_{k-1} + h v_{k-1})] / h            1
+
+The last is residual feedback (Zhang et al. 2010.07378). Both sides of a difference are the same samples, with the same
+noise: without that (`common: false`, as the paper's code has it) the noise is divided by h. Coordinates have no
+direction noise; one random direction has a relative error of sqrt(P + 1) even without any sampling noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Gt
+
+from genbo.bilevel.problem import Estimate, Facts, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.seed import Batch, Seed
+
+
+@dataclass(frozen=True)
+class ZerothOrder:
+    """`h` is the step in u; `count` the number of random directions, by default one a parameter."""
+
+    directions: Literal["coordinates", "random"] = "coordinates"
+    points: Literal["central", "forward", "one_point"] = "central"
+    count: Annotated[int, Gt(0)] | None = None
+    h: Annotated[float, Gt(0)] = 0.05
+    common: bool = True
+
+    def why_not(self, facts: Facts) -> str | None:
+        if self.points == "one_point" and self.directions == "coordinates":
+            return "one_point differences need random directions; set directions: random, or points: central"
+        if self.points == "one_point" and self.count not in (None, 1):
+            return "one_point differences take one direction a step; leave count out, or set points: central"
+        return None
+
+    def _count(self, parameters: int) -> int:
+        if self.points == "one_point":
+            return 1
+        return parameters if self.directions == "coordinates" else self.count or parameters
+
+    def trajectories(self, parameters: int) -> int:
+        count = self._count(parameters)
+        return {"central": 2 * count, "forward": count + 1, "one_point": 1}[self.points]
+
+    def network_passes(self) -> int:
+        return 1
+
+    def __call__(
+        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+    ) -> tuple[Estimate, dict[str, Tensor]]:
+        import torch
+
+        count = self._count(len(u))
+        if self.directions == "coordinates":
+            v = torch.eye(count, dtype=u.dtype)
+        else:
+            v = torch.randn(count, len(u), generator=seed.child("directions").generator(), dtype=u.dtype)
+        plus, minus = u + self.h * v, {"central": u - self.h * v, "forward": u[None], "one_point": u[:0]}[self.points]
+        scores = self._scores(problem, plus, minus, batch, seed)  # (K, M, N)
+        total = torch.einsum("k,kmn->mn", weights, scores)
+        left, right = total[:count], total[count:]
+        if self.points == "one_point":
+            right = state["last"].expand(1, len(batch)) if "last" in state else left
+        width = 2 * self.h if self.points == "central" else self.h
+        slope = (left - right) / width  # (R, N)
+        if self.directions == "coordinates":
+            grad, grad_se = slope.mean(1), standard_error(slope)
+        else:
+            along = v.T[:, :, None] * slope  # (P, R, N)
+            grad = along.mean((1, 2))
+            grad_se = standard_error(along.mean(2) if count > 1 else along[:, 0])
+        return Estimate(grad, grad_se, scores.mean(1)), {"last": left.mean()[None]}
+
+    def _scores(self, problem: Problem, plus: Tensor, minus: Tensor, batch: Batch, seed: Seed) -> Tensor:
+        import torch
+
+        if self.common or not len(minus):
+            return problem.scores(problem.value(torch.cat([plus, minus])), batch)
+        other = type(batch)(batch.prompts, tuple(seed.child("other side", n).value for n in range(len(batch))))
+        sides = ((plus, batch), (minus, other))
+        return torch.cat([problem.scores(problem.value(members), drawn) for members, drawn in sides], dim=1)
+
+
+def standard_error(x: Tensor) -> Tensor:
+    """Of the mean over the last axis."""
+    return x.std(-1) / x.shape[-1] ** 0.5

@@ -1,0 +1,37 @@
+"""Adam (Kingma & Ba 1412.6980), climbing, with a cosine decay of its step and no weight decay.
+
+Weight decay would drag hyperparameters towards u = 0, which means nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt, Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Adam:
+    """`lr` is about the length of the first steps in u; `final` the fraction of it that is left at the end."""
+
+    lr: Annotated[float, Gt(0)] = 0.3
+    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.8
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.95
+    final: Annotated[float, Interval(ge=0, le=1)] = 0.1
+
+    def step(
+        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        first = self.beta1 * state.get("first", grad.new_zeros(grad.shape)) + (1 - self.beta1) * grad
+        second = self.beta2 * state.get("second", grad.new_zeros(grad.shape)) + (1 - self.beta2) * grad**2
+        count = state.get("count", grad.new_zeros(1)) + 1
+        unbiased = first / (1 - self.beta1**count)
+        spread = (second / (1 - self.beta2**count)).sqrt()
+        lr = self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        return u + lr * unbiased / (spread + 1e-12), {"first": first, "second": second, "count": count}

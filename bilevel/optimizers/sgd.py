@@ -1,0 +1,27 @@
+"""Gradient ascent, with a cosine decay of its step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt, Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """`lr` multiplies the gradient; `final` is the fraction of it that is left at the end."""
+
+    lr: Annotated[float, Gt(0)] = 1.0
+    final: Annotated[float, Interval(ge=0, le=1)] = 0.1
+
+    def step(
+        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        lr = self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        return u + lr * grad, {}

@@ -1,0 +1,233 @@
+"""The two-level problem, and what its parts promise each other. No algorithm lives here.
+
+    maximise over phi   F(phi) = E_z[ r(S(phi, z)) ]
+
+A `Process` S turns noise z into samples; `Tunable`s put phi into it, each through unconstrained coordinates u so that
+phi never leaves its domain; `Reward`s say how good the samples are, and `Constraint`s what must not get worse.
+An `Estimator` turns this into a gradient in u, an `Optimizer` follows it, and `bilevel.tune` is the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genbo.diffusion.process import Process
+    from genbo.diffusion.seed import Batch, Seed
+
+
+class Tunable(Protocol):
+    """A hyperparameter phi and the link u -> phi; a file in `bilevel/tunables/` each, whose fields are its options."""
+
+    @property
+    def name(self) -> str:
+        """Its key under `tune:` in the job."""
+
+    def size(self, steps: int) -> int:
+        """How many numbers phi has, for a sampler of `steps` steps."""
+
+    def first(self, steps: int) -> Tensor:
+        """phi at the start, (P,), exactly as the user wrote it."""
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        """phi (..., P) -> u, the inverse of `value`."""
+
+    def value(self, u: Tensor) -> Tensor:
+        """u (..., P) -> phi, inside its domain for every u."""
+
+    def embed(self, process: Process, phi: Tensor) -> Process:
+        """A new process with phi, (M, P), in its place."""
+
+    def spoken(self, phi: Tensor) -> float | list[float]:
+        """phi (P,) as a person writes it in a job: a number, or a list."""
+
+
+class Reward(Protocol):
+    """How good an image is; higher is better. Files in `rewards/` hold options and open such an object."""
+
+    differentiable: bool
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, C, H, W) in [0, 1] and B prompts -> (B,) in float32 or float64, each row by itself."""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Hold the mean of a reward at or above a level: `at_least`, or the start's own level plus `at_least`."""
+
+    name: str
+    reward: Reward
+    at_least: float
+    relative_to_start: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an estimator needs to know to say whether, and at what cost, it can work; known before anything is loaded."""
+
+    parameters: int
+    differentiable_reward: bool = True
+    differentiable_model: bool = True
+    half_precision: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A gradient in u of the objective, and what was seen on the way.
+
+    `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
+    stand around u. `grad_se` is the standard error of each coordinate over the samples.
+    """
+
+    grad: Tensor
+    grad_se: Tensor
+    scores: Tensor
+
+
+class Estimator(Protocol):
+    """A gradient from samples; a file in `bilevel/estimators/` each, whose fields are its options."""
+
+    def why_not(self, facts: Facts) -> str | None:
+        """None, or a sentence: why it cannot work here, and what to do instead."""
+
+    def trajectories(self, parameters: int) -> int:
+        """How many samplings of every sample one gradient takes."""
+
+    def network_passes(self) -> int:
+        """Network calls a sampling step: 1, or 2 where the step is computed again on the way back."""
+
+    def __call__(
+        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+    ) -> tuple[Estimate, dict[str, Tensor]]:
+        """The gradient at u (P,) of sum_k weights_k mean_n score_kn, by samples of `batch`.
+
+        `state` is what the estimator itself returned at the step before, empty at first.
+        """
+
+
+class Optimizer(Protocol):
+    """u, gradient, state -> u, state; a file in `bilevel/optimizers/` each. It climbs: objectives here go up."""
+
+    def step(self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is tuned, of what, for what. All tensors in and out of it are in float64 unless the network says otherwise."""
+
+    process: Process
+    tunables: tuple[Tunable, ...]
+    rewards: tuple[tuple[float, Reward], ...]
+    constraints: tuple[Constraint, ...] = ()
+
+    # -- coordinates ---------------------------------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> list[int]:
+        return [t.size(self.process.steps) for t in self.tunables]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.sizes)
+
+    def first(self) -> Tensor:
+        """phi at the start, all tunables joined, (P,)."""
+        import torch
+
+        return torch.cat([t.first(self.process.steps) for t in self.tunables])
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        """phi (..., P) -> u (..., P)."""
+        return self._each("coordinates", phi)
+
+    def value(self, u: Tensor) -> Tensor:
+        """u (..., P) -> phi (..., P)."""
+        return self._each("value", u)
+
+    def _each(self, link: str, x: Tensor) -> Tensor:
+        import torch
+
+        parts = x.split(self.sizes, dim=-1)
+        return torch.cat([getattr(t, link)(part) for t, part in zip(self.tunables, parts, strict=True)], dim=-1)
+
+    def at(self, phi: Tensor) -> Process:
+        """The process at phi: (P,) or, for M members at once, (M, P)."""
+        process = self.process
+        phi = phi if phi.ndim == 2 else phi[None]
+        for tunable, part in zip(self.tunables, phi.split(self.sizes, dim=-1), strict=True):
+            process = tunable.embed(process, part)
+        return process
+
+    def spoken(self, phi: Tensor) -> dict[str, float | list[float]]:
+        """phi (P,) as a person writes it, by the tunables' names."""
+        return {t.name: t.spoken(p) for t, p in zip(self.tunables, phi.split(self.sizes), strict=True)}
+
+    # -- scores --------------------------------------------------------------------------------------------------
+
+    @property
+    def scorers(self) -> tuple[Reward, ...]:
+        return (*(reward for _, reward in self.rewards), *(c.reward for c in self.constraints))
+
+    def chunks(self, batch: Batch, members: int) -> Iterator[Batch]:
+        """The batch in parts whose members all fit into one call of the network; a sample's members stay together."""
+        return batch.chunks(samples_per_call(self.process.batch, members))
+
+    def images(self, phi: Tensor, batch: Batch) -> Tensor:
+        """Images (M, N, C, H, W) at phi, without gradients."""
+        import torch
+
+        from genbo.diffusion.sample import sample
+
+        process, parts = self.at(phi), []
+        with torch.no_grad():
+            for chunk in self.chunks(batch, process.members):
+                images = process.model.decode(sample(process, chunk))
+                parts.append(images.unflatten(0, (-1, len(chunk))))
+        return torch.cat(parts, dim=1)
+
+    def scores(self, phi: Tensor, batch: Batch) -> Tensor:
+        """Every reward and constraint of every sample at phi (M, P): (K, M, N) in float64, without gradients."""
+        import torch
+
+        parts = []
+        with torch.no_grad():
+            for chunk in self.chunks(batch, len(phi)):
+                parts.append(self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk))))
+        return torch.cat(parts, dim=2)
+
+    def live_scores(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
+        """Scores (K, M * N), or (K, N) when paired, of one chunk; differentiable in phi."""
+        from genbo.diffusion.sample import sample
+
+        process = self.at(phi)
+        samples = sample(process, chunk, paired=paired, checkpoint=checkpoint)
+        images = process.model.decode(samples)
+        return self.score(images, chunk.prompts * (len(images) // len(chunk)))
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B, C, H, W) -> (K, B) in float64."""
+        import torch
+
+        self.process.meter.reward_images += len(images)
+        return torch.stack([reward(images, prompts).double() for reward in self.scorers])
+
+    @property
+    def device(self) -> torch.device:
+        return self.process.model.device
+
+
+def samples_per_call(batch: int, members: int) -> int:
+    """How many samples go through the network together when each comes in `members` versions."""
+    return max(1, batch // members)
+
+
+def calls(samples: int, members: int, batch: int, steps: int) -> int:
+    """Network calls that it takes to draw `samples` samples in `members` versions."""
+    return steps * math.ceil(samples / samples_per_call(batch, members))

@@ -1,0 +1,56 @@
+"""Adaptive projected guidance (Sadat et al. 2410.02416, Alg. 1), on predictions of x_0.
+
+The difference d = x_0(cond) - x_0(uncond), with a running average (`momentum`, usually negative) and its norm held
+under `norm_threshold` (0: no limit), is split into a part along x_0(cond), which mostly adds saturation, and a part
+across it; the first is scaled by `eta`:
+
+    x_0 = x_0(cond) + (weight - 1) (d_across + eta d_along)
+
+With momentum 0, norm_threshold 0 and eta 1 this is plain guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Prediction
+
+
+@dataclass(frozen=True)
+class Apg:
+    weight: float | list[float] = 5.0
+    eta: float = 0.0
+    norm_threshold: Annotated[float, Ge(0)] = 15.0
+    momentum: Annotated[float, Interval(gt=-1, lt=1)] = -0.5
+
+    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+        return options["weight"]
+
+    def combine(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        options: Mapping[str, Tensor],
+        predict: Prediction,
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        x_cond = predict.x_0(cond)
+        average = x_cond - predict.x_0(uncond)
+        if state is not None:
+            average = average + options["momentum"] * state
+        axes = tuple(range(1, cond.ndim))
+        norm = average.square().sum(axes, keepdim=True).clamp(min=1e-24).sqrt()
+        threshold = options["norm_threshold"]
+        shrink = (threshold / norm).clamp(max=1)
+        difference = average * shrink.where(threshold > 0, shrink.new_ones(()))
+        along_x = (difference * x_cond).sum(axes, keepdim=True) / x_cond.square().sum(axes, keepdim=True)
+        along = along_x * x_cond
+        guided = x_cond + (options["weight"] - 1) * (difference - along + options["eta"] * along)
+        return predict.output(guided), average

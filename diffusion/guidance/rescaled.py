@@ -1,0 +1,39 @@
+"""Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): guided as usual, then brought back to the spread of cond.
+
+    guided = uncond + weight (cond - uncond),    out = rescale guided sd(cond) / sd(guided) + (1 - rescale) guided
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Prediction
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    weight: float | list[float] = 5.0
+    rescale: Annotated[float, Interval(ge=0, le=1)] = 0.7
+
+    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+        return options["weight"]
+
+    def combine(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        options: Mapping[str, Tensor],
+        predict: Prediction,
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        guided = uncond + options["weight"] * (cond - uncond)
+        axes = tuple(range(1, cond.ndim))
+        matched = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))
+        return options["rescale"] * matched + (1 - options["rescale"]) * guided, state

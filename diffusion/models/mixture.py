@@ -1,0 +1,113 @@
+"""An exact world: a mixture of Gaussians whose denoiser is known in closed form, with a class for every prompt.
+
+    p(x_0 | c) = sum of the components labelled c,     p(x_0) = all of them
+    E[x_0 | x_t] = sum_k r_k(x_t) [m_k + alpha_t s^2 / (alpha_t^2 s^2 + sigma_t^2) (x_t - alpha_t m_k)]
+
+with r_k the posterior weight of component k at level t. The network is told the log-SNR, log(alpha_t^2 / sigma_t^2), in
+place of a time; everything is in float64, so gradients of guidance through it are known to many digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Condition, Sampler
+    from genbo.schedules.grid import Grid
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`labels` are the prompts this world knows, one a component; a label may stand at several components.
+
+    Samples are (d, 1, 1), d the length of a mean. Levels are even in log-SNR over [-log_snr_max, log_snr_max], then
+    the sample itself.
+    """
+
+    means: list[list[float]] = field(default_factory=lambda: [[1.5, 0.0], [-0.75, 1.3], [-0.75, -1.3]])
+    labels: list[str] = field(default_factory=lambda: ["east", "north", "south"])
+    weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])
+    std: Annotated[float, Gt(0)] = 0.6
+    log_snr_max: Annotated[float, Gt(0)] = 8.0
+
+    def mistakes(self) -> list[str]:
+        found = []
+        lengths = {len(self.means), len(self.labels), len(self.weights)}
+        if len(lengths) > 1:
+            found.append("means, labels and weights must be lists of one length, an entry a component")
+        if not self.means or len({len(mean) for mean in self.means}) != 1 or not self.means[0]:
+            found.append("means: every mean must have the same number of coordinates, at least one")
+        if any(weight <= 0 for weight in self.weights):
+            found.append("weights: every weight must be greater than 0")
+        return found
+
+    def open(self) -> MixtureModel:
+        return MixtureModel(self)
+
+
+class MixtureModel:
+    """The opened world."""
+
+    prediction = "sample"
+
+    def __init__(self, options: Mixture) -> None:
+        import torch
+
+        self.options = options
+        self.device, self.dtype = torch.device("cpu"), torch.float64
+        self.means = torch.tensor(options.means, dtype=self.dtype)  # (K, d)
+        self.log_weights = torch.tensor(options.weights, dtype=self.dtype).log()
+        self.shape = (self.means.shape[1], 1, 1)
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Log-weights of the components, -inf for those of another class: (rows, K)."""
+        import torch
+
+        from genbo.diffusion.process import Condition
+
+        known = list(dict.fromkeys(self.options.labels))
+        strangers = sorted(set(prompts) - set(known))
+        if strangers:
+            raise ValueError(f"this world knows the prompts {', '.join(known)}; it does not know {strangers[0]!r}")
+        mask = torch.tensor([[label == prompt for label in self.options.labels] for prompt in prompts])
+        return Condition({"log_weights": self.log_weights.where(mask, torch.tensor(-torch.inf, dtype=self.dtype))})
+
+    def unconditional(self) -> Condition:
+        from genbo.diffusion.process import Condition
+
+        return Condition({"log_weights": self.log_weights[None]})
+
+    def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        x = x_t.flatten(1)[:, None]  # (B, 1, d)
+        alpha_2, sigma_2 = time.sigmoid()[:, None, None], (-time).sigmoid()[:, None, None]
+        alpha, variance = alpha_2.sqrt(), alpha_2 * self.options.std**2 + sigma_2
+        away = x - alpha * self.means  # (B, K, d)
+        log_r = condition.tensors["log_weights"] - (away**2).sum(-1) / (2 * variance[..., 0])
+        x_0 = self.means + alpha * self.options.std**2 / variance * away
+        return (log_r.softmax(-1)[..., None] * x_0).sum(1).reshape(x_t.shape)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x
+
+    def grid(self, sampler: Sampler) -> Grid:
+        return log_snr_grid(self.options.log_snr_max, sampler.steps)
+
+
+def log_snr_grid(log_snr_max: float, steps: int) -> Grid:
+    """Levels even in log-SNR from -log_snr_max to log_snr_max, then no noise at all; time is the log-SNR."""
+    import torch
+
+    from genbo.schedules.grid import grid_of_levels
+
+    log_snr = torch.linspace(-log_snr_max, log_snr_max, steps, dtype=torch.float64)
+    if steps == 1:
+        log_snr = -torch.full((1,), log_snr_max, dtype=torch.float64)
+    alpha = torch.cat([log_snr.sigmoid().sqrt(), torch.ones(1, dtype=torch.float64)])
+    sigma = torch.cat([(-log_snr).sigmoid().sqrt(), torch.zeros(1, dtype=torch.float64)])
+    return grid_of_levels(log_snr[None], alpha[None], sigma[None])

@@ -1,0 +1,223 @@
+"""A process turns noise into samples at fixed hyperparameters: a network, a sampler, a guidance rule and their numbers.
+
+A `Process` is a value. Hyperparameters are put into it by making a new one; its tensors have a leading member axis M,
+so that one batch carries M settings at once, each with gradients of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genbo.schedules.grid import Grid
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is told beside x_t and t, a row a prompt: named tensors (rows, ...)."""
+
+    tensors: Mapping[str, Tensor]
+
+    def take(self, rows: Tensor) -> Condition:
+        return Condition({name: value[rows] for name, value in self.tensors.items()})
+
+    def cat(self, other: Condition) -> Condition:
+        joined = {n: v.new_empty(0) for n, v in self.tensors.items()}
+        for name in joined:
+            joined[name] = _cat(self.tensors[name], other.tensors[name])
+        return Condition(joined)
+
+
+def _cat(a: Tensor, b: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat([a, b])
+
+
+@dataclass
+class Meter:
+    """What a run cost, counted where it is spent.
+
+    `denoiser_calls` are calls of the network whatever their batch, `image_forwards` the rows in them (a guided sample
+    takes two), `reward_images` the images scored.
+    """
+
+    denoiser_calls: int = 0
+    image_forwards: int = 0
+    reward_images: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+class Model(Protocol):
+    """A network with what belongs to it. Files in `diffusion/models/` hold options and open such an object."""
+
+    shape: tuple[int, ...]  # of one sample's noise, without the batch axis
+    prediction: str  # what the network returns: epsilon | v_prediction | sample | flow_prediction
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Rows of conditioning, one a prompt; "" (or the negative prompt) is the unconditional half."""
+
+    def unconditional(self) -> Condition:
+        """One row: the other end of classifier-free guidance."""
+
+    def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """The raw prediction, (B, *shape), at x_t (B, *shape) and time (B,)."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Samples (B, *shape) -> images (B, C, H, W) in [0, 1], differentiable; exact worlds return x as it is."""
+
+    def grid(self, sampler: Sampler) -> Grid:
+        """The levels that this model's own settings give the sampler (M = 1, float64, on the CPU)."""
+
+
+class Sampler(Protocol):
+    """One step from level t to level s; a file in `diffusion/samplers/` each, whose fields are its options."""
+
+    steps: int
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` wants fresh noise."""
+
+    def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """x_s and the memory for the next step."""
+
+
+Memory = tuple[Any, ...]
+Stepped = tuple[Any, Memory]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The coefficients of one step, (B, 1, ...) each, ready to multiply x_t."""
+
+    index: int
+    last: bool
+    alpha_t: Tensor
+    sigma_t: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
+
+
+class GuidanceRule(Protocol):
+    """How the conditional and the unconditional prediction become one; a file in `diffusion/guidance/` each.
+
+    Its fields are its options. Every numeric option, `weight` first, may be tuned, and reaches `combine` as a tensor a
+    row.
+    """
+
+    weight: float | list[float]
+
+    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+        """(M, T) -> (M, T): the weight at each step; where it is exactly 1 the unconditional half is not computed."""
+
+    def combine(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        options: Mapping[str, Tensor],
+        predict: Prediction,
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The guided raw prediction and the rule's own state; option tensors are (B, 1, ...)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A raw network output and what it says of x_0 and eps: x_t = alpha_t x_0 + sigma_t eps."""
+
+    kind: str
+    x_t: Tensor
+    alpha_t: Tensor
+    sigma_t: Tensor
+
+    def x_0(self, output: Tensor) -> Tensor:
+        x, a, s = self.x_t, self.alpha_t, self.sigma_t
+        match self.kind:
+            case "epsilon":
+                return (x - s * output) / a
+            case "v_prediction":
+                return (a * x - s * output) / (a**2 + s**2)
+            case "flow_prediction":
+                return (x - s * output) / (a + s)
+            case "sample":
+                return output
+        raise ValueError(f"no prediction is called {self.kind!r}")
+
+    def eps(self, output: Tensor) -> Tensor:
+        if self.kind == "epsilon":
+            return output
+        return (self.x_t - self.alpha_t * self.x_0(output)) / self.sigma_t
+
+    def output(self, x_0: Tensor) -> Tensor:
+        """The raw output that says x_0; the inverse of `x_0`."""
+        x, a, s = self.x_t, self.alpha_t, self.sigma_t
+        match self.kind:
+            case "epsilon":
+                return (x - a * x_0) / s
+            case "v_prediction":
+                return (a * x - (a**2 + s**2) * x_0) / s
+            case "flow_prediction":
+                return (x - (a + s) * x_0) / s
+            case "sample":
+                return x_0
+        raise ValueError(f"no prediction is called {self.kind!r}")
+
+
+@dataclass(frozen=True)
+class Process:
+    """Noise to samples at fixed hyperparameters.
+
+    `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T).
+    `batch` is how many images go through the network in one call, at most (a guided image is two rows).
+    """
+
+    model: Model
+    sampler: Sampler
+    rule: GuidanceRule
+    options: Mapping[str, Tensor]
+    grid: Grid
+    batch: int = 32
+    meter: Meter = field(default_factory=Meter, compare=False)
+
+    @property
+    def steps(self) -> int:
+        return self.sampler.steps
+
+    @property
+    def members(self) -> int:
+        return max(self.grid.members, *(int(v.shape[0]) for v in self.options.values()))
+
+    def with_option(self, name: str, value: Tensor) -> Process:
+        """A new process whose guidance option `name` is `value`, (M, T)."""
+        if name not in self.options:
+            raise KeyError(f"the guidance rule has no option {name!r}; it has {sorted(self.options)}")
+        return replace(self, options={**self.options, name: value})
+
+    def with_grid(self, grid: Grid) -> Process:
+        return replace(self, grid=grid)
+
+
+def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int = 32) -> Process:
+    """A process at the options that stand in the rule itself; a number holds at every step, a list is a value a step."""
+    import torch
+
+    numbers = {
+        name: value
+        for name, value in vars(rule).items()
+        if isinstance(value, (int, float, list)) and not isinstance(value, bool)
+    }
+    options = {
+        name: torch.as_tensor(value, dtype=torch.float64).expand(sampler.steps)[None].clone()
+        for name, value in numbers.items()
+    }
+    return Process(model, sampler, rule, options, model.grid(sampler), batch)

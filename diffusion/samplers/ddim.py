@@ -1,0 +1,32 @@
+"""DDIM (Song et al. 2010.02502, eq. 12): eta = 0 is deterministic, eta = 1 is DDPM's ancestral step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt, Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Memory, Step, Stepped
+
+
+@dataclass(frozen=True)
+class Ddim:
+    steps: Annotated[int, Gt(0)] = 20
+    eta: Annotated[float, Interval(ge=0, le=1)] = 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        if noise is None:
+            return at.alpha_s * x_0 + at.sigma_s * eps, memory
+        # sigma_{t|s}, eq. 16: the part of x_s's noise that is drawn anew
+        ratio = (at.alpha_t / at.alpha_s) ** 2
+        fresh = self.eta * (at.sigma_s / at.sigma_t) * (1 - ratio).clamp(min=0).sqrt()
+        kept = (at.sigma_s**2 - fresh**2).clamp(min=0).sqrt()
+        return at.alpha_s * x_0 + kept * eps + fresh * noise, memory

@@ -1,0 +1,26 @@
+"""Euler in sigma / alpha (Karras et al. 2206.00364, Alg. 1 without churn).
+
+Written in x_t / alpha_t it is x_s = x_t + (sigma_s - sigma_t) eps, which is DDIM's step with eta = 0: the two differ in
+the levels at which they stop, not in the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Memory, Step, Stepped
+
+
+@dataclass(frozen=True)
+class Euler:
+    steps: Annotated[int, Gt(0)] = 20
+    stochastic = False
+
+    def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        return at.alpha_s * x_0 + at.sigma_s * eps, memory

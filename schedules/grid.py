@@ -1,0 +1,58 @@
+"""The inference grid: at which noise levels a sampler stops on its way from noise to sample.
+
+    x_t = alpha_t x_0 + sigma_t eps
+
+A step goes from level t to level s < t (Karras et al. 2022 write sigma for our sigma_t / alpha_t). A grid carries a
+leading member axis M: each member of a batch may stop at levels of its own, and gradients pass through all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels of a sampler's T steps for M members (M = 1: the same for all); every tensor is (M, T).
+
+    `alpha_s, sigma_s` of a step need not be `alpha_t, sigma_t` of the next: diffusers' DDIM takes s = t - T_train // T,
+    which is not the next time when T does not divide T_train.
+    """
+
+    time: Tensor  # what the network is told, in its own unit (0..999 for Stable Diffusion)
+    alpha_t: Tensor
+    sigma_t: Tensor
+    alpha_s: Tensor
+    sigma_s: Tensor
+    noise_scale: float = 1.0  # x_T = noise_scale * noise
+
+    @property
+    def steps(self) -> int:
+        return int(self.time.shape[1])
+
+    @property
+    def members(self) -> int:
+        return max(int(getattr(self, f.name).shape[0]) for f in fields(self) if f.name != "noise_scale")
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Grid:
+        moved = {f.name: getattr(self, f.name).to(device, dtype) for f in fields(self) if f.name != "noise_scale"}
+        return replace(self, **moved)
+
+
+def grid_of_levels(time: Tensor, alpha: Tensor, sigma: Tensor, noise_scale: float = 1.0) -> Grid:
+    """A grid whose steps join: `time` is (M, T), `alpha` and `sigma` are (M, T + 1), noisiest first."""
+    return Grid(time, alpha[:, :-1], sigma[:, :-1], alpha[:, 1:], sigma[:, 1:], noise_scale)
+
+
+def grid_of_sigmas(time: Tensor, sigmas: Tensor, init_noise_sigma: float | None = None) -> Grid:
+    """A grid from variance-exploding sigmas (M, T + 1) = sigma_t / alpha_t, as Euler and DPM-Solver++ keep them.
+
+    `init_noise_sigma` is the standard deviation of x_T in variance-exploding units; None means that x_T has variance 1
+    here, which is diffusers' sqrt(sigma_max^2 + 1).
+    """
+    alpha = (1 + sigmas**2).rsqrt()
+    scale = 1.0 if init_noise_sigma is None else init_noise_sigma * float(alpha[0, 0])
+    return grid_of_levels(time, alpha, sigmas * alpha, scale)
