@@ -1,26 +1,30 @@
 """genbo tunes a diffusion model's hyperparameters by first-order bilevel optimization.
 
-    import genbo
-    result = genbo.tune("job.yaml")              # or a dict; the same as `genbo tune job.yaml`
-    pipeline = genbo.load(result.folder / "tuned")    # a pipeline that applies every tuned value by itself
-    images = pipeline(["a red apple"], samples=4, seed=0)
+import genbo
+result = genbo.tune("job.yaml")              # or a dict; the same as `genbo tune job.yaml`
+pipeline = genbo.load(result.folder / "tuned")    # a pipeline that applies every tuned value by itself
+images = pipeline(["a red apple"], samples=4, seed=0)
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from genbo.cli.tune import tune as tune
     from genbo.diffusion.tuned import load as load
 
-__version__ = version("genbo")
+    __version__: str
+
 __all__ = ["__version__", "load", "tune"]
 
 
 def __getattr__(name: str) -> Any:
     """`tune` and `load` import torch and diffusers, which takes seconds: only when asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("genbo")
     if name == "tune":
         from genbo.cli.tune import tune
 

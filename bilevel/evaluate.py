@@ -1,11 +1,12 @@
 """The verdict: start against tuned, on prompts and seeds that tuning never saw, paired by seed.
 
-The interval is Student's, over prompts: samples of one prompt are averaged first, since they are not independent.
+The interval is Student's; what it counts depends on what it may speak of: see `compare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +34,7 @@ class Comparison:
     difference: float
     interval: tuple[float, float]
     samples: int
-    groups: int  # prompts: what the interval counts
+    groups: int  # what the interval counts: prompts, or samples
 
     @property
     def verdict(self) -> str:
@@ -41,34 +42,49 @@ class Comparison:
         return "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
 
 
-def compare(start: Tensor, tuned: Tensor, prompts: tuple[str, ...], level: float = 0.95) -> Comparison:
-    """Scores (N,) of the same samples at the start and tuned; at least two different prompts, or two samples of one."""
-    difference = (tuned - start).double()
+def compare(
+    start: Tensor, tuned: Tensor, prompts: Sequence[str], *, fresh_prompts: bool = True, level: float = 0.95
+) -> Comparison:
+    """Scores (N,) of the same samples at the start and tuned, and what can be said of their difference.
+
+    Every prompt counts the same. With fresh prompts the interval speaks of prompts never seen: it counts prompts, since
+    samples of one are not independent. Without, it speaks of new seeds of these very prompts: it counts samples within
+    their prompts. ValueError where there are fewer than two of what it counts.
+    """
     groups = list(dict.fromkeys(prompts))
-    if len(groups) > 1:
-        of = torch.tensor([groups.index(p) for p in prompts])
-        total = torch.zeros(len(groups), dtype=torch.float64).index_add(0, of, difference)
-        means = total / torch.bincount(of)
+    of = torch.tensor([groups.index(p) for p in prompts])
+    size = torch.bincount(of)
+
+    def by_prompt(x: Tensor) -> Tensor:
+        return torch.zeros(len(groups), dtype=torch.float64).index_add(0, of, x.double()) / size
+
+    difference = by_prompt(tuned - start)
+    if fresh_prompts and len(groups) > 1:
+        counted, degrees = len(groups), len(groups) - 1
+        error = difference.std().item() / len(groups) ** 0.5
     else:
-        means = difference
-    half = student_t((1 + level) / 2, len(means) - 1) * means.std().item() / len(means) ** 0.5
-    mean = means.mean().item()
+        counted, degrees = len(prompts), len(prompts) - len(groups)
+        residual = (tuned - start).double() - difference[of]
+        error = (residual.square().sum().item() / max(degrees, 1) * (1 / size).sum().item()) ** 0.5 / len(groups)
+    if degrees < 1:
+        raise ValueError("an interval needs two prompts, or two samples of a prompt; raise evaluate.samples")
+    mean, half = difference.mean().item(), student_t((1 + level) / 2, degrees) * error
     return Comparison(
-        start=start.double().mean().item(),
-        tuned=tuned.double().mean().item(),
+        start=by_prompt(start).mean().item(),
+        tuned=by_prompt(tuned).mean().item(),
         difference=mean,
         interval=(mean - half, mean + half),
         samples=len(prompts),
-        groups=len(means),
+        groups=counted,
     )
 
 
 def student_t(p: float, degrees: int) -> float:
     """Student's quantile: exact for 1 and 2 degrees, else Hill's expansion in 1 / degrees (under 1 % off at 3)."""
     if degrees == 1:
-        return float(torch.tan(torch.tensor(torch.pi * (p - 0.5), dtype=torch.float64)))
+        return math.tan(math.pi * (p - 0.5))
     if degrees == 2:
-        return (2 * p - 1) * (2 / (4 * p * (1 - p))) ** 0.5
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
     z, n = NormalDist().inv_cdf(p), degrees
     g1 = (z**3 + z) / 4
     g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96

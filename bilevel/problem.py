@@ -69,7 +69,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Facts:
-    """What an estimator needs to know to say whether, and at what cost, it can work; known before anything is loaded."""
+    """What an estimator must know to say whether it can work; known before anything is loaded."""
 
     parameters: int
     differentiable_reward: bool = True
@@ -102,8 +102,20 @@ class Estimator(Protocol):
     def network_passes(self) -> int:
         """Network calls a sampling step: 1, or 2 where the step is computed again on the way back."""
 
+    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
+        """The samplings of one gradient, for the plan: a list for each that goes through the network by itself.
+
+        In it a member an entry: which coordinates of u are moved there, or None where u is differentiated.
+        """
+
     def __call__(
-        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+        self,
+        problem: Problem,
+        u: Tensor,
+        batch: Batch,
+        weights: Tensor,
+        seed: Seed,
+        state: Mapping[str, Tensor],
     ) -> tuple[Estimate, dict[str, Tensor]]:
         """The gradient at u (P,) of sum_k weights_k mean_n score_kn, by samples of `batch`.
 
@@ -114,13 +126,15 @@ class Estimator(Protocol):
 class Optimizer(Protocol):
     """u, gradient, state -> u, state; a file in `bilevel/optimizers/` each. It climbs: objectives here go up."""
 
-    def step(self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is tuned, of what, for what. All tensors in and out of it are in float64 unless the network says otherwise."""
+    """What is tuned, of what, for what. phi, u and scores are in float64, whatever the network computes in."""
 
     process: Process
     tunables: tuple[Tunable, ...]

@@ -1,9 +1,9 @@
 """The outer loop: a generator of steps.
 
-    weights = (reward weights, multipliers)
+    weights = (reward weights, multipliers of the constraints)
     grad    = estimator(u)           of sum_k weights_k mean_n score_kn
     u      <- optimizer(u, grad)
-    mu     <- max(0, mu + rate (level - constraint))          a multiplier a constraint
+    price  <- max(0, integral + PROPORTIONAL gap)             a constraint each (Stooke et al. 2007.03964, PI control)
 
 It prints nothing, writes nothing and stops nothing but itself: each `Step` carries the `State` that follows it, and the
 same state given back goes on exactly there. The samples of step k depend on the seed and on k alone.
@@ -20,6 +20,10 @@ from torch import Tensor
 from genbo.bilevel.problem import Estimate, Estimator, Optimizer, Problem
 from genbo.diffusion.seed import Seed, batch_of
 
+PROPORTIONAL, INTEGRAL = (
+    1.0,
+    0.15,
+)  # price of a constraint that is one standard deviation short, at once and each step
 PATIENCE = 3  # steps without a usable gradient after which the loop gives up
 
 
@@ -41,6 +45,7 @@ class State:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     estimator: dict[str, Tensor] = field(default_factory=dict)
     multipliers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    integral: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     wasted: int = 0  # steps in a row without a usable gradient
     cost: dict[str, int] = field(default_factory=dict)
 
@@ -65,7 +70,8 @@ class Step:
 
 def begin(problem: Problem) -> State:
     """The state before the first step."""
-    return State(problem.coordinates(problem.first()), multipliers=torch.zeros(len(problem.constraints), dtype=torch.float64))
+    none = torch.zeros(len(problem.constraints), dtype=torch.float64)
+    return State(problem.coordinates(problem.first()), multipliers=none, integral=none)
 
 
 def tune(
@@ -109,10 +115,13 @@ def _step(
 
     status = _status(estimate)
     after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1)
+    if status != "non_finite":  # a first one-point step has no gradient yet, and is what the second one needs
+        after = replace(after, estimator=estimator_state)
     if status == "ok":
         u, optimizer_state = optimizer.step(state.u, estimate.grad, state.optimizer, state.steps / budget.steps)
-        after = replace(after, u=u, optimizer=optimizer_state, estimator=estimator_state, wasted=0)
-        after = replace(after, multipliers=_multipliers(state.multipliers, gaps, estimate, len(reward_weights)))
+        after = replace(after, u=u, optimizer=optimizer_state, wasted=0)
+        multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
+        after = replace(after, multipliers=multipliers, integral=integral)
     return Step(
         index=state.steps,
         phi=problem.value(state.u),
@@ -141,13 +150,19 @@ def _gaps(problem: Problem, scores: Tensor, batch) -> Tensor:  # type: ignore[no
     return scores[len(problem.rewards) :] - levels
 
 
-def _multipliers(multipliers: Tensor, gaps: Tensor, estimate: Estimate, rewards: int) -> Tensor:
-    """Dual ascent; the rate makes a violation of one standard deviation over the samples worth one unit of price."""
+def _multipliers(integral: Tensor, gaps: Tensor, estimate: Estimate, reward_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Proportional and integral control of each gap: the integral alone would swing around the level for ever.
+
+    A gap is counted in standard deviations of its constraint over the samples, and priced in those of the reward.
+    """
     if not len(gaps):
-        return multipliers
-    scale = estimate.scores[rewards:].std(1).clamp(min=1e-12)
-    price = estimate.scores[:rewards].sum(0).std() / scale
-    return (multipliers - price * gaps / scale).clamp(min=0)
+        return integral, integral
+    rewards = len(reward_weights)
+    spread = estimate.scores[rewards:].std(1).clamp(min=1e-12)
+    short = -gaps / spread
+    integral = (integral + INTEGRAL * short).clamp(min=0)
+    price = (reward_weights @ estimate.scores[:rewards]).std() / spread
+    return price * (integral + PROPORTIONAL * short).clamp(min=0), integral
 
 
 def _status(estimate: Estimate) -> str:

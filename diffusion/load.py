@@ -95,7 +95,9 @@ def _check_weights(pipeline: Any, folder: Path, variant: str | None) -> None:
         missing = sorted(key for key in component.state_dict() if not _is_stored(key, stored, component))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise Refused(f"pretrained: the weights of {name} in {folder} lack {missing[0]}{more}; fetch the model again")
+            raise Refused(
+                f"pretrained: the weights of {name} in {folder} lack {missing[0]}{more}; fetch the model again"
+            )
         for key, value in component.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise Refused(f"pretrained: {name} in {folder} has a NaN or infinity in {key}; fetch the model again")

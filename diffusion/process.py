@@ -82,7 +82,9 @@ class Model(Protocol):
 class Sampler(Protocol):
     """One step from level t to level s; a file in `diffusion/samplers/` each, whose fields are its options."""
 
-    steps: int
+    @property
+    def steps(self) -> int:
+        """How many steps there are."""
 
     @property
     def stochastic(self) -> bool:
@@ -115,7 +117,9 @@ class GuidanceRule(Protocol):
     row.
     """
 
-    weight: float | list[float]
+    @property
+    def weight(self) -> float | list[float]:
+        """The guidance weight, or one a step."""
 
     def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
         """(M, T) -> (M, T): the weight at each step; where it is exactly 1 the unconditional half is not computed."""
@@ -208,7 +212,7 @@ class Process:
 
 
 def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int = 32) -> Process:
-    """A process at the options that stand in the rule itself; a number holds at every step, a list is a value a step."""
+    """A process at the options that stand in the rule; a number holds at every step, a list is one a step."""
     import torch
 
     numbers = {

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from genbo.diffusion.process import Condition, Memory, Prediction, Process, Step
 from genbo.diffusion.seed import Batch, Noise
 
+ROUNDING = 1e-9
+
 
 def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
     """Samples (M * N, *shape), or (N, *shape) when paired; differentiable in the process' tensors.
@@ -33,7 +35,9 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
     member_of_row = torch.arange(rows) if paired else torch.arange(rows) // n
     axes = (-1, *(1,) * len(model.shape))
 
-    def rows_of(table: Tensor) -> Tensor:  # (M, T) -> T tensors of (B, 1, ...), moved to the device in one copy
+    def rows_of(
+        table: Tensor,
+    ) -> Tensor:  # (M, T) -> T tensors of (B, 1, ...), moved to the device in one copy
         table = table if table.shape[0] > 1 else table.expand(members, -1)
         return table[member_of_row].to(device, dtype).T.reshape(table.shape[1], *axes)
 
@@ -44,7 +48,7 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
     grid = process.grid
     level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s", "time")}
 
-    cond, uncond = _conditions(process, batch, sample_of_row.to(device), bool(guided.any()))
+    cond, both = _conditions(process, batch, sample_of_row.to(device), bool(guided.any()))
     noise = Noise(batch.seeds, model.shape)
 
     def draw() -> Tensor:
@@ -54,14 +58,16 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
         at = Step(i, i == grid.steps - 1, *(level[k][i] for k in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")))
         predict = Prediction(model.prediction, x_t, at.alpha_t, at.sigma_t)
         step_options = {name: value[i] for name, value in options.items()}
-        output, state = _guide(process, x_t, level["time"][i].flatten(), cond, uncond, guided[:, i], predict, step_options, state)
+        output, state = _guide(
+            process, x_t, level["time"][i].flatten(), cond, both, guided[:, i], predict, step_options, state
+        )
         x_s, memory = sampler.step(at, x_t, predict.x_0(output), predict.eps(output), memory, fresh)
         return x_s, memory, state
 
     run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = step
     if checkpoint:
 
-        def run(*args):  # type: ignore[no-untyped-def,no-redef]
+        def run(*args):  # type: ignore[no-untyped-def]
             return recompute(step, *args, use_reentrant=False, preserve_rng_state=False)
 
     x_t, memory, state = draw() * grid.noise_scale, (), None
@@ -71,42 +77,46 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
 
 
 def _guided_rows(weight: Tensor) -> Tensor:
-    """Which (member, step) need the unconditional half: weight 1 does not, unless a derivative is wanted there."""
+    """Which (member, step) need the unconditional half: weight 1 does not, unless a derivative is wanted there.
+
+    A weight that went through a link and back is 1 only to rounding, so 1 is meant to within `ROUNDING`.
+    """
     differentiated = weight.requires_grad or torch.autograd.forward_ad.unpack_dual(weight).tangent is not None
-    return torch.ones_like(weight, dtype=torch.bool) if differentiated else weight != 1
+    return torch.ones_like(weight, dtype=torch.bool) if differentiated else (weight - 1).abs() > ROUNDING
 
 
 def _conditions(process: Process, batch: Batch, rows: Tensor, guided: bool) -> tuple[Condition, Condition | None]:
+    """What each row is told, (B, ...), and with guidance the unconditional half before it, (2 B, ...)."""
     unique = list(dict.fromkeys(batch.prompts))
     of_sample = torch.tensor([unique.index(p) for p in batch.prompts], device=rows.device)
     cond = process.model.encode(unique).take(of_sample[rows])
     if not guided:
         return cond, None
-    return cond, process.model.unconditional().take(torch.zeros_like(rows))
+    return cond, process.model.unconditional().take(torch.zeros_like(rows)).cat(cond)
 
 
-def _guide(  # type: ignore[no-untyped-def]
+def _guide(
     process: Process,
     x_t: Tensor,
     time: Tensor,
     cond: Condition,
-    uncond: Condition | None,
+    both: Condition | None,
     guided: Tensor,
     predict: Prediction,
     options: dict[str, Tensor],
     state: Tensor | None,
-):
-    """One call of the network for both halves of every row that has two."""
-    if uncond is None or not bool(guided.any()):  # `guided` lives on the host: no sync
+) -> tuple[Tensor, Tensor | None]:
+    """One call of the network for both halves of every row that has two; `guided` lives on the host, so no sync."""
+    if both is None or not bool(guided.any()):
         return _call(process, x_t, time, cond), state
     if bool(guided.all()):
-        both = _call(process, torch.cat([x_t, x_t]), torch.cat([time, time]), uncond.cat(cond))
-        out_uncond, out_cond = both.chunk(2)
+        out_uncond, out_cond = _call(process, torch.cat([x_t, x_t]), torch.cat([time, time]), both).chunk(2)
     else:
         some = guided.nonzero().flatten().to(x_t.device)
-        both = _call(process, torch.cat([x_t[some], x_t]), torch.cat([time[some], time]), uncond.take(some).cat(cond))
-        out_cond = both[len(some) :]
-        out_uncond = out_cond.index_copy(0, some, both[: len(some)])  # weight 1 asks nothing of the other half
+        rows = torch.cat([some, torch.arange(len(x_t), 2 * len(x_t), device=x_t.device)])
+        output = _call(process, torch.cat([x_t[some], x_t]), torch.cat([time[some], time]), both.take(rows))
+        out_cond = output[len(some) :]
+        out_uncond = out_cond.index_copy(0, some, output[: len(some)])  # weight 1 asks nothing of the other half
     return process.rule.combine(out_cond, out_uncond, options, predict, state)
 
 

@@ -73,4 +73,7 @@ class Noise:
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def draw(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        noise = torch.empty(len(self.generators), *self.shape)
+        for row, generator in zip(noise, self.generators, strict=True):
+            torch.randn(self.shape, generator=generator, out=row)
+        return noise

@@ -26,11 +26,11 @@ KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of
 
 def settings(process: Process) -> dict[str, Any]:
     """What the process does beyond its weights, as plain values: sampler, guidance rule and every number in it."""
-    rule = {"kind": _kind(process.rule), **asdict(process.rule)}
+    rule = {"kind": _kind(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
         numbers = value[0].tolist()
         rule[name] = numbers[0] if len(set(numbers)) == 1 else numbers
-    return {"sampler": {"kind": _kind(process.sampler), **asdict(process.sampler)}, "guidance": rule}
+    return {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
 
 
 def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Tuned:
         self.pipeline: Any = getattr(process.model, "pipeline", None)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
-        """`samples` images of each prompt, prompt by prompt; image k of a prompt depends on (seed, prompt's place, k)."""
+        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""
         import torch
         from PIL import Image
 
@@ -80,7 +80,10 @@ class Tuned:
 
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         names = [(p, k) for p in range(len(prompts)) for k in range(samples)]
-        batch = Batch(tuple(prompts[p] for p, _ in names), tuple(Seed(seed).child("sample", p, k).value for p, k in names))
+        batch = Batch(
+            tuple(prompts[p] for p, _ in names),
+            tuple(Seed(seed).child("sample", p, k).value for p, k in names),
+        )
         images: list[Image.Image] = []
         with torch.no_grad():
             for chunk in batch.chunks(self.process.batch):
@@ -121,6 +124,10 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise Refused(f"{folder / 'genbo.json'} was not written by this version of genbo; update genbo")
     return document
+
+
+def _fields(component: Any) -> dict[str, Any]:
+    return asdict(component)
 
 
 def _kind(component: object) -> str:

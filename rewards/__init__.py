@@ -1,0 +1,5 @@
+"""How good an image is: a file a reward, whose dataclass holds the options and opens the reward itself."""
+
+
+class Refused(ValueError):
+    """The weights of a reward cannot be used; the message says which, why, and what to do."""

@@ -38,7 +38,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionPipeline folder: 16 x 16 images, latents of (4, 8, 8), with Stable Diffusion's DDIM."""
+    """A StableDiffusionPipeline folder: 16 x 16 images, latents of (4, 8, 8), with SD's DDIM."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -97,12 +97,20 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _tiny_tokenizer():  # type: ignore[no-untyped-def]
-    """CLIP's tokenizer over single bytes and a few merges: every text has tokens, and different texts different ones."""
+    """CLIP's tokenizer over single bytes and a few merges: different texts are different tokens."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("r", "e"), ("d", "o"), ("re", "d</w>"), ("do", "g</w>"), ("a", "p"), ("p", "l"), ("pl", "e</w>")]
+    merges = [
+        ("r", "e"),
+        ("d", "o"),
+        ("re", "d</w>"),
+        ("do", "g</w>"),
+        ("a", "p"),
+        ("p", "l"),
+        ("pl", "e</w>"),
+    ]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {word: n for n, word in enumerate(words)}

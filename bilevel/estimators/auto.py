@@ -14,16 +14,17 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 class Auto:
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
         """The name of an estimator, its options, and the reason in a sentence."""
-        h = 0.15 if facts.half_precision else 0.05
         number = f"{facts.parameters} parameter{'s' * (facts.parameters > 1)}"
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"
-            return "zeroth_order", {"h": h}, reason
+            return "zeroth_order", {}, reason
         if facts.differentiable_reward and facts.differentiable_model:
             reason = f"{number} and a differentiable reward: one backward pass costs the same for any number of them"
             return "reverse_mode", {}, reason
         if facts.parameters <= 20:
-            reason = f"{number} and a reward without gradients: one-sided differences take {facts.parameters + 1} samplings"
-            return "zeroth_order", {"points": "forward", "h": h}, reason
+            reason = (
+                f"{number} and a reward without gradients: one-sided differences take {facts.parameters + 1} samplings"
+            )
+            return "zeroth_order", {"points": "forward"}, reason
         reason = f"{number} and a reward without gradients: 20 random directions; knots would make it a smaller problem"
-        return "zeroth_order", {"directions": "random", "count": 20, "h": h}, reason
+        return "zeroth_order", {"directions": "random", "count": 20}, reason

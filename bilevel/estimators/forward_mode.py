@@ -33,17 +33,26 @@ class ForwardMode:
     def network_passes(self) -> int:
         return 1
 
+    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
+        return [[None]] * parameters
+
     def __call__(
-        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+        self,
+        problem: Problem,
+        u: Tensor,
+        batch: Batch,
+        weights: Tensor,
+        seed: Seed,
+        state: Mapping[str, Tensor],
     ) -> tuple[Estimate, dict[str, Tensor]]:
         import torch
         from torch.autograd import forward_ad
 
         def along(direction: Tensor, chunk: Batch) -> tuple[Tensor, Tensor]:
-            with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                with forward_ad.dual_level():
-                    phi = problem.value(forward_ad.make_dual(u, direction))
-                    live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk))
+            plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+            with torch.no_grad(), plain_attention, forward_ad.dual_level():
+                phi = problem.value(forward_ad.make_dual(u, direction))
+                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk))
             if live.tangent is None:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()

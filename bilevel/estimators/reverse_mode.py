@@ -39,8 +39,17 @@ class ReverseMode:
     def network_passes(self) -> int:
         return 2 if self.checkpoint else 1
 
+    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
+        return [[None]]
+
     def __call__(
-        self, problem: Problem, u: Tensor, batch: Batch, weights: Tensor, seed: Seed, state: Mapping[str, Tensor]
+        self,
+        problem: Problem,
+        u: Tensor,
+        batch: Batch,
+        weights: Tensor,
+        seed: Seed,
+        state: Mapping[str, Tensor],
     ) -> tuple[Estimate, dict[str, Tensor]]:
         import torch
 

@@ -1,16 +1,19 @@
-"""Adam (Kingma & Ba 1412.6980), climbing, with a cosine decay of its step and no weight decay.
+"""Adam (Kingma & Ba 1412.6980), climbing, its step decaying late and no weight decay.
 
-Weight decay would drag hyperparameters towards u = 0, which means nothing.
+Weight decay would drag hyperparameters towards u = 0, which means nothing. The memories are short, because a run has
+tens of steps, not thousands, and because gradients fall by orders of magnitude on the way to an optimum: with
+beta2 = 0.999 the step would shrink with them and the climb would stop half way.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Interval
+
+from genbo.bilevel.optimizers._decay import decay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +24,9 @@ class Adam:
     """`lr` is about the length of the first steps in u; `final` the fraction of it that is left at the end."""
 
     lr: Annotated[float, Gt(0)] = 0.3
-    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.8
-    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.95
-    final: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.7
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.8
+    final: Annotated[float, Interval(ge=0, le=1)] = 0.05
 
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
@@ -33,5 +36,5 @@ class Adam:
         count = state.get("count", grad.new_zeros(1)) + 1
         unbiased = first / (1 - self.beta1**count)
         spread = (second / (1 - self.beta2**count)).sqrt()
-        lr = self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        lr = self.lr * decay(progress, self.final)
         return u + lr * unbiased / (spread + 1e-12), {"first": first, "second": second, "count": count}

@@ -1,13 +1,14 @@
-"""Gradient ascent, with a cosine decay of its step."""
+"""Gradient ascent, its step decaying late."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt, Interval
+
+from genbo.bilevel.optimizers._decay import decay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,5 +24,5 @@ class Sgd:
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        lr = self.lr * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+        lr = self.lr * decay(progress, self.final)
         return u + lr * grad, {}

@@ -8,10 +8,11 @@ first step and the last on the last, and are joined by straight lines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,9 @@ class Guidance:
         if outside:
             found.append(f"start: {outside[0]:g} is outside the bounds [{low:g}, {high:g}]; move it or widen them")
         if isinstance(self.start, list) and len(self.start) != self.size(steps):
-            found.append(f"start: {len(self.start)} numbers, but this shape has {self.size(steps)}; give one or all of them")
+            found.append(
+                f"start: {len(self.start)} numbers, but this shape has {self.size(steps)}; give one or all of them"
+            )
         if isinstance(self.shape, Knots) and self.shape.knots > steps:
             found.append(f"shape: {self.shape.knots} knots over {steps} steps; use at most {steps}, or shape: per_step")
         return found
@@ -59,6 +62,18 @@ class Guidance:
         if isinstance(self.shape, Knots):
             return self.shape.knots
         return steps if self.shape == "per_step" else 1
+
+    def numbers(self, steps: int) -> list[float]:
+        """phi at the start without torch, for the plan; `first` is the same as a tensor."""
+        return list(self.start) if isinstance(self.start, list) else [self.start] * self.size(steps)
+
+    def spread(self, numbers: Sequence[float], steps: int) -> list[float]:
+        """phi -> a value a step without torch, for the plan; `over_steps` is the same for tensors."""
+        if not isinstance(self.shape, Knots):
+            return list(numbers) if self.shape == "per_step" else [numbers[0]] * steps
+        position = [i * (self.shape.knots - 1) / max(steps - 1, 1) for i in range(steps)]
+        left = [min(int(p), self.shape.knots - 2) for p in position]
+        return [numbers[k] + (p - k) * (numbers[k + 1] - numbers[k]) for p, k in zip(position, left, strict=True)]
 
     def first(self, steps: int) -> Tensor:
         import torch

@@ -42,9 +42,8 @@ class Apg:
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         x_cond = predict.x_0(cond)
-        average = x_cond - predict.x_0(uncond)
-        if state is not None:
-            average = average + options["momentum"] * state
+        now = x_cond - predict.x_0(uncond)
+        average = now if state is None else now + options["momentum"] * state
         axes = tuple(range(1, cond.ndim))
         norm = average.square().sum(axes, keepdim=True).clamp(min=1e-24).sqrt()
         threshold = options["norm_threshold"]
@@ -53,4 +52,6 @@ class Apg:
         along_x = (difference * x_cond).sum(axes, keepdim=True) / x_cond.square().sum(axes, keepdim=True)
         along = along_x * x_cond
         guided = x_cond + (options["weight"] - 1) * (difference - along + options["eta"] * along)
-        return predict.output(guided), average
+        # a row without its unconditional half (weight 1) leaves the average as it is, as a step without any does
+        left_out = now.detach().abs().amax(axes, keepdim=True) == 0
+        return predict.output(guided), average if state is None else state.where(left_out, average)

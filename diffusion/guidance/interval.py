@@ -31,8 +31,13 @@ class Interval:
         steps = weight.shape[1]
         left = torch.arange(steps, dtype=weight.dtype) / steps
         inside = torch.minimum(stop, left + 1 / steps) - torch.maximum(start, left)
-        covered = (inside.clamp(min=0) * steps).clamp(max=1)
-        return 1 + (weight - 1) * covered
+        effective: Tensor = 1 + (weight - 1) * (inside.clamp(min=0) * steps).clamp(max=1)
+        return effective
+
+    def effective_at(self, step: int, steps: int, options: Mapping[str, float]) -> float:
+        """`effective_weight` at one step without torch, for the plan."""
+        inside = min(options["stop"], (step + 1) / steps) - max(options["start"], step / steps)
+        return 1 + (options["weight"] - 1) * min(max(inside * steps, 0.0), 1.0)
 
     def combine(
         self,

@@ -1,6 +1,6 @@
 """Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): guided as usual, then brought back to the spread of cond.
 
-    guided = uncond + weight (cond - uncond),    out = rescale guided sd(cond) / sd(guided) + (1 - rescale) guided
+guided = uncond + weight (cond - uncond),    out = rescale guided sd(cond) / sd(guided) + (1 - rescale) guided
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Diffusers:
 
 
 def families() -> dict[str, str]:
-    """Pipeline class -> the file in `diffusion/pipelines/` that knows it; a family's file opens with the class's name."""
+    """Pipeline class -> the file in `diffusion/pipelines/` that knows it, which opens with the class's name."""
     found = {}
     for file in sorted(PIPELINES.glob("[!_]*.py")):
         name = file.read_text().split('"""', 2)[1].split(":", 1)[0].strip()
@@ -90,7 +90,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 def folder_mistakes(folder: Path, variant: str | None = None) -> list[str]:
     """What is wrong with a pipeline's folder, from its file names and JSON alone."""
     if not (folder / "model_index.json").is_file():
-        hint = " (it looks like a single component: give the folder above it)" if (folder / "config.json").exists() else ""
+        hint = (
+            " (it looks like a single component: give the folder above it)" if (folder / "config.json").exists() else ""
+        )
         return [f"pretrained: {folder} has no model_index.json, so it is not a diffusers pipeline{hint}"]
     try:
         index = read_index(folder)
@@ -110,12 +112,14 @@ def folder_mistakes(folder: Path, variant: str | None = None) -> list[str]:
 def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str | None) -> list[str]:
     if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in COMPONENT_MODULES:
         return [
-            f"pretrained: component {name!r} comes from {entry[0]!r}; genbo loads components of diffusers and transformers "
-            "only, and never runs code from a model's folder"
+            f"pretrained: component {name!r} comes from {entry[0]!r}; genbo loads components of diffusers and "
+            "transformers only, and never runs code from a model's folder"
         ]
     part = folder / name
     if not part.is_dir():
-        return [f"pretrained: {folder.name} has no {name}/ folder, which its model_index.json names; fetch the model again"]
+        return [
+            f"pretrained: {folder.name} has no {name}/ folder, which its model_index.json names; fetch the model again"
+        ]
     if list(part.glob("*.py")):
         return [f"pretrained: {part} holds Python code, which genbo does not run; remove it or take a model without"]
     is_network = (part / "config.json").exists()
@@ -127,5 +131,7 @@ def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str 
                 "save_pretrained(..., safe_serialization=True)"
             ]
         what = f"safetensors of variant {variant!r}" if variant else "safetensors"
-        return [f"pretrained: {part} has no {what}; fetch the weights (a repository's large files may be mere pointers)"]
+        return [
+            f"pretrained: {part} has no {what}; fetch the weights (a repository's large files may be mere pointers)"
+        ]
     return []

@@ -30,6 +30,10 @@ class Gaussian:
     spread: Annotated[float, Gt(0)] = 1.2
     log_snr_max: Annotated[float, Gt(0)] = 8.0
 
+    @property
+    def known_prompts(self) -> list[str]:
+        return list(self.means)
+
     def mistakes(self) -> list[str]:
         if not self.means or len({len(mean) for mean in self.means.values()}) != 1 or [] in self.means.values():
             return ["means: every prompt's mean must have the same number of coordinates, at least one"]

@@ -36,6 +36,10 @@ class Mixture:
     std: Annotated[float, Gt(0)] = 0.6
     log_snr_max: Annotated[float, Gt(0)] = 8.0
 
+    @property
+    def known_prompts(self) -> list[str]:
+        return list(dict.fromkeys(self.labels))
+
     def mistakes(self) -> list[str]:
         found = []
         lengths = {len(self.means), len(self.labels), len(self.weights)}

@@ -1,7 +1,7 @@
 """StableDiffusionPipeline: Stable Diffusion 1.x and 2.x, and every pipeline of that class (the bundled emoji model).
 
-Its images equal the pipeline's own `__call__` at the same seeds, scheduler, steps and guidance. One difference is meant:
-diffusers switches guidance off at a weight of 1 or less, here 0 is the unconditional model and 0.5 lies half way.
+Its images equal the pipeline's own `__call__` at the same seeds, scheduler, steps and guidance. One difference
+is meant: diffusers switches guidance off at a weight of 1 or less; here 0 is the unconditional model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import Sampler
 
-SCHEDULERS = {"ddim": "DDIMScheduler", "euler": "EulerDiscreteScheduler", "dpmpp": "DPMSolverMultistepScheduler"}
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmpp": "DPMSolverMultistepScheduler",
+}
 
 
 def open_pipeline(pipeline: Any, options: Diffusers) -> StableDiffusionModel:
@@ -34,7 +38,10 @@ class StableDiffusionModel:
 
     def __init__(self, pipeline: Any, negative_prompt: str = "") -> None:
         self.pipeline, self.negative_prompt = pipeline, negative_prompt
-        self.unet, self.vae = pipeline.unet.eval().requires_grad_(False), pipeline.vae.eval().requires_grad_(False)
+        self.unet, self.vae = (
+            pipeline.unet.eval().requires_grad_(False),
+            pipeline.vae.eval().requires_grad_(False),
+        )
         pipeline.text_encoder.eval().requires_grad_(False)
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -96,7 +103,10 @@ class StableDiffusionModel:
 
 def _unit_variance(scheduler: Any) -> bool:
     """Whether x_T is drawn with variance 1 in alpha/sigma units: all but Euler with linspace or trailing steps."""
-    return "Euler" not in type(scheduler).__name__ or scheduler.config.timestep_spacing not in ("linspace", "trailing")
+    return "Euler" not in type(scheduler).__name__ or scheduler.config.timestep_spacing not in (
+        "linspace",
+        "trailing",
+    )
 
 
 def _ddim_grid(scheduler: Any, steps: int) -> Grid:
@@ -106,5 +116,5 @@ def _ddim_grid(scheduler: Any, steps: int) -> Grid:
     alpha_bar = scheduler.alphas_cumprod.double()
     bar_t = alpha_bar[times]
     bar_s = torch.where(previous >= 0, alpha_bar[previous.clamp(min=0)], scheduler.final_alpha_cumprod.double())
-    root = [x.sqrt()[None] for x in (bar_t, 1 - bar_t, bar_s, 1 - bar_s)]
-    return Grid(times.double()[None], *root)
+    alpha_t, sigma_t, alpha_s, sigma_s = (x.sqrt()[None] for x in (bar_t, 1 - bar_t, bar_s, 1 - bar_s))
+    return Grid(times.double()[None], alpha_t, sigma_t, alpha_s, sigma_s)

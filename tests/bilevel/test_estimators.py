@@ -83,7 +83,11 @@ def test_gradients_agree_with_the_quadrature_within_their_standard_error(estimat
 def test_gaussian_world_on_paper():
     """The law of guided samples as a chain of linear maps: mean, variance and the gradient of both."""
     world = Gaussian(means={"right": [1.0]}, std=0.5, spread=1.2)
-    p = problem(world, Guidance(start=[1.0, 3.0, 2.0, 5.0, 0.5, 1.5, 2.5, 4.0], bounds=(0.0, 10.0), shape="per_step"), [2.0])
+    p = problem(
+        world,
+        Guidance(start=[1.0, 3.0, 2.0, 5.0, 0.5, 1.5, 2.5, 4.0], bounds=(0.0, 10.0), shape="per_step"),
+        [2.0],
+    )
     found = gradient(p, ReverseMode(), samples=4096, prompts=("right",))
     u = p.coordinates(p.first()).requires_grad_()
     mean, variance = gaussian_world_moments(p.value(u), 1.0, 0.5, 1.2, LOG_SNR)

@@ -65,7 +65,14 @@ def configured(model):
     model.pipeline.scheduler, model.prediction = own, str(own.config.prediction_type)
 
 
-SAMPLERS = [Ddim(steps=7), Ddim(steps=10, eta=0.6), Ddim(steps=5, eta=1.0), Euler(steps=7), Dpmpp(steps=7), Dpmpp(steps=17)]
+SAMPLERS = [
+    Ddim(steps=7),
+    Ddim(steps=10, eta=0.6),
+    Ddim(steps=5, eta=1.0),
+    Euler(steps=7),
+    Dpmpp(steps=7),
+    Dpmpp(steps=17),
+]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
@@ -182,9 +189,17 @@ def test_a_tuned_folder_is_a_plain_pipeline(model, tmp_path):
     tuned = load(tmp_path / "tuned", device="cpu")
     assert tuned.process.rule == Plain(weight=3.5) and tuned.process.sampler == Dpmpp(steps=6)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in SEEDS]
-    size = {"height": model.shape[1] * plain.vae_scale_factor, "width": model.shape[2] * plain.vae_scale_factor}
+    size = {
+        "height": model.shape[1] * plain.vae_scale_factor,
+        "width": model.shape[2] * plain.vae_scale_factor,
+    }
     expected = plain(
-        list(PROMPTS), num_inference_steps=6, guidance_scale=3.5, generator=generators, output_type="pt", **size
+        list(PROMPTS),
+        num_inference_steps=6,
+        guidance_scale=3.5,
+        generator=generators,
+        output_type="pt",
+        **size,
     ).images
     with torch.no_grad():
         found = tuned.process.model.decode(sample(tuned.process, Batch(PROMPTS, SEEDS)))

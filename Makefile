@@ -1,0 +1,73 @@
+# make tune: the quick start.  make test: everything that CI checks.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := env -u PYTHONPATH $(BIN)/python -m
+ROOMS := cli bilevel diffusion schedules rewards
+JOBS ?= examples/guidance.yaml
+
+.PHONY: help tune test check format lint types arrows tests test-slow smoke batch bench emoji coverage clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "genbo needs Python 3.11 or later: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+tune: $(VENV)/installed  ## set up .venv and tune the guidance weight of the bundled model
+	$(RUN) genbo tune examples/guidance.yaml $(ARGS)
+
+test: check  ## everything that CI checks
+
+check: format lint types arrows tests  ## format, lint, types, import arrows, tests
+
+format: $(VENV)/installed
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed .types/genbo
+	$(BIN)/mypy
+
+.types/genbo:  # mypy cannot follow package-dir: show it the rooms where their import names say
+	mkdir -p $@
+	for room in $(ROOMS); do ln -sfn ../../$$room $@/$$room; done
+	for file in api/*; do ln -sfn ../../$$file $@/; done
+
+arrows: $(VENV)/installed
+	$(BIN)/lint-imports
+
+tests: $(VENV)/installed
+	$(RUN) pytest
+
+test-slow: $(VENV)/installed  ## the tests that take minutes
+	$(RUN) pytest -m slow
+
+coverage: $(VENV)/installed  ## which lines of the mathematics no test reaches
+	$(RUN) pytest --cov=genbo.bilevel --cov=genbo.diffusion --cov=genbo.schedules --cov=genbo.rewards --cov-report=term-missing
+
+smoke: $(VENV)/installed  ## the whole command line on tiny models, in under two minutes
+	$(RUN) pytest tests/cli/test_smoke.py
+
+batch: $(VENV)/installed  ## several jobs and one table: make batch JOBS="a.yaml b.yaml"
+	$(RUN) genbo batch $(JOBS) $(ARGS)
+
+bench: $(VENV)/installed  ## the sampler's overhead over the bare network calls that it makes
+	$(RUN) benchmarks.overhead
+
+emoji: $(VENV)/installed  ## rebuild the bundled models from the registries' packages (minutes on a GPU)
+	$(BIN)/python -m pip install --quiet --editable '.[training]'
+	$(RUN) training.emoji.pack
+	$(RUN) training.emoji.train_diffusion
+	$(RUN) training.emoji.train_clip
+	$(RUN) training.emoji.evaluate
+	$(RUN) training.emoji.card
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info

@@ -1,0 +1,90 @@
+"""A job -> the objects that are tuned with. Everything heavy is imported and loaded here, and only here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.job import Job, Kind
+
+if TYPE_CHECKING:
+    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward
+    from genbo.bilevel.tune import Budget
+    from genbo.diffusion.process import Model
+    from genbo.diffusion.seed import Seed
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A problem and the means to follow it."""
+
+    problem: Problem
+    estimator: Estimator
+    estimator_name: str
+    estimator_reason: str
+    optimizer: Optimizer
+    budget: Budget
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    held_out_is_fresh_prompts: bool
+    seed: Seed
+    reward_names: tuple[str, ...]
+    constraint_names: tuple[str, ...]
+
+
+def assemble(job: Job) -> Assembled:
+    """Open the model and the rewards, and put everything together."""
+    from genbo.bilevel.problem import Constraint, Problem
+    from genbo.bilevel.tune import Budget
+    from genbo.cli.errors import UserMistake
+    from genbo.cli.plan import batch_of
+    from genbo.diffusion.process import process_of
+    from genbo.diffusion.seed import Seed
+
+    model = job.model.options.open()
+    batch = batch_of(job, model.device.type)
+    process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
+    opened = _Opened(model)
+    rewards = tuple((r.weight, opened(r)) for r in job.reward)
+    constraints = tuple(Constraint(k.name, opened(k), k.at_least, k.relative_to_start) for k in job.keep)
+    half = is_half(model)
+    chosen = job.chosen(half)
+    if reason := chosen.options.why_not(job.facts(half)):
+        raise UserMistake(f"estimator: {reason}")
+    return Assembled(
+        problem=Problem(process, tuple(job.tune.values()), rewards, constraints),
+        estimator=chosen.options,
+        estimator_name=chosen.name,
+        estimator_reason=chosen.reason,
+        optimizer=job.optimizer.options,
+        budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls),
+        prompts=job.prompts,
+        held_out=job.held_out,
+        held_out_is_fresh_prompts=job.held_out_is_fresh_prompts,
+        seed=Seed(job.seed),
+        reward_names=tuple(r.name for r in job.reward),
+        constraint_names=tuple(k.name for k in job.keep),
+    )
+
+
+def is_half(model: Model) -> bool:
+    """Whether the network itself runs in half precision."""
+    import torch
+
+    return getattr(model, "dtype", torch.float32) in (torch.float16, torch.bfloat16)
+
+
+class _Opened:
+    """Opens rewards on the model's device, the same options once."""
+
+    def __init__(self, model: Model) -> None:
+        self.device = model.device
+        self.known: list[tuple[Any, Reward]] = []
+
+    def __call__(self, kind: Kind) -> Reward:
+        for options, known in self.known:
+            if options == kind.options:
+                return known
+        reward: Reward = kind.options.open(self.device)
+        self.known.append((kind.options, reward))
+        return reward

@@ -1,0 +1,253 @@
+"""Small charts as inline SVG, coloured by the page's own variables so that they follow light and dark.
+
+Classes carry the colours (`start`, `tuned`, `axis`, `grid`); every text is escaped; nothing here can run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from genbo.cli import figures
+
+WIDTH, HEIGHT = 440, 236
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40
+LONGEST = 200  # characters of a prompt in a tooltip
+Points = Sequence[tuple[float, float]]
+
+
+def tag(name: str, content: object = "", /, **attributes: object) -> Markup:
+    """An element; `class_` is class and `stroke_width` stroke-width."""
+    pairs = ((k.rstrip("_").replace("_", "-"), v) for k, v in attributes.items() if v is not None)
+    written = "".join(f' {k}="{escape(_short(v))}"' for k, v in pairs)
+    return Markup(f"<{name}{written}>{escape(content)}</{name}>")
+
+
+def _short(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def joined(parts: Sequence[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+@dataclass(frozen=True)
+class Ticks:
+    """Round numbers inside a range, a step apart."""
+
+    values: list[float]
+    step: float
+
+    def label(self, value: float, *, sign: bool = False) -> str:
+        places = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        return "0" if abs(value) < self.step / 2 else figures.number(value, places, sign=sign)
+
+
+def ticks(low: float, high: float, about: int = 5) -> Ticks:
+    """Steps of 1, 2 or 5 times a power of ten, of which that which comes nearest to `about` numbers."""
+    power = 10.0 ** math.floor(math.log10((high - low) / about))
+
+    def spread(step: float) -> Ticks:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        return Ticks([k * step for k in range(first, last + 1)], step)
+
+    found = [spread(m * power) for m in (1, 2, 5, 10)]
+    return min(found, key=lambda t: abs(len(t.values) - about))
+
+
+def padded(values: Sequence[float], share: float = 0.08, least: float = 1e-9) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = max((high - low) * share, least, abs(high) * 1e-6)
+    return low - room, high + room
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A pair of axes: data in, pixels out."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+
+    def px(self, x: float) -> float:
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - RIGHT)
+
+    def py(self, y: float) -> float:
+        return self.height - BOTTOM - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.top - BOTTOM)
+
+    def line(self, points: Points, **attributes: object) -> Markup:
+        path = " ".join(f"{self.px(x):.1f},{self.py(y):.1f}" for x, y in points)
+        return tag("polyline", points=path, fill="none", **attributes)
+
+    def dot(self, x: float, y: float, r: float = 2.6, title: str = "", **attributes: object) -> Markup:
+        return tag("circle", tag("title", title) if title else "", cx=self.px(x), cy=self.py(y), r=r, **attributes)
+
+    def bar(self, x: float, low: float, high: float, **attributes: object) -> Markup:
+        return tag("line", x1=self.px(x), x2=self.px(x), y1=self.py(low), y2=self.py(high), **attributes)
+
+    def level(self, y: float, **attributes: object) -> Markup:
+        return tag("line", x1=self.left, x2=self.width - RIGHT, y1=self.py(y), y2=self.py(y), **attributes)
+
+    def band(self, low: float, high: float, **attributes: object) -> Markup:
+        top, bottom = self.py(min(high, self.y[1])), self.py(max(low, self.y[0]))
+        return tag(
+            "rect",
+            x=self.left,
+            y=top,
+            width=self.width - self.left - RIGHT,
+            height=max(0.0, bottom - top),
+            **attributes,
+        )
+
+    def axes(self, x_name: str, *, whole: bool = True) -> Markup:
+        """Hair lines at the y ticks, numbers on both sides, the name of x below."""
+        ys, xs = ticks(*self.y, 4), ticks(*self.x, 6)
+        shown = [x for x in xs.values if not whole or abs(x - round(x)) < 1e-9]
+        base = self.height - BOTTOM
+        parts = [self.level(y, class_="grid") for y in ys.values]
+        parts += [tag("text", ys.label(y), x=self.left - 8, y=self.py(y) + 4, class_="tick end") for y in ys.values]
+        parts += [tag("text", xs.label(x), x=self.px(x), y=base + 17, class_="tick middle") for x in shown]
+        parts.append(tag("text", x_name, x=self.width - RIGHT, y=self.height - 4, class_="tick end"))
+        return joined(parts)
+
+
+def svg(content: Markup, name: str, width: int = WIDTH, height: int = HEIGHT) -> Markup:
+    return tag("svg", content, viewBox=f"0 0 {width} {height}", role="img", aria_label=name, class_="chart")
+
+
+def finite(values: Sequence[float | None]) -> list[float]:
+    return [v for v in values if v is not None and math.isfinite(v)]
+
+
+def path(
+    values: Sequence[float | None],
+    errors: Sequence[float | None] | None,
+    *,
+    name: str,
+    start: float | None = None,
+    answer: float | None = None,
+    answer_se: float | None = None,
+) -> Markup:
+    """A number at each step with error bars; the start as a dashed line, the answer as a line in its band."""
+    errors = errors or [None] * len(values)
+    marks = [(i + 1, v, e or 0.0) for i, (v, e) in enumerate(zip(values, errors, strict=True)) if v is not None]
+    seen = [v for _, v, e in marks for v in (v - e, v + e)] + finite([start, answer])
+    if not seen:
+        return Markup("")
+    frame = Frame((0.5, len(values) + 0.5), padded(seen))
+    parts = [frame.axes("step")]
+    if answer is not None:
+        if answer_se:
+            parts.append(frame.band(answer - answer_se, answer + answer_se, class_="band"))
+        parts.append(frame.level(answer, class_="answer"))
+    if start is not None:
+        parts.append(frame.level(start, class_="before"))
+    parts.append(frame.line([(x, v) for x, v, _ in marks], class_="way"))
+    parts += [frame.bar(x, v - e, v + e, class_="error") for x, v, e in marks if e]
+    parts += [frame.dot(x, v, class_="point", title=f"step {x}: {figures.with_error(v, e)}") for x, v, e in marks]
+    return svg(joined(parts), name)
+
+
+def bundle(rows: Sequence[Sequence[float]], *, name: str) -> Markup:
+    """Several numbers over the steps, a thin line each: the path of a schedule, its first value strongest."""
+    values = [v for row in rows for v in row]
+    if not values:
+        return Markup("")
+    frame = Frame((0.5, len(rows) + 0.5), padded(values))
+    many = len(rows[0])
+    lines = []
+    for k in range(many):
+        points = [(i + 1.0, row[k]) for i, row in enumerate(rows)]
+        opacity = 1 - 0.75 * k / max(1, many - 1)
+        lines.append(frame.line(points, class_="way", stroke_opacity=opacity))
+    return svg(joined([frame.axes("step"), *lines]), name)
+
+
+def schedule(
+    start: Sequence[float], tuned: Sequence[float], errors: Sequence[float | None] | None, *, name: str
+) -> Markup:
+    """Both schedules over the sampling steps, drawn as stairs."""
+    bars = [e or 0.0 for e in errors] if errors and len(errors) == len(tuned) else [0.0] * len(tuned)
+    seen = [*start, *(t + s * e for t, e in zip(tuned, bars, strict=True) for s in (-1, 1))]
+    frame = Frame((0.5, len(tuned) + 0.5), padded(seen))
+
+    def stairs(values: Sequence[float]) -> list[tuple[float, float]]:
+        return [(i + side, v) for i, v in enumerate(values) for side in (0.5, 1.5)]
+
+    parts = [frame.axes("sampling step, noise to image"), frame.line(stairs(start), class_="before")]
+    parts += [
+        frame.bar(i + 1, t - e, t + e, class_="error") for i, (t, e) in enumerate(zip(tuned, bars, strict=True)) if e
+    ]
+    parts.append(frame.line(stairs(tuned), class_="tuned-line"))
+    return svg(joined(parts), name)
+
+
+def difference(low: float, value: float, high: float, *, name: str) -> Markup:
+    """The interval of a difference on a line with its zero: left of it is worse, right of it better."""
+    width, height, y = 440, 74, 30
+    left, right = padded([0.0, low, high], 0.12)
+    scale: Callable[[float], float] = lambda x: 14 + (x - left) / (right - left) * (width - 28)  # noqa: E731
+    marks = ticks(left, right, 6)
+    parts = [tag("line", x1=14, x2=width - 14, y1=y, y2=y, class_="grid")]
+    for x in marks.values:
+        at = scale(x)
+        parts.append(tag("line", x1=at, x2=at, y1=y - 3, y2=y + 3, class_="grid"))
+        parts.append(tag("text", marks.label(x, sign=True), x=at, y=y + 36, class_="tick middle"))
+    parts.append(tag("line", x1=scale(0), x2=scale(0), y1=y - 20, y2=y + 20, class_="zero"))
+    parts.append(tag("line", x1=scale(low), x2=scale(high), y1=y, y2=y, class_="interval"))
+    parts.append(tag("circle", cx=scale(value), cy=y, r=6.5, class_="mean"))
+    return svg(joined(parts), name, width, height)
+
+
+def prompts(rows: Sequence[tuple[str, float]], *, name: str, width: int = 900) -> Markup:
+    """A stem for each prompt's mean difference, from the greatest loss to the greatest gain."""
+    if not rows:
+        return Markup("")
+    height = 190
+    ys = [value for _, value in rows]
+    frame = Frame((-0.8, len(rows) - 0.2), padded([0.0, *ys]), width=width, height=height)
+    marks = ticks(*frame.y, 4)
+    parts = [frame.level(y, class_="grid") for y in marks.values]
+    parts += [tag("text", marks.label(y), x=LEFT - 8, y=frame.py(y) + 4, class_="tick end") for y in marks.values]
+    parts.append(frame.level(0, class_="zero"))
+    for i, (prompt, value) in enumerate(rows):
+        side = "gain" if value >= 0 else "loss"
+        parts.append(frame.bar(i, 0, value, class_=f"stem {side}"))
+        parts.append(
+            frame.dot(
+                i,
+                value,
+                min(3.2, width / len(rows) / 3),
+                class_=f"head {side}",
+                title=f"{_cut(prompt, LONGEST)}: {figures.number(value, sign=True)}",
+            )
+        )
+    base = height - 14
+    most = (width - LEFT) // 18  # characters of a name: both must stand on one line
+    parts.append(tag("text", _cut(rows[0][0], most), x=frame.left, y=base, class_="tick"))
+    if len(rows) > 1:
+        parts.append(tag("text", _cut(rows[-1][0], most), x=width - RIGHT, y=base, class_="tick end"))
+    return svg(joined(parts), name, width, height)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def scatter(start: Points, tuned: Points, *, name: str) -> tuple[Markup, Markup]:
+    """Samples of a world without images, on the same axes."""
+    both = [*start, *tuned]
+    x, y = padded([a for a, _ in both]), padded([b for _, b in both])
+    frame = Frame(x, y, width=440, height=330)
+
+    def side(points: Points, kind: str) -> Markup:
+        dots = [frame.dot(a, b, 2.4, class_=f"sample {kind}") for a, b in points]
+        return svg(joined([frame.axes("first coordinate", whole=False), *dots]), f"{name}, {kind}", 440, 330)
+
+    return side(start, "start"), side(tuned, "tuned")

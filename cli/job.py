@@ -1,0 +1,273 @@
+"""A job: what a YAML file says, with every default filled in and every mistake found at once.
+
+Relative paths of models, rewards and prompts are resolved against the folder of the job file; `output` is
+relative to the current folder. A job's `document` can be read back to an equal job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import BaseModel, ConfigDict
+
+from genbo.bilevel.problem import Facts
+from genbo.cli import catalog
+from genbo.cli.places import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
+
+__all__ = ["Job", "JobMistakes", "Mistake", "read_job"]
+
+MAX_STEPS = 10_000
+MAX_SAMPLES = 1_000_000
+FROZEN = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid")
+
+
+# -- what a job is ---------------------------------------------------------------------------------------
+
+
+class Kind(BaseModel):
+    """A file of a room with its options: `options` is the room's own object."""
+
+    model_config = FROZEN
+
+    kind: str
+    options: Any
+
+    def document(self, room: str) -> dict[str, Any]:
+        return {"kind": self.kind, **catalog.document_of(room, self.options)}
+
+
+class ModelJob(Kind):
+    """`batch` is how many images go through the network in one call."""
+
+    sampler: Kind
+    guidance: Kind
+    batch: int | Literal["auto"] = "auto"
+
+
+class RewardJob(Kind):
+    """A part of what is maximised; `name` is its kind, numbered where a kind stands twice."""
+
+    name: str
+    weight: float = 1.0
+
+
+class KeepJob(Kind):
+    """What must stay at or above a level: `at_least`, or the start's own level plus `at_least`."""
+
+    name: str
+    at_least: float
+    relative_to_start: bool
+
+
+class BudgetJob(BaseModel):
+    """`samples` a step; whichever of the others is reached first ends the tuning."""
+
+    model_config = catalog.STRICT
+
+    steps: Annotated[int, Ge(1), Lt(MAX_STEPS + 1)] = 20
+    samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 64
+    denoiser_calls: Annotated[int, Ge(1)] | None = None
+    minutes: Annotated[float, Gt(0)] | None = None
+
+
+class Prompts(BaseModel):
+    """Prompts, and the name of the bundled list where they are one."""
+
+    model_config = FROZEN
+
+    texts: tuple[str, ...]
+    bundled: str | None = None
+
+    def document(self) -> str | list[str]:
+        return self.bundled or list(self.texts)
+
+
+class EvaluateJob(BaseModel):
+    """The held-out comparison; without prompts of its own it takes the tuning prompts with fresh seeds."""
+
+    model_config = FROZEN | ConfigDict(strict=True)
+
+    prompts: Prompts | None = None
+    samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 128
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An estimator, and why it is this one."""
+
+    name: str
+    options: Any
+    reason: str
+
+
+class Job(BaseModel):
+    """A job without mistakes."""
+
+    model_config = FROZEN
+
+    model: ModelJob
+    prompt_list: Prompts
+    tune: dict[str, Any]
+    reward: tuple[RewardJob, ...]
+    keep: tuple[KeepJob, ...] = ()
+    estimator: Kind
+    optimizer: Kind
+    budget: BudgetJob
+    evaluate: EvaluateJob
+    seed: int = 0
+    output: str = "runs/tune"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.prompt_list.texts
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The prompts of the evaluation."""
+        return (self.evaluate.prompts or self.prompt_list).texts
+
+    @property
+    def held_out_is_fresh_prompts(self) -> bool:
+        return not set(self.held_out) & set(self.prompts)
+
+    @property
+    def steps(self) -> int:
+        """Of the sampler."""
+        return int(self.model.sampler.options.steps)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tunable.size(self.steps) for tunable in self.tune.values())
+
+    def document(self) -> dict[str, Any]:
+        """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
+        model = self.model
+        return {
+            "version": 1,
+            "model": {
+                **model.document("models"),
+                "sampler": model.sampler.document("samplers"),
+                "guidance": model.guidance.document("guidance"),
+                "batch": model.batch,
+            },
+            "prompts": self.prompt_list.document(),
+            "tune": {name: catalog.document_of("tunables", tunable) for name, tunable in self.tune.items()},
+            "reward": [{**r.document("rewards"), "weight": r.weight} for r in self.reward],
+            "keep": [{**k.document("rewards"), "at_least": _spoken_level(k)} for k in self.keep],
+            "estimator": self.estimator.document("estimators"),
+            "optimizer": self.optimizer.document("optimizers"),
+            "budget": self.budget.model_dump(),
+            "evaluate": {
+                "prompts": self.evaluate.prompts.document() if self.evaluate.prompts else None,
+                "samples": self.evaluate.samples,
+            },
+            "seed": self.seed,
+            "output": self.output,
+        }
+
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON of the document without its output."""
+        document = {key: value for key, value in self.document().items() if key != "output"}
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def facts(self, half_precision: bool | None = None) -> Facts:
+        """What the estimator may know; the precision is guessed where the model has not been opened."""
+        rewards = [*self.reward, *self.keep]
+        return Facts(
+            parameters=self.parameters,
+            differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
+            differentiable_model=getattr(self.model.options, "differentiable", True),
+            half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
+        )
+
+    def chosen(self, half_precision: bool | None = None) -> Chosen:
+        """The estimator itself where the job names one, else what `auto` chooses."""
+        choose = getattr(self.estimator.options, "choose", None)
+        if choose is None:
+            return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
+        name, options, reason = choose(self.facts(half_precision))
+        return Chosen(name, catalog.options_of("estimators", name)(**options), reason)
+
+
+def _spoken_level(keep: KeepJob) -> float | str:
+    if not keep.relative_to_start:
+        return keep.at_least
+    if not keep.at_least:
+        return "start"
+    return f"start {'-' if keep.at_least < 0 else '+'} {abs(keep.at_least)!r}"
+
+
+def likely_gpu() -> bool:
+    """Whether a GPU is likely to be there, told without torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
+
+
+def likely_device(options: Any) -> str:
+    """The device of a model's options, guessed where they say auto."""
+    device = str(getattr(options, "device", "cpu"))
+    return ("cuda" if likely_gpu() else "cpu") if device == "auto" else device
+
+
+def likely_half(options: Any) -> bool:
+    """Whether the network will run in half precision."""
+    dtype = getattr(options, "dtype", "fp32")
+    return dtype in ("bf16", "fp16") or (dtype == "auto" and likely_device(options).startswith("cuda"))
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
+    """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them."""
+    from genbo.cli.overrides import override
+    from genbo.cli.reading import Reading
+
+    if isinstance(source, Mapping):
+        root, base = node_of_value(dict(source)), Path.cwd()
+    else:
+        path = Path(source)
+        root, base = node_of_text(read_text(path), str(path)), path.absolute().parent
+    mistakes: list[Mistake] = []
+    for text in overrides:
+        try:
+            override(root, text)
+        except JobMistakes as found:
+            mistakes += found.mistakes
+    job = Reading(base, mistakes).job(root)
+    if mistakes or job is None:
+        raise JobMistakes(mistakes)
+    return job
+
+
+def read_text(path: Path) -> str:
+    """The text of a job file; at most MAX_BYTES are read."""
+
+    def refuse(message: str, line: int | None = None, column: int | None = None) -> JobMistakes:
+        return JobMistakes([Mistake(str(path), line, column, "", message)])
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise refuse("there is no such file; `genbo init > job.yaml` writes one") from None
+    except IsADirectoryError:
+        raise refuse("this is a folder; give the job file in it") from None
+    except (OSError, ValueError) as error:
+        raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or error}); correct the path") from None
+    if len(data) > MAX_BYTES:
+        raise refuse("larger than 1 MB; put long lists of prompts into a text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8", "replace")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise refuse("this byte is not UTF-8; save the file as UTF-8", line, column) from None

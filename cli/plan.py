@@ -1,0 +1,314 @@
+"""What a job will cost, before anything is loaded: network calls and their rows, images scored, memory, time.
+
+    tuning      = the first step + (steps - 1) x a later step, as the estimator says that it draws
+    evaluation  = the held-out samples at the start, and again tuned
+    rows        = samples x members x sum over the steps of (2 where guided, 1 where the weight is 1)
+
+The counts are exact: a run's own meter shows the same, unless it ends early or tunes where guidance is on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from genbo.bilevel.problem import calls, samples_per_call
+from genbo.bilevel.tunables.guidance import EDGE
+from genbo.cli.figures import duration
+from genbo.cli.job import Chosen, Job, likely_device
+from genbo.cli.memory import Memory, memory
+from genbo.cli.speed import expected_s, record_speed
+
+__all__ = ["Cost", "Plan", "expected_s", "plan", "record_speed"]
+
+BATCH_ON_CPU, BATCH_ON_GPU = 32, 128
+ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
+ELSEWHERE = 0.0012345678  # how far a coordinate is moved here, where only "somewhere else" matters
+
+Member = frozenset[int] | None
+Guided = list[list[bool]]  # a member an entry, in it a step an entry
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The same three counts as the run's meter."""
+
+    denoiser_calls: int = 0
+    image_forwards: int = 0
+    reward_images: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(*(getattr(self, f.name) * times for f in fields(self)))
+
+    def document(self) -> dict[str, int]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a job, where it comes from, and what is worth saying about it."""
+
+    tuning: Cost
+    start: Cost
+    tuned: Cost
+    steps: int
+    chosen: Chosen
+    parameters: int
+    batch: int
+    device: str
+    memory: Memory | None
+    expected_s: float | None
+    inexact: str | None
+    warnings: tuple[str, ...]
+
+    @property
+    def total(self) -> Cost:
+        return self.tuning + self.start + self.tuned
+
+    @property
+    def denoiser_calls(self) -> int:
+        return self.total.denoiser_calls
+
+    @property
+    def image_forwards(self) -> int:
+        return self.total.image_forwards
+
+    @property
+    def reward_images(self) -> int:
+        return self.total.reward_images
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "estimator": self.chosen.name,
+            "estimator_reason": self.chosen.reason,
+            "parameters": self.parameters,
+            "steps": self.steps,
+            "batch": self.batch,
+            "device": self.device,
+            "tuning": self.tuning.document(),
+            "evaluation": {"start": self.start.document(), "tuned": self.tuned.document()},
+            "total": self.total.document(),
+            "exact": self.inexact is None,
+            "inexact": self.inexact,
+            "memory_bytes": self.memory.total if self.memory else None,
+            "memory_rule": self.memory.rule if self.memory else None,
+            "expected_s": self.expected_s,
+            "warnings": list(self.warnings),
+        }
+
+    def text(self) -> str:
+        """For a person, without colours."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        out = StringIO()
+        self.show(Console(file=out, width=100, color_system=None))
+        return out.getvalue().rstrip()
+
+    def show(self, console: Any) -> None:
+        """A table of the counts, then a line each for estimator, memory and time."""
+        from rich.table import Table
+
+        table = Table(title="Plan", title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for name in ("", "network calls", "image forwards", "images scored"):
+            table.add_column(name, justify="right" if name else "left")
+        rows = [("tuning", self.tuning), ("evaluation: start", self.start), ("evaluation: tuned", self.tuned)]
+        for name, cost in [*rows, ("total", self.total)]:
+            numbers = [f"{number:,}" for number in vars(cost).values()]
+            table.add_row(name, *numbers, style="bold" if name == "total" else None)
+        console.print(table)
+        for name, text in self._lines():
+            console.print(f"{name:<10} {text}", markup=False, highlight=False)
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "estimator", f"{self.chosen.name}: {self.chosen.reason}"
+        yield "memory", f"about {_bytes(self.memory.total)} ({self.memory.rule})" if self.memory else "little"
+        unknown = "unknown until measured: genbo check --measure"
+        yield "time", f"about {duration(self.expected_s)}" if self.expected_s is not None else unknown
+        if self.inexact:
+            yield "counts", self.inexact
+        for warning in self.warnings:
+            yield "note", warning
+
+
+def plan(job: Job) -> Plan:
+    """The plan of a job; imports no torch and loads nothing."""
+    device = likely_device(job.model.options)
+    batch = batch_of(job, device)
+    chosen = job.chosen()
+    counter = _Counter(job, chosen.options, batch)
+    steps = counter.tuning_steps()
+    tuning = counter.step(first=True) + counter.step(first=False) * (steps - 1)
+    start, tuned = counter.evaluation(counter.at_start), counter.evaluation(counter.moved)
+    total = tuning + start + tuned
+    return Plan(
+        tuning=tuning,
+        start=start,
+        tuned=tuned,
+        steps=steps,
+        chosen=chosen,
+        parameters=job.parameters,
+        batch=batch,
+        device=device,
+        memory=memory(job, counter.rows(), counter.differentiated),
+        expected_s=expected_s(job, total.image_forwards),
+        inexact=counter.inexact(),
+        warnings=tuple(_warnings(job)),
+    )
+
+
+def batch_of(job: Job, device: str) -> int:
+    """Images a network call: as the job says, or by the device."""
+    if job.model.batch != "auto":
+        return int(job.model.batch)
+    return BATCH_ON_GPU if device.startswith("cuda") else BATCH_ON_CPU
+
+
+class _Counter:
+    """Counts what the loop and the evaluation will draw."""
+
+    def __init__(self, job: Job, estimator: Any, batch: int) -> None:
+        self.job, self.batch = job, batch
+        self.steps, self.samples = job.steps, job.budget.samples
+        self.rule = job.model.guidance.options
+        self.effective_at = getattr(self.rule, "effective_at", None)
+        self.draws: list[list[Member]] = estimator.draws(job.parameters)
+        self.passes: int = estimator.network_passes()
+        self.differentiated = any(member is None for draw in self.draws for member in draw)
+        options = {getattr(tunable, "option", "") for tunable in job.tune.values()}
+        self.weight_is_tuned = "weight" in options
+        switching = set(vars(self.rule)) - {"weight"} if self.effective_at else set()
+        self.switch_is_tuned = bool(options & switching)
+
+    # -- what is guided ------------------------------------------------------------------------------------
+
+    @cached_property
+    def numbers(self) -> list[float]:
+        """phi as the user wrote it, all tunables joined."""
+        return [n for tunable in self.job.tune.values() for n in tunable.numbers(self.steps)]
+
+    @cached_property
+    def at_start(self) -> list[bool]:
+        return self.guided(self.numbers)
+
+    @cached_property
+    def moved(self) -> list[bool]:
+        """Anywhere else: no coordinate is where it began, and none is at 1 by chance."""
+        return self.guided([_away(number) for number in self.numbers])
+
+    def guided(self, numbers: Sequence[float]) -> list[bool]:
+        """Which steps compute the unconditional half at these phi."""
+        options = self._options(numbers)
+        effective = self.effective_at or (lambda step, steps, now: now["weight"])
+        at = [{name: values[i] for name, values in options.items()} for i in range(self.steps)]
+        return [abs(effective(i, self.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+
+    def _options(self, numbers: Sequence[float]) -> dict[str, list[float]]:
+        """Every number of the rule, a value a step, with phi in its place."""
+        fixed = {n: v for n, v in vars(self.rule).items() if isinstance(v, (int, float, list))}
+        options = {n: v if isinstance(v, list) else [v] * self.steps for n, v in fixed.items()}
+        at = 0
+        for tunable in self.job.tune.values():
+            size = tunable.size(self.steps)
+            options[tunable.option] = tunable.spread(numbers[at : at + size], self.steps)
+            at += size
+        return options
+
+    def _member(self, member: Member, first: bool) -> list[bool]:
+        """Which steps of one member are guided: what is differentiated always is."""
+        if member is None:
+            touched = self.weight_is_tuned or self.switch_is_tuned
+            return [True] * self.steps if touched else self.at_start
+        if not first:
+            return self.moved
+        inside = [self._inside(i) for i in range(len(self.numbers))]
+        return self.guided([_away(n) if i in member else n for i, n in enumerate(inside)])
+
+    def _inside(self, index: int) -> float:
+        """A start as the link gives it back: one that stands on a bound begins a little inside."""
+        for tunable in self.job.tune.values():
+            size = tunable.size(self.steps)
+            if index < size:
+                low, high = tunable.bounds
+                edge = EDGE * (high - low)
+                return float(min(max(tunable.numbers(self.steps)[index], low + edge), high - edge))
+            index -= size
+        raise IndexError(index)
+
+    # -- what it costs -------------------------------------------------------------------------------------
+
+    def step(self, *, first: bool) -> Cost:
+        """One step of tuning."""
+        total = Cost()
+        for draw in self.draws:
+            total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
+        if any(keep.relative_to_start for keep in self.job.keep):
+            total += self._cost([self.at_start], self.samples)
+        return total
+
+    def evaluation(self, guided: list[bool]) -> Cost:
+        return self._cost([guided], self.job.evaluate.samples)
+
+    def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
+        """Of drawing the samples in all these members at once, and scoring them."""
+        networks = calls(samples, len(members), self.batch, 1)
+        passes = [self._passes(members[0], i) if differentiated else 1 for i in range(self.steps)]
+        rows = sum(passes[i] * (1 + guided[i]) for guided in members for i in range(self.steps))
+        return Cost(networks * sum(passes), samples * rows, samples * len(members))
+
+    def _passes(self, guided: list[bool], step: int) -> int:
+        """How often a step is computed: before phi has touched anything there is nothing to go back for."""
+        return self.passes if any(guided[: step + 1]) else 1
+
+    def rows(self) -> int:
+        """Images in the largest call, without their unconditional halves."""
+        drawn = [(len(draw), self.samples) for draw in self.draws] + [(1, self.job.evaluate.samples)]
+        return max(m * min(samples, samples_per_call(self.batch, m)) for m, samples in drawn)
+
+    def tuning_steps(self) -> int:
+        """Steps until the budget of steps or of network calls is spent."""
+        steps, limit = self.job.budget.steps, self.job.budget.denoiser_calls
+        if limit is None:
+            return steps
+        first, later = (self.step(first=which).denoiser_calls for which in (True, False))
+        return min(steps, 1 + max(0, math.ceil((limit - first) / later)))
+
+    def inexact(self) -> str | None:
+        """Why the counts may differ from the run's own, if they may."""
+        if self.switch_is_tuned:
+            return "rows are estimated at the start: where guidance is switched on is itself tuned"
+        if self.job.budget.minutes is not None:
+            return f"at most: the run also ends after {self.job.budget.minutes:g} minutes"
+        return None
+
+
+def _warnings(job: Job) -> Iterator[str]:
+    if job.evaluate.prompts is None:
+        yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
+    elif shared := set(job.held_out) & set(job.prompts):
+        number = "a prompt is" if len(shared) == 1 else f"{len(shared)} prompts are"
+        yield f"{number} both tuned on and held out: the verdict is on new seeds there, not on new prompts"
+    if job.evaluate.samples < len(set(job.held_out)):
+        yield f"{job.evaluate.samples} held-out samples do not reach all {len(set(job.held_out))} prompts"
+    if job.budget.samples < len(set(job.prompts)):
+        yield f"each step draws {job.budget.samples} of the {len(set(job.prompts))} prompts"
+
+
+def _away(number: float) -> float:
+    return number + ELSEWHERE * (1 + abs(number))
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

@@ -1,0 +1,584 @@
+"""A tree of YAML values -> a Job, in one pass that finds every mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from genbo.cli import catalog
+from genbo.cli.job import MAX_STEPS, BudgetJob, EvaluateJob, Job, KeepJob, Kind, ModelJob, Prompts, RewardJob
+from genbo.cli.places import Mistake, Node, Place, below, node_of_value
+from genbo.cli.sentences import sentences_of, shown
+
+MAX_PROMPTS_BYTES = 16_000_000
+MAX_PROMPT = 2_000  # characters
+TOP = (
+    "version",
+    "model",
+    "prompts",
+    "tune",
+    "reward",
+    "keep",
+    "estimator",
+    "optimizer",
+    "budget",
+    "evaluate",
+    "seed",
+    "output",
+)
+REQUIRED = ("version", "prompts", "tune", "reward")
+T = TypeVar("T", bound=BaseModel)
+
+
+class Reading:
+    """One pass over a tree. Each part gives its value, or None with its mistakes noted: all are found."""
+
+    def __init__(self, base: Path, mistakes: list[Mistake]) -> None:
+        self.base, self.mistakes = base, mistakes
+        self.rule: Kind | None = None  # what of the model is known where another part of it is wrong
+        self.steps: int | None = None
+
+    def note(self, node: Node, message: str, *, place: Place | None = None, where: str | None = None) -> None:
+        self.mistakes.append(node.mistake(message, place, where))
+
+    def job(self, root: Node) -> Job | None:
+        if not isinstance(root.value, dict) or not root.value:
+            said = "this job is empty" if not root.value else "a job is a mapping of keys to values"
+            self.note(root, f"{said}; `genbo init` prints one to begin with")
+            return None
+        if not self._version(root):
+            return None
+        self._keys(root, TOP, REQUIRED)
+        at = root.value.get
+        model = self.model(at("model") or Node({}, root.place, "model"))
+        parts = {
+            "model": model,
+            "prompt_list": self.prompts(at("prompts")),
+            "tune": self.tune(at("tune")),
+            "reward": self.rewards(at("reward")),
+            "keep": self.keep(at("keep")),
+            "estimator": self.kind(
+                at("estimator") or Node("auto", root.place, "estimator"), "estimators", "an estimator"
+            ),
+            "optimizer": self.kind(
+                at("optimizer") or Node("adam", root.place, "optimizer"), "optimizers", "an optimizer"
+            ),
+            "budget": self.validated(BudgetJob, at("budget") or Node({}, root.place, "budget")),
+            "evaluate": self.evaluate(at("evaluate") or Node({}, root.place, "evaluate")),
+            "seed": self.seed(at("seed")),
+            "output": self.output(at("output"), at("tune")),
+        }
+        if model is not None:
+            self._known_prompts(model, root, parts)
+        if self.mistakes or any(part is None for part in parts.values()):
+            return None
+        job = Job.model_construct(None, **parts)
+        self._combination(job, root)
+        return None if self.mistakes else job
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    def _version(self, root: Node) -> bool:
+        assert isinstance(root.value, dict)
+        node = root.value.get("version")
+        if node is not None and (node.value != 1 or isinstance(node.value, bool)):
+            self.note(node, f"this genbo reads version 1, not {shown(node)}; write version: 1, or update genbo")
+            return False
+        return True
+
+    def _keys(self, node: Node, known: Sequence[str], required: Sequence[str]) -> None:
+        assert isinstance(node.value, dict)
+        for key in node.value:
+            if key not in known:
+                self.unknown_key(node, key, known)
+        for key in required:
+            if key not in node.value:
+                self.note(node, _MISSING.get(key, f"missing; add {key}:"), where=below(node.where, key))
+
+    def unknown_key(self, node: Node, key: str, known: Sequence[str]) -> None:
+        message = f"unknown key{catalog.nearest(key, known) or '; this kind takes no options, so delete it'}"
+        self.note(node, message, place=node.keys.get(key), where=below(node.where, key))
+
+    def model(self, node: Node) -> ModelJob | None:
+        if not self._mapping(node, "pretrained: emoji"):
+            return None
+        assert isinstance(node.value, dict)
+        own = {key: node.value.get(key) for key in ("sampler", "guidance", "batch")}
+        rest = Node(
+            {key: child for key, child in node.value.items() if key not in own},
+            node.place,
+            node.where,
+            node.keys,
+        )
+        kind = self.kind(rest, "models", "a model", also=tuple(own))
+        sampler = self.kind(
+            own["sampler"] or Node("ddim", node.place, below(node.where, "sampler")), "samplers", "a sampler"
+        )
+        if sampler and sampler.options.steps > MAX_STEPS:
+            at = own["sampler"] or node
+            self.note(at.find(["steps"]), f"at most {MAX_STEPS} steps, not {sampler.options.steps}; use fewer")
+            sampler = None
+        guidance = self.guidance(own["guidance"] or Node(5.0, node.place, below(node.where, "guidance")), sampler)
+        batch = self.batch(own["batch"])
+        self.rule, self.steps = guidance, sampler.options.steps if sampler else None
+        if kind is None or sampler is None or guidance is None or batch is None:
+            return None
+        return ModelJob.model_construct(**kind.__dict__, sampler=sampler, guidance=guidance, batch=batch)
+
+    def guidance(self, node: Node, sampler: Kind | None) -> Kind | None:
+        """A number, a list of one a step, or a rule with its options."""
+        if not isinstance(node.value, (dict, str)):
+            node = Node({"weight": node}, node.place, node.where)
+        rule = self.kind(node, "guidance", "a guidance rule")
+        weight = getattr(rule.options, "weight", None) if rule else None
+        if rule and sampler and isinstance(weight, list) and len(weight) != sampler.options.steps:
+            steps = sampler.options.steps
+            self.note(
+                node.find(["weight"]),
+                f"{len(weight)} numbers for {steps} steps; give one number, or one a step",
+            )
+            return None
+        return rule
+
+    def batch(self, node: Node | None) -> int | str | None:
+        value = "auto" if node is None else node.value
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65536):
+            return value
+        assert node is not None
+        self.note(node, f"must be auto or a whole number from 1 to 65536, not {shown(node)}; auto fits most")
+        return None
+
+    def prompts(self, node: Node | None) -> Prompts | None:
+        """A list, a file with a prompt a line, or the name of a bundled list."""
+        if node is None:
+            return None
+        if isinstance(node.value, str):
+            return self._prompts_of_name(node, node.value)
+        if not isinstance(node.value, list):
+            self.note(node, f"must be a list of prompts, a text file, or a bundled list, not {shown(node)}")
+            return None
+        if not node.value:
+            self.note(node, "the list is empty; give at least one prompt")
+            return None
+        good = [self._prompt(item, item.value) for item in node.value]
+        return Prompts(texts=tuple(map(str.strip, filter(None, good)))) if all(good) else None
+
+    def _prompt(self, node: Node, text: object, where: str = "") -> str | None:
+        if not isinstance(text, str):
+            self.note(node, f"a prompt must be a text, not {shown(node)}; put it in quotes")
+        elif not text.strip():
+            self.note(node, f"{where}this prompt is empty; delete it, or write what the image should show")
+        elif len(text) > MAX_PROMPT:
+            self.note(node, f"{where}a prompt of {len(text)} characters; use at most {MAX_PROMPT}")
+        elif not set(text).isdisjoint(map(chr, range(9))):
+            self.note(node, f"{where}this prompt holds a control character; delete it")
+        else:
+            return text
+        return None
+
+    def _prompts_of_name(self, node: Node, name: str) -> Prompts | None:
+        from genbo.diffusion import bundled
+
+        listed = bundled.prompts_file(name)
+        try:
+            path = listed or self.base / Path(name).expanduser()
+            if not name or not path.is_file():
+                known = catalog.nearest(name, bundled.prompt_lists())
+                self.note(
+                    node,
+                    f"no file {name!r} beside the job and no bundled list of that name{known}; "
+                    f"one prompt is [{name or '...'}]",
+                )
+                return None
+            with path.open("rb") as file:
+                data = file.read(MAX_PROMPTS_BYTES + 1)
+            if len(data) > MAX_PROMPTS_BYTES:
+                self.note(node, f"{name} is larger than {MAX_PROMPTS_BYTES // 1_000_000} MB; use fewer prompts")
+                return None
+            lines = data.decode("utf-8-sig").splitlines()
+        except (OSError, ValueError, RuntimeError) as error:
+            self.note(
+                node,
+                f"{name!r} cannot be read as text ({_reason(error)}); give a file in UTF-8, a prompt a line",
+            )
+            return None
+        texts = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+        if not texts:
+            self.note(node, f"{name} holds no prompts; write one a line")
+            return None
+        good = [self._prompt(node, text, f"line {number} of {name}: ") for number, text in texts]
+        return Prompts(texts=tuple(filter(None, good)), bundled=name if listed else None) if all(good) else None
+
+    def tune(self, node: Node | None) -> dict[str, Any] | None:
+        if node is None:
+            return None
+        if not self._mapping(node, "guidance: {start: 1.0}", empty=False):
+            return None
+        assert isinstance(node.value, dict)
+        found = {key: self.tunable(node, key, child) for key, child in node.value.items()}
+        self._effects(node, set(found))
+        return found if all(value is not None for value in found.values()) else None
+
+    def _effects(self, node: Node, keys: set[str]) -> None:
+        """An option of the rule does nothing where the weight is 1, and its gradient is nothing too."""
+        weight = getattr(self.rule.options, "weight", None) if self.rule else None
+        if (
+            weight is None
+            or "guidance" in keys
+            or any(w != 1 for w in (weight if isinstance(weight, list) else [weight]))
+        ):
+            return
+        for key in sorted(keys):
+            message = "has no effect where the guidance weight is 1; set model.guidance.weight, or tune guidance"
+            self.note(node, message, place=node.keys.get(key), where=below(node.where, key))
+
+    def tunable(self, parent: Node, key: str, node: Node) -> Any:
+        rule = self.rule
+        name, _, option = key.partition(".")
+        names = catalog.kinds("tunables")
+        if name not in names:
+            message = f"nothing to tune is called {name!r}{catalog.nearest(name, names)}"
+            return self.note(parent, message, place=parent.keys.get(key), where=node.where)
+        if not self._mapping(node, "start: 1.0, bounds: [0, 20]"):
+            return None
+        if rule and not self._tunable_option(parent, key, option, node, rule):
+            return None
+        given = {"option": option} if option else {}
+        node = self._bounded(node, option, rule)
+        values = self.validated(catalog.model_of("tunables", name), node)
+        if values is None:
+            return None
+        tunable = catalog.build("tunables", name, values, **given)
+        wrong = tunable.mistakes(self.steps) if self.steps else []
+        self.sentences(node, wrong)
+        return None if wrong or (rule and not self._inside(tunable, node, option, rule)) else tunable
+
+    def _tunable_option(self, parent: Node, key: str, option: str, node: Node, rule: Kind) -> bool:
+        """Whether the guidance rule has the option that `guidance.<option>` names."""
+        numeric = tunable_options(rule)
+        if key == "guidance" or (option in numeric and option != "weight"):
+            return True
+        if option == "weight":
+            message = "the weight's own name is guidance; write guidance: for guidance.weight:"
+        else:
+            others = [name for name in numeric if name != "weight"]
+            way_out = (
+                catalog.nearest(option, others)
+                if others
+                else "; choose another rule under model.guidance, or tune guidance"
+            )
+            message = f"the rule {rule.kind} has no number called {option!r}{way_out}"
+        self.note(parent, message, place=parent.keys.get(key), where=node.where)
+        return False
+
+    def _bounded(self, node: Node, option: str, rule: Kind | None) -> Node:
+        """With the option's own domain as bounds, where it is finite and the job gives none."""
+        assert isinstance(node.value, dict)
+        if not option or rule is None or "bounds" in node.value:
+            return node
+        low, high = catalog.limits(catalog.hints_of(type(rule.options))[option])
+        if low is None or high is None:
+            return node
+        bounds = node_of_value([float(low), float(high)], node.place.source, below(node.where, "bounds"))
+        return Node({**node.value, "bounds": bounds}, node.place, node.where, node.keys)
+
+    def _inside(self, tunable: Any, node: Node, option: str, rule: Kind) -> bool:
+        """Whether the bounds keep the option inside its own domain."""
+        hint = catalog.hints_of(type(rule.options))[option or "weight"]
+        low, high = catalog.limits(hint)
+        if (low is None or tunable.bounds[0] >= low) and (high is None or tunable.bounds[1] <= high):
+            return True
+        domain = catalog.words(hint).removeprefix("number ")
+        self.note(
+            node.find(["bounds"]),
+            f"{option} must be {domain}; set bounds inside that",
+            where=below(node.where, "bounds"),
+        )
+        return False
+
+    def rewards(self, node: Node | None) -> tuple[RewardJob, ...] | None:
+        found = self._many(node, "reward", self._reward) if node is not None else None
+        if found is None:
+            return None
+        if not found:
+            assert node is not None
+            self.note(node, "the list is empty; give at least one reward, like {kind: clip, pretrained: emoji-clip}")
+            return None
+        if not any(reward["weight"] for reward in found):
+            assert node is not None
+            self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
+            return None
+        return tuple(RewardJob.model_construct(**reward) for reward in _named(found))
+
+    def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
+        found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
+        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in _named(found))
+
+    def _many(self, node: Node, what: str, one: Callable[[Node], dict[str, Any] | None]) -> list[dict[str, Any]] | None:
+        items = node.value if isinstance(node.value, list) else [node]
+        found = [one(item) for item in items]
+        return [part for part in found if part is not None] if all(part is not None for part in found) else None
+
+    def _reward(self, node: Node) -> dict[str, Any] | None:
+        node, weight = self._without(node, "weight")
+        kind = self.kind(node, "rewards", "a reward", also=("weight",))
+        value = 1.0 if weight is None else weight.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            assert weight is not None
+            self.note(weight, f"must be a number, not {shown(weight)}; 1.0 is usual")
+            return None
+        return {**kind.__dict__, "weight": float(value)} if kind else None
+
+    def _keep(self, node: Node) -> dict[str, Any] | None:
+        bare, level = self._without(node, "at_least")
+        kind = self.kind(bare, "rewards", "a constraint", also=("at_least",))
+        if level is None:
+            if isinstance(node.value, (dict, str)):
+                self.note(
+                    node,
+                    "missing; write at_least: start, start - 0.1 or a number",
+                    where=below(node.where, "at_least"),
+                )
+            return None
+        parsed = level_of(level.value)
+        if parsed is None:
+            self.note(level, f"must be a number, start, or start - 0.1, not {shown(level)}")
+            return None
+        return {**kind.__dict__, "at_least": parsed[0], "relative_to_start": parsed[1]} if kind else None
+
+    def _without(self, node: Node, key: str) -> tuple[Node, Node | None]:
+        if not isinstance(node.value, dict):
+            return node, None
+        rest = {k: v for k, v in node.value.items() if k != key}
+        return Node(rest, node.place, node.where, node.keys), node.value.get(key)
+
+    def evaluate(self, node: Node) -> EvaluateJob | None:
+        if not self._mapping(node, "samples: 128"):
+            return None
+        bare, prompts = self._without(node, "prompts")
+        values = self.validated(EvaluateJob, bare, also=("prompts",))
+        if prompts is None or prompts.value is None:
+            return values
+        texts = self.prompts(prompts)
+        return values.model_copy(update={"prompts": texts}) if values and texts else None
+
+    def seed(self, node: Node | None) -> int | None:
+        value = 0 if node is None else node.value
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+            return value
+        assert node is not None
+        self.note(node, f"must be a whole number from 0 to 2^63 - 1, not {shown(node)}; 0 is usual")
+        return None
+
+    def output(self, node: Node | None, tune: Node | None) -> str | None:
+        if node is None:
+            keys = list(tune.value) if tune is not None and isinstance(tune.value, dict) else []
+            return f"runs/{keys[0] if keys else 'tune'}"
+        path = node.value
+        if not isinstance(path, str) or not path.strip():
+            self.note(node, f"must be a folder, not {shown(node) or 'empty'}; write one like runs/guidance")
+        elif not set(path).isdisjoint(map(chr, range(32))):
+            self.note(node, "a folder's name cannot hold control characters; write one like runs/guidance")
+        elif (file := _file_on(Path(path).expanduser())) is not None:
+            self.note(node, f"{file} is a file, and a run needs a folder; choose another name")
+        else:
+            return os.path.expanduser(path)
+        return None
+
+    # -- rooms --------------------------------------------------------------------------------------------
+
+    def kind(self, node: Node, room: str, what: str, also: Sequence[str] = ()) -> Kind | None:
+        """`name`, or `{kind: name, <options>}`."""
+        if isinstance(node.value, str):
+            node = Node({"kind": node}, node.place, node.where)
+        if not isinstance(node.value, dict):
+            self.note(
+                node,
+                f"must be {what} like {{kind: {_example(room)}}}, not {shown(node)}; there is {_kinds(room)}",
+            )
+            return None
+        named = node.value.get("kind")
+        name = named.value if named is not None else catalog.DEFAULTS.get(room)
+        if name is None:
+            self.note(node, f"missing; write one of {_kinds(room)}", where=below(node.where, "kind"))
+            return None
+        if name not in catalog.kinds(room):
+            assert named is not None
+            said = f"{what} is called by a name, not {shown(named)}"
+            if isinstance(name, str):
+                said = f"{what} called {name!r} does not exist"
+            known = catalog.nearest(str(name), catalog.kinds(room))
+            self.note(named, f"{said}{known}")
+            return None
+        return self._of_kind(node, room, str(name), also)
+
+    def _of_kind(self, node: Node, room: str, name: str, also: Sequence[str]) -> Kind | None:
+        rest, _ = self._without(node, "kind")
+        values = self.validated(catalog.model_of(room, name), rest, also)
+        if values is None:
+            return None
+        options = catalog.build(room, name, self._with_paths(values))
+        wrong = self._option_mistakes(options)
+        self.sentences(rest, wrong)
+        return None if wrong else Kind(kind=name, options=options)
+
+    def _with_paths(self, values: BaseModel) -> BaseModel:
+        """With a `pretrained` that is a path made absolute."""
+        written = getattr(values, "pretrained", None)
+        if not isinstance(written, str):
+            return values
+        return values.model_copy(update={"pretrained": resolved(written, self.base)})
+
+    def _option_mistakes(self, options: Any) -> list[str]:
+        device = getattr(options, "device", "auto")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(device)):
+            said = f"device: must be auto, cpu, cuda or cuda:0, not {device!r}; auto takes a GPU if there is one"
+            return [said, *self._option_mistakes(replace(options, device="auto"))]
+        check = getattr(options, "mistakes", None)
+        try:
+            return list(check()) if check else []
+        except (OSError, ValueError, RuntimeError) as error:
+            return [f"pretrained: cannot be looked at ({_reason(error)}); correct the path"]
+
+    def sentences(self, node: Node, found: Sequence[str]) -> None:
+        """Note `option: sentence` mistakes of an options object at the option's own place."""
+        for text in found:
+            option, colon, rest = text.partition(": ")
+            if colon and re.fullmatch(r"\w+", option):
+                at = node.find([option])
+                self.note(at, rest, where=below(node.where, option))
+            else:
+                self.note(node, text)
+
+    # -- models -------------------------------------------------------------------------------------------
+
+    def _mapping(self, node: Node, example: str, *, empty: bool = True) -> bool:
+        """Whether the node is a mapping, one with something in it unless it may be empty."""
+        if isinstance(node.value, dict) and (node.value or empty):
+            return True
+        seen = "empty" if isinstance(node.value, dict) else shown(node)
+        self.note(node, f"must be a mapping of options, not {seen}; write {{{example}}}")
+        return False
+
+    def validated(self, model: type[T], node: Node, also: Sequence[str] = ()) -> T | None:
+        """The node as that pydantic model, or its mistakes noted."""
+        if not isinstance(node.value, dict):
+            self._mapping(node, f"{next(iter(model.model_fields), 'kind')}: ...")
+            return None
+        try:
+            return model.model_validate(node.plain())
+        except ValidationError as error:
+            for node_at, place, where, message in sentences_of(error, model, node, also):
+                self.note(node_at, message, place=place, where=where)
+            return None
+
+    # -- across keys --------------------------------------------------------------------------------------
+
+    def _known_prompts(self, model: ModelJob, root: Node, parts: Mapping[str, Any]) -> None:
+        """An exact world knows a few prompts only."""
+        known = getattr(model.options, "known_prompts", None)
+        if known is None:
+            return
+        held_out = parts["evaluate"].prompts if parts["evaluate"] else None
+        for prompts, loc in ((parts["prompt_list"], ["prompts"]), (held_out, ["evaluate", "prompts"])):
+            texts = prompts.texts if prompts else ()
+            for i, text in enumerate(texts):
+                if text not in known:
+                    said = f"the world {model.kind} does not know the prompt {text!r}"
+                    self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
+
+    def _combination(self, job: Job, root: Node) -> None:
+        chosen = job.chosen()
+        if reason := chosen.options.why_not(job.facts()):
+            at = root.find(["estimator"])
+            self.note(at, reason, where="estimator")
+
+
+_MISSING = {
+    "version": "missing; write version: 1",
+    "prompts": "missing; give a list of prompts, a text file, or a bundled list",
+    "tune": "missing; say what to tune, like tune: {guidance: {start: 1.0}}",
+    "reward": "missing; say what to maximise, like reward: {kind: clip, pretrained: emoji-clip}",
+}
+_LEVEL = re.compile(r"start(?:\s*([-+])\s*([0-9.]+(?:[eE][-+]?[0-9]+)?))?")
+
+
+def level_of(value: object) -> tuple[float, bool] | None:
+    """`0.3`, `start`, `start - 0.1` -> (number, whether it is relative to the start)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value), False
+    match = _LEVEL.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    try:
+        offset = float(match[2] or 0)
+    except ValueError:
+        return None
+    return (-offset if match[1] == "-" else offset, True) if offset < float("inf") else None
+
+
+def tunable_options(rule: Kind) -> list[str]:
+    """The numeric options of a guidance rule."""
+    return [
+        name
+        for name, value in vars(rule.options).items()
+        if isinstance(value, (int, float, list)) and not isinstance(value, bool)
+    ]
+
+
+def resolved(written: str, base: Path) -> str:
+    """A `pretrained` that names a path, absolute; a bundled name, a tag or a hub id as it is."""
+    from genbo.diffusion import bundled as models
+    from genbo.rewards import bundled as rewards
+
+    scheme = "local-dir:" if written.startswith("local-dir:") else ""
+    name = written.removeprefix(scheme)
+    bundled = models.model_folder(name) or rewards.folder(name)
+    if not name or bundled or "\0" in name or name.startswith("hf-hub:"):
+        return written
+    try:
+        path = base / Path(name).expanduser()
+        is_path = bool(scheme) or name.startswith((".", "/", "~")) or path.exists()
+    except (OSError, RuntimeError):
+        return written
+    return scheme + os.path.normpath(path) if is_path else written
+
+
+def _file_on(path: Path) -> Path | None:
+    """The path or the nearest existing folder above it, where that is no folder."""
+    for part in (path, *path.parents):
+        try:
+            if part.exists():
+                return None if part.is_dir() else part
+        except OSError:
+            return None
+    return None
+
+
+def _named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each with a `name`: its kind, numbered from its second appearance on."""
+    seen: dict[str, int] = {}
+    for part in found:
+        kind = part["kind"]
+        seen[kind] = seen.get(kind, 0) + 1
+        yield {**part, "name": kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"}
+
+
+def _kinds(room: str) -> str:
+    return ", ".join(catalog.kinds(room))
+
+
+def _example(room: str) -> str:
+    return catalog.DEFAULTS.get(room) or catalog.kinds(room)[0]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,239 @@
+"""The report: `report.json` and the held-out images as one HTML file that opens offline and runs nothing.
+
+Everything that came from a job, a model or a prompt is text: the template escapes it, images are encoded
+anew, and the page's own policy forbids scripts and the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from genbo.cli import chart, figures
+from genbo.cli.errors import ArtifactRefused, UserMistake
+from genbo.cli.run import read_json, to_yaml, words_in, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Document = dict[str, Any]
+SIDE_PX = 192  # of a small image, scaled up; larger ones are scaled down to WIDE_PX
+WIDE_PX = 320
+LONGEST = 300  # characters of a prompt that are shown
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def run(folder: str | Path, output: str | Path | None = None) -> int:
+    """The command: report.html again from what the run left, into its folder or elsewhere."""
+    folder = Path(folder)
+    if not (folder / "report.json").is_file():
+        raise UserMistake(f"{folder} has no report.json: it is not a run that came to its end")
+    try:
+        print(write_report(folder, read_json(folder / "report.json"), None if output is None else Path(output)))
+    except OSError as problem:
+        raise UserMistake(f"the report cannot be written: {problem}") from problem
+    return 0
+
+
+def write_report(folder: Path, document: Document, place: Path | None = None) -> Path:
+    """`report.html` of the run, whole or not at all."""
+    place = place or folder / "report.html"
+    write_atomic(place, render(document, folder / "evaluation", folder.name).encode("utf-8", "replace"))
+    return place
+
+
+def render(document: Document, evaluation: Path | None, title: str) -> str:
+    """The whole page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("genbo.cli", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": figures.count,
+        "duration": figures.duration,
+        "number": figures.number,
+        "pasted": figures.pasted,
+        "tight": tight,
+        "change": lambda row: figures.change(row["difference"], row["interval"]),
+        "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
+    }
+    pictures, worlds = drawn(document, evaluation)
+    return environment.get_template("report.html.j2").render(
+        d=document,
+        policy=POLICY,
+        title=title,
+        tone=TONES.get(document["verdict"], "none"),
+        lead=lead(document),
+        verdict_chart=verdict_chart(document),
+        phis=[phi_view(name, value, document) for name, value in document["phi"].items()],
+        reward_chart=reward_chart(document),
+        prompt_charts=prompt_charts(document),
+        pictures=pictures,
+        worlds=worlds,
+        job=to_yaml(document["job"]).decode().split("\n", 1)[1],
+        environment=to_yaml(document["environment"]).decode().split("\n", 1)[1],
+    )
+
+
+TONES = {"better": "better", "worse": "worse"}
+
+
+def lead(document: Document) -> str:
+    """What the headline means, for someone who reads one line more."""
+    held_out = document["held_out"]
+    if held_out is None:
+        return "The held-out evaluation was not made, so there is nothing to conclude about the images."
+    what = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
+    pairs = f"{figures.count(held_out['samples'])} pairs from {figures.plural(held_out['prompts'], 'prompt')}"
+    return (
+        f"Start and tuned were drawn from the same noise, on {what} that tuning never saw: {pairs}. "
+        "The brackets are the 95 % interval of the mean difference."
+    )
+
+
+# -- charts --------------------------------------------------------------------------------------------------
+
+
+def verdict_chart(document: Document) -> Markup:
+    held_out = document["held_out"]
+    if held_out is None or None in (held_out["difference"], *held_out["interval"]):
+        return Markup("")
+    low, high = held_out["interval"]
+    return chart.difference(low, held_out["difference"], high, name="difference, tuned minus start, with its interval")
+
+
+@dataclass(frozen=True)
+class PhiView:
+    """A hyperparameter as the page shows it."""
+
+    name: str
+    value: Mapping[str, Any]
+    path: Markup
+    schedule: Markup
+    many: bool
+
+
+def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView:
+    walked = [step["phi"][name] for step in document["steps"]]
+    if isinstance(value["tuned"], list):
+        rows = [row for row in walked if isinstance(row, list)]
+        stairs = Markup("")
+        if "tuned_over_steps" in value:
+            both = value["start_over_steps"], value["tuned_over_steps"]
+            stairs = chart.schedule(*both, value["se"], name=f"{name} over the steps")
+        return PhiView(name, value, chart.bundle(rows, name=f"path of {name}"), stairs, True)
+    drawing = chart.path(
+        walked,
+        None,
+        name=f"path of {name}",
+        start=value["start"],
+        answer=value["tuned"],
+        answer_se=value["se"],
+    )
+    return PhiView(name, value, drawing, Markup(""), False)
+
+
+def reward_chart(document: Document) -> Markup:
+    steps = document["steps"]
+    return chart.path([s["value"] for s in steps], [s["value_se"] for s in steps], name="path of the reward")
+
+
+def prompt_charts(document: Document) -> list[Markup]:
+    """One for a wide page and one for a phone, where the wide one would be too small to read."""
+    held_out = document["held_out"]
+    if held_out is None or len(held_out["by_prompt"]) < 3:
+        return []
+    rows = [(row["prompt"], row["difference"]) for row in held_out["by_prompt"]]
+    return [chart.prompts(rows, name="mean difference of every held-out prompt", width=width) for width in (900, 440)]
+
+
+def tight(text: str) -> str:
+    """No line ends inside `6.31 ± 0.42` or between a difference and its interval."""
+    return re.sub(r"\S+ ± \S+|\S+ \[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
+
+
+# -- images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    prompt: str
+    start: str  # data URIs
+    tuned: str
+
+
+def drawn(document: Document, evaluation: Path | None) -> tuple[list[Picture], tuple[Markup, Markup] | None]:
+    """The pairs of images, or the two clouds of samples of a world that has none."""
+    if evaluation is None or document["held_out"] is None:
+        return [], None
+    places = [evaluation / f"{name}.safetensors" for name in ("start", "tuned")]
+    if not all(place.is_file() for place in places):
+        return [], None
+    from genbo.cli.heldout import shown_samples
+
+    start, tuned = (_shown(place) for place in places)
+    if start.ndim != 4:
+        return [], chart.scatter(_points(start), _points(tuned), name="held-out samples")
+    prompts = words_in(places[0])["prompts"]
+    kept = sorted(shown_samples(prompts))[: len(start)]
+    rows = zip(kept, start, tuned, strict=False)
+    return [Picture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None
+
+
+def _shown(place: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(place.read_bytes())["shown"]
+    except (SafetensorError, KeyError) as problem:
+        raise ArtifactRefused(f"{place} is damaged; go on with --resume, which draws it again") from problem
+
+
+def _points(samples: Tensor) -> list[tuple[float, float]]:
+    """The first two coordinates; a world of one is spread over the height by a fixed pattern."""
+    rows = samples.tolist()
+    golden = (math.sqrt(5) - 1) / 2
+    return [(row[0], row[1] if len(row) > 1 else (index * golden) % 1) for index, row in enumerate(rows)]
+
+
+def data_uri(pixels: Tensor) -> str:
+    """(C, H, W) bytes as a JPEG that genbo itself has encoded."""
+    from PIL import Image
+
+    rows = pixels.permute(1, 2, 0).squeeze(-1).contiguous().numpy()
+    image = Image.fromarray(rows).convert("RGB")
+    longest = max(image.size)
+    target = SIDE_PX if longest < SIDE_PX else min(longest, WIDE_PX)
+    size = (max(1, round(image.width * target / longest)), max(1, round(image.height * target / longest)))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, subsampling=0, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def contact_sheet(images: Sequence[Any], columns: int) -> Any:
+    """PIL images of one size on one sheet, row by row."""
+    from PIL import Image
+
+    width, height, gap = images[0].width, images[0].height, max(2, images[0].width // 32)
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        sheet.paste(image, (gap + column * (width + gap), gap + row * (height + gap)))
+    return sheet

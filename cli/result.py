@@ -1,0 +1,392 @@
+"""What a run found, as one object: `report.json`, from which `genbo show` and the report are drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli import figures
+from genbo.cli.run import SCHEMA, version
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genbo.bilevel.answer import Answer
+    from genbo.bilevel.evaluate import Comparison
+    from genbo.bilevel.problem import Problem
+    from genbo.cli.heldout import Side
+
+Document = dict[str, Any]
+CLEAR = 2.0  # standard errors from which a gradient is told from noise
+NEAR = 0.01  # of the range: nearer than this is "at the bound"
+FEW_PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class Names:
+    rewards: tuple[str, ...]
+    constraints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The answer in phi, (P,) each; the error is None where the path does not tell it."""
+
+    phi: Tensor
+    se: list[float | None]
+    method: str  # root | mean | start | last
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Both sides of the evaluation, sample by sample."""
+
+    start: Side
+    tuned: Side
+    prompts: tuple[str, ...]
+    fresh_prompts: bool
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that the report is made of."""
+
+    problem: Problem
+    names: Names
+    records: Sequence[Mapping[str, Any]]
+    tuned: Tuned
+    held_out: HeldOut | None
+    cost: Mapping[str, float]
+    planned: Mapping[str, float]
+    estimator: Mapping[str, Any]
+    job: Document
+    environment: Document
+    reproduce: str
+    status: str = "done"
+    reason: str | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def document_of(found: Findings) -> Document:
+    """`report.json`."""
+    held_out, rewards, keep = _compared(found)
+    document: Document = {
+        "schema": SCHEMA,
+        "genbo": version(),
+        "status": found.status,
+        "reason": found.reason,
+        "verdict": None if held_out is None else held_out["verdict"],
+        "headline": "",
+        "phi": _phi(found),
+        "held_out": held_out,
+        "rewards": rewards,
+        "keep": keep,
+        "cost": {**found.cost, "planned": dict(found.planned)},
+        "estimator": dict(found.estimator),
+        "steps": [dict(r) for r in found.records],
+        "trust": [],
+        "use": {},
+        "job": found.job,
+        "environment": found.environment,
+        "reproduce": found.reproduce,
+    }
+    document["headline"] = headline(document)
+    document["trust"] = trust(document, found.tuned.method, found.notes)
+    return document
+
+
+# -- the answer ----------------------------------------------------------------------------------------------
+
+
+def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
+    """phi from the usable steps of the path, with its error bar carried through the link by its slope."""
+    from genbo.bilevel.answer import answer
+
+    usable = [r for r in records if r["status"] == "ok"]
+    if not usable:
+        return Tuned(problem.first(), [None] * problem.parameters, "start")
+    columns = (_column(usable, name) for name in ("u", "grad", "grad_se"))
+    found = answer(*columns, constrained=bool(problem.constraints))
+    return Tuned(problem.value(found.u), _through_link(problem, found), found.method)
+
+
+def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
+    """phi at the last step whose numbers were finite."""
+    usable = [r for r in records if r["status"] != "non_finite"]
+    nothing: list[float | None] = [None] * problem.parameters
+    if not usable:
+        return Tuned(problem.first(), nothing, "start")
+    return Tuned(problem.value(_column(usable, "u")[-1]), nothing, "last")
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[torch.Tensor]:
+    import torch
+
+    rows = [[math.nan if x is None else x for x in record[name]] for record in records]
+    return [torch.tensor(row, dtype=torch.float64) for row in rows]
+
+
+def _through_link(problem: Problem, found: Answer) -> list[float | None]:
+    h = 1e-5
+    slope = (problem.value(found.u + h) - problem.value(found.u - h)) / (2 * h)
+    return [x if math.isfinite(x) else None for x in (slope.abs() * found.u_se).tolist()]
+
+
+def _phi(found: Findings) -> Document:
+    problem = found.problem
+    first, phi = problem.first(), found.tuned.phi
+    pieces, at = {}, 0
+    for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
+        here = slice(at, at + size)
+        se = found.tuned.se[here]
+        tuned = tunable.spoken(phi[here])
+        bounds = getattr(tunable, "bounds", None)
+        pieces[tunable.name] = {
+            "start": tunable.spoken(first[here]),
+            "tuned": tuned,
+            "se": se if isinstance(tuned, list) else se[0],
+            "bounds": None if bounds is None else list(bounds),
+            **_over_steps(tunable, problem.process.steps, first[here], phi[here]),
+        }
+        at += size
+    return pieces
+
+
+def _over_steps(tunable: Any, steps: int, first: Tensor, phi: Tensor) -> Document:
+    """The values that the sampler sees, one a step, where the tunable is a schedule."""
+    if not hasattr(tunable, "over_steps") or len(phi) == 1:
+        return {}
+    both = {"start_over_steps": first, "tuned_over_steps": phi}
+    return {name: tunable.over_steps(value[None], steps)[0].tolist() for name, value in both.items()}
+
+
+# -- start against tuned -------------------------------------------------------------------------------------
+
+
+def _compared(found: Findings) -> tuple[Document | None, Document, Document]:
+    import torch
+
+    from genbo.bilevel.evaluate import compare
+
+    sides, problem = found.held_out, found.problem
+    if sides is None:
+        return None, {}, {}
+    weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+    start, tuned = sides.start.scores.double(), sides.tuned.scores.double()
+    total = compare(
+        weights @ start[: len(weights)],
+        weights @ tuned[: len(weights)],
+        sides.prompts,
+        fresh_prompts=sides.fresh_prompts,
+    )
+    of_row = [
+        _plain(compare(a, b, sides.prompts, fresh_prompts=sides.fresh_prompts))
+        for a, b in zip(start, tuned, strict=True)
+    ]
+    gains = weights @ (tuned - start)[: len(weights)]
+    held_out = {
+        **_plain(total),
+        "fresh_prompts": sides.fresh_prompts,
+        "by_prompt": _by_prompt(sides.prompts, gains.tolist()),
+    }
+    rewards = {
+        name: {"weight": weight, **row}
+        for name, (weight, _), row in zip(found.names.rewards, problem.rewards, of_row, strict=False)
+    }
+    return held_out, rewards, _kept(found, of_row[len(weights) :])
+
+
+def _plain(compared: Comparison) -> Document:
+    return {
+        "verdict": compared.verdict,
+        "start": compared.start,
+        "tuned": compared.tuned,
+        "difference": compared.difference,
+        "interval": list(compared.interval),
+        "samples": compared.samples,
+        "prompts": compared.groups,
+    }
+
+
+def _by_prompt(prompts: Sequence[str], gains: Sequence[float]) -> list[Document]:
+    groups: dict[str, list[float]] = {}
+    for prompt, gain in zip(prompts, gains, strict=True):
+        groups.setdefault(prompt, []).append(gain)
+    means = [{"prompt": p, "difference": sum(g) / len(g), "samples": len(g)} for p, g in groups.items()]
+    return sorted(means, key=lambda row: row["difference"])
+
+
+def _kept(found: Findings, rows: Sequence[Document]) -> Document:
+    """Each constraint against its level; broken only where that is measured, not where it is noise."""
+    kept = {}
+    for name, constraint, row in zip(found.names.constraints, found.problem.constraints, rows, strict=True):
+        low, high = row["interval"]
+        if constraint.relative_to_start:
+            level = row["start"] + constraint.at_least
+            gap, surely_below = row["difference"] - constraint.at_least, high < constraint.at_least
+        else:
+            level = constraint.at_least
+            gap, half = row["tuned"] - level, (high - low) / 2
+            surely_below = gap + half < 0
+        kept[name] = {**row, "at_least": level, "gap": gap, "held": gap >= 0, "broken": surely_below}
+    return kept
+
+
+# -- in words ------------------------------------------------------------------------------------------------
+
+
+def title(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def instead(name: str, value: Mapping[str, Any]) -> str:
+    """`Guidance 6.31 ± 0.42 instead of 1.00`."""
+    tuned, start = figures.spoken(value["tuned"], value["se"]), figures.spoken(value["start"])
+    return f"{title(name)} {tuned} instead of {start}"
+
+
+def headline(document: Document) -> str:
+    """The verdict in one plain sentence, with its figures."""
+    changes = ", ".join(instead(name, value) for name, value in document["phi"].items())
+    held_out = document["held_out"]
+    if document["status"] != "done" or held_out is None:
+        return f"{changes}, and no verdict: {document['reason'] or 'the run has not ended'}."
+    name = next(iter(document["rewards"])) if len(document["rewards"]) == 1 else "the weighted reward"
+    gain = figures.change(held_out["difference"], held_out["interval"])
+    on = figures.plural(held_out["samples"], "held-out image" if held_out["fresh_prompts"] else "fresh sample")
+    broken = [name for name, kept in document["keep"].items() if kept["broken"]]
+    joint = "but" if held_out["verdict"] == "better" else "and"
+    fell = f", {joint} {' and '.join(broken)} fell below its level" if broken else ""
+    return f"{changes}: {name} {gain} on {on}: {held_out['verdict']}{fell}."
+
+
+def trust(document: Document, method: str, notes: Sequence[str]) -> list[Document]:
+    """How far to believe it: what speaks for it (good), against it (warning), and what to know (note)."""
+    said = [
+        *_about_steps(document),
+        *_about_answer(document, method),
+        *_about_bounds(document),
+        *_about_held_out(document),
+        *_about_keep(document),
+    ]
+    return [*said, *(_said("note", text) for text in notes)]
+
+
+def _said(level: str, text: str) -> Document:
+    return {"level": level, "text": text}
+
+
+def noise_ratio(grad: Sequence[float | None], se: Sequence[float | None]) -> float | None:
+    """How many standard errors a gradient stands from zero, a coordinate on average (root mean square)."""
+    pairs = [(g, s) for g, s in zip(grad, se, strict=True) if g is not None and s is not None and s > 0]
+    return math.sqrt(sum((g / s) ** 2 for g, s in pairs) / len(pairs)) if pairs else None
+
+
+def _ratios(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    found = (noise_ratio(r["grad"], r["grad_se"]) for r in records if r["status"] == "ok")
+    return [ratio for ratio in found if ratio is not None]
+
+
+def _about_steps(document: Document) -> list[Document]:
+    records, said = document["steps"], []
+    ratios = _ratios(records)
+    third = max(1, len(ratios) // 3)
+    if ratios:
+        first = sorted(ratios[:third])[third // 2]
+        figure = f"{figures.number(first, 1)} standard errors from zero"
+        if first >= CLEAR:
+            said.append(_said("good", f"The first gradients stood {figure}: the direction was clear."))
+        else:
+            text = f"The first gradients stood only {figure}: more budget.samples would make it clearer."
+            said.append(_said("warning", text))
+    flat = sum(r["status"] == "flat" for r in records)
+    broken = sum(r["status"] == "non_finite" for r in records)
+    if flat:
+        said.append(_said("warning", f"{figures.plural(flat, 'gradient')} of {len(records)} were exactly zero: flat."))
+    if broken:
+        steps = f"{figures.plural(broken, 'step')} of {len(records)}"
+        text = f"{steps} had numbers that were not finite, and moved nothing."
+        said.append(_said("warning", text))
+    if len(ratios) >= 6:
+        last = sorted(ratios[-third:])[third // 2]
+        figure = f"{figures.number(last, 1)} standard errors"
+        if last < CLEAR + 1:
+            said.append(_said("good", f"The last gradients are within {figure} of zero: the climb has settled."))
+        else:
+            said.append(
+                _said(
+                    "note",
+                    f"The last gradients are still {figure} from zero: more budget.steps may gain more.",
+                )
+            )
+    return said
+
+
+def _about_answer(document: Document, method: str) -> list[Document]:
+    if method == "root":
+        text = "The optimum lies inside the path: the gradient crosses zero there, which gives the error bar."
+        return [_said("good", text)]
+    errors = [value["se"] for value in document["phi"].values()]
+    known = [e for error in errors for e in (error if isinstance(error, list) else [error])]
+    if document["status"] == "done" and None in known:
+        some = "Some of the tuned numbers have" if any(e is not None for e in known) else "The tuned value has"
+        text = f"{some} no error bar: the path shows no curvature to measure it by. More steps or samples may."
+        return [_said("note", text)]
+    return []
+
+
+def _about_bounds(document: Document) -> list[Document]:
+    said = []
+    for name, value in document["phi"].items():
+        numbers = value["tuned"] if isinstance(value["tuned"], list) else [value["tuned"]]
+        for bound, edge in zip(("lower", "upper"), value["bounds"] or (), strict=False):
+            span = value["bounds"][1] - value["bounds"][0]
+            at = sum(abs(x - edge) < NEAR * span for x in numbers)
+            if at:
+                part = "" if len(numbers) == 1 else f" at {at} of {len(numbers)} values"
+                text = f"{title(name)} ends at its {bound} bound {edge:g}{part}: wider bounds may do better."
+                said.append(_said("warning", text))
+    return said
+
+
+def _about_held_out(document: Document) -> list[Document]:
+    held_out = document["held_out"]
+    if held_out is None:
+        return []
+    samples, prompts = held_out["samples"], held_out["prompts"]
+    said = []
+    if held_out["fresh_prompts"]:
+        seen = f"{figures.plural(prompts, 'prompt')} and seeds that tuning never saw"
+        text = f"The verdict rests on {seen} ({samples} pairs)."
+        said.append(_said("good", text))
+    else:
+        text = "The verdict rests on fresh seeds of the tuning prompts; evaluate.prompts would add others."
+        said.append(_said("note", text))
+    if prompts < FEW_PROMPTS:
+        counted = figures.plural(prompts, "prompt")
+        text = f"The interval counts {counted} only: it says little of prompts unlike these."
+        said.append(_said("note", text))
+    if held_out["verdict"] == "no measurable difference":
+        text = "The interval includes zero: there may be a difference, but this many samples do not show it."
+        said.append(_said("note", text))
+    return said
+
+
+def _about_keep(document: Document) -> list[Document]:
+    if not document["keep"]:
+        names = " and ".join(document["rewards"])
+        text = f"Nothing but {names} was asked for: a reward can rise while images get worse, so look."
+        return [_said("note", text)] if names else []
+    said = []
+    for name, kept in document["keep"].items():
+        level = f"{figures.number(kept['tuned'])} against a level of {figures.number(kept['at_least'])}"
+        if kept["held"]:
+            said.append(_said("good", f"{title(name)} was kept: {level}."))
+        elif kept["broken"]:
+            said.append(_said("warning", f"{title(name)} was not kept: {level}."))
+        else:
+            said.append(_said("note", f"{title(name)} is below its level by less than the noise: {level}."))
+    return said

@@ -1,0 +1,172 @@
+"""genbo show: a run in the terminal, finished or not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli import figures
+from genbo.cli.errors import UserMistake
+from genbo.cli.run import holder, is_run, read_journal, read_json, to_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Document = dict[str, Any]
+MARKS = {"good": "[green]✓[/]", "note": "[dim]i[/]", "warning": "[yellow]![/]"}
+
+
+def run(folder: str | Path, *, as_json: bool = False) -> int:
+    """The command: the report of a finished run, or how far another has come."""
+    folder = Path(folder)
+    if not is_run(folder):
+        raise UserMistake(f"{folder} is not a run of genbo; give the folder that `output:` named")
+    document = document_of(folder)
+    if as_json:
+        sys.stdout.write(to_json(document).decode())
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if "headline" in document:
+        show_report(document, folder, console)
+    else:
+        show_unfinished(document, folder, console)
+    return 0
+
+
+def document_of(folder: Path) -> Document:
+    """`report.json` where the run came to an end, else its status and the steps so far."""
+    status = state_of(folder)
+    report = folder / "report.json"
+    if status["state"] in ("done", "diverged") and report.is_file():
+        return dict(read_json(report))
+    return {
+        "status": status["state"],
+        **status,
+        "verdict": None,
+        "steps": read_journal(folder / "steps.jsonl"),
+    }
+
+
+def state_of(folder: Path) -> Document:
+    """`status.json`, corrected where it says running and no process holds the folder."""
+    place = folder / "status.json"
+    status: Document = {
+        "state": "failed",
+        "reason": "it ended before it began",
+        "last_step": 0,
+        "resumable": True,
+    }
+    if place.is_file():
+        status = dict(read_json(place))
+    if status["state"] == "running" and holder(folder) is None:
+        status |= {"state": "interrupted", "reason": f"killed during: {status['reason']}", "resumable": True}
+    return status
+
+
+def last_lines(document: Document, folder: Path) -> str:
+    """The end of `genbo tune`: the verdict, the values, the place of the report."""
+    values = [f"{name}: {values_in_full(value)}" for name, value in document["phi"].items()]
+    return "\n".join([document["headline"], *values, f"report: {folder / 'report.html'}"])
+
+
+def values_in_full(value: Document) -> str:
+    tuned, se = value["tuned"], value["se"]
+    if not isinstance(tuned, list):
+        return figures.with_error(tuned, se)
+    return ", ".join(figures.with_error(t, e) for t, e in zip(tuned, se, strict=True))
+
+
+# -- a finished run ------------------------------------------------------------------------------------------
+
+
+def show_report(document: Document, folder: Path, console: Console) -> None:
+    from rich.text import Text
+
+    tone = {"better": "bold green", "worse": "bold red"}.get(document["verdict"], "bold")
+    console.print(Text(document["verdict"] or f"no verdict ({document['status']})", style=tone))
+    console.print(Text(document["headline"]), "")
+    console.print(values_table(document), "")
+    if document["rewards"] or document["keep"]:
+        console.print(rewards_table(document), "")
+    for line in paths(document["phi"], document["steps"]):
+        console.print(line)
+    console.print()
+    for said in document["trust"]:
+        console.print(MARKS[said["level"]], Text(said["text"]))
+    cost = document["cost"]
+    calls, forwards = (figures.count(cost[key]) for key in ("denoiser_calls", "image_forwards"))
+    spent = f"{calls} denoiser calls, {forwards} image forwards"
+    console.print(Text(f"\ncost: {spent}, {figures.duration(cost['elapsed_s'])}", style="dim"))
+    console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
+
+
+def values_table(document: Document) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "start", "tuned", "bounds"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, value in document["phi"].items():
+        bounds = "" if value["bounds"] is None else escape(f"[{value['bounds'][0]:g}, {value['bounds'][1]:g}]")
+        table.add_row(escape(name), figures.spoken(value["start"]), figures.spoken(value["tuned"], value["se"]), bounds)
+    return table
+
+
+def rewards_table(document: Document) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("held out", "start", "tuned", "difference, 95 % interval", ""):
+        table.add_column(name, justify="left" if name in ("held out", "") else "right")
+    for name, row in document["rewards"].items():
+        gain = escape(figures.change(row["difference"], row["interval"]))
+        table.add_row(escape(name), figures.number(row["start"]), figures.number(row["tuned"]), gain, row["verdict"])
+    for name, row in document["keep"].items():
+        gain = escape(figures.change(row["difference"], row["interval"]))
+        end = "kept" if row["held"] else "broken" if row["broken"] else "within noise"
+        label = f"keep {name} ≥ {figures.number(row['at_least'])}"
+        table.add_row(escape(label), figures.number(row["start"]), figures.number(row["tuned"]), gain, end)
+    return table
+
+
+def paths(names: Sequence[str], steps: Sequence[Document]) -> list[Any]:
+    """A sparkline for each scalar hyperparameter and for the reward."""
+    from rich.text import Text
+
+    rows = [(n, [s["phi"][n] for s in steps]) for n in names]
+    drawn = [(n, values) for n, values in rows if values and not isinstance(values[0], list)]
+    drawn.append(("reward", [s["value"] for s in steps]))
+    width = max(len(name) for name, _ in drawn)
+    return [
+        Text.assemble((f"{name:<{width}}  ", "dim"), figures.sparkline(values), f"  {_ends(values)}")
+        for name, values in drawn
+        if values
+    ]
+
+
+def _ends(values: Sequence[float | None]) -> str:
+    return f"{figures.number(values[0])} → {figures.number(values[-1])}"
+
+
+# -- a run under way, stopped or failed ----------------------------------------------------------------------
+
+
+def show_unfinished(document: Document, folder: Path, console: Console) -> None:
+    from rich.text import Text
+
+    from genbo.cli.watch import table
+
+    console.print(Text(document["state"], style="bold"), Text(document["reason"] or ""))
+    steps = document["steps"]
+    if steps:
+        console.print(table(steps[-10:]), "")
+        for line in paths(tuple(steps[-1]["phi"]), steps):
+            console.print(line)
+    if document["state"] != "running" and document["resumable"]:
+        console.print(Text(f"the same `genbo tune` command with --resume goes on after step {document['last_step']}"))

@@ -1,0 +1,71 @@
+"""Finds every file of every room: a test that takes `reward_class` runs for each file in `rewards/`.
+
+A new file is picked up by itself. One whose options have no defaults is listed in `EXAMPLES`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOMS = {
+    "model": "genbo.diffusion.models",
+    "rule": "genbo.diffusion.guidance",
+    "sampler": "genbo.diffusion.samplers",
+    "reward": "genbo.rewards",
+    "tunable": "genbo.bilevel.tunables",
+    "estimator": "genbo.bilevel.estimators",
+    "optimizer": "genbo.bilevel.optimizers",
+}
+
+# Options for the kinds that cannot do without; `tiny_clip` stands for the folder of that fixture.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "Clip": {"pretrained": "tiny_clip"},
+    "Guidance": {"start": 5.0},
+}
+
+
+def files(room: str) -> list[str]:
+    """The kinds in a room."""
+    found = pkgutil.iter_modules(import_module(ROOMS[room]).__path__)
+    return sorted(file.name for file in found if not file.ispkg and not file.name.startswith("_"))
+
+
+def options_class(room: str, kind: str) -> type[Any]:
+    name = "".join(part.capitalize() for part in kind.split("_"))
+    found: type[Any] = getattr(import_module(f"{ROOMS[room]}.{kind}"), name)
+    return found
+
+
+def required(cls: type[Any]) -> list[str]:
+    """The options that have no default."""
+    return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for room in ROOMS:
+        if f"{room}_class" in metafunc.fixturenames:
+            classes = [options_class(room, kind) for kind in files(room)]
+            metafunc.parametrize(f"{room}_class", classes, ids=lambda cls: cls.__name__)
+    if "component" in metafunc.fixturenames:
+        found = [(room, kind) for room in ROOMS for kind in files(room)]
+        metafunc.parametrize("component", found, ids=lambda pair: "/".join(pair))
+
+
+@pytest.fixture
+def example(tiny_clip: Path) -> Callable[[type[Any]], Any]:
+    """An instance of a room's dataclass: its defaults, and the example's options where it has none."""
+
+    def build(cls: type[Any]) -> Any:
+        options = EXAMPLES.get(cls.__name__, {})
+        missing = sorted(set(required(cls)) - set(options))
+        assert not missing, f"{cls.__name__} needs {missing}: add them to EXAMPLES in {__file__}"
+        return cls(**{k: str(tiny_clip) if v == "tiny_clip" else v for k, v in options.items()})
+
+    return build

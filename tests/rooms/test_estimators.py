@@ -1,0 +1,174 @@
+"""What every estimator promises: the gradient of what it was given, at the price that it names."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from genbo.bilevel.problem import Estimate, Facts, Problem, calls
+from genbo.bilevel.tunables.guidance import Guidance, Knots
+from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.mixture import Mixture
+from genbo.diffusion.process import process_of
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.rewards.quadratic import Quadratic
+from tests.rooms.conftest import files, options_class
+
+STEPS, SAMPLES, BATCH = 5, 16, 12
+ONE, TWO = torch.tensor([1.0], dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64)
+TARGETS = ([1.5, 0.0], [0.0, 1.0])
+
+
+@pytest.fixture
+def estimator(estimator_class):
+    if hasattr(estimator_class, "choose"):
+        pytest.skip("chooses among the others")
+    return estimator_class()
+
+
+def problem(shape: object = "scalar", rewards: int = 1) -> Problem:
+    process = process_of(Mixture().open(), Ddim(steps=STEPS), Plain(weight=2.5), batch=BATCH)
+    tunable = Guidance(start=2.5, bounds=(0.0, 10.0), shape=shape)  # type: ignore[arg-type]
+    return Problem(process, (tunable,), tuple((1.0, Quadratic(target=t).open()) for t in TARGETS[:rewards]))
+
+
+def estimate(p: Problem, estimator, weights: Tensor = ONE) -> Estimate:
+    batch = batch_of(("east", "north"), SAMPLES, Seed(3))
+    found, state = estimator(p, p.coordinates(p.first()), batch, weights, Seed(3), {})
+    assert all(isinstance(value, Tensor) for value in state.values())
+    return found
+
+
+@pytest.mark.parametrize("shape", ["scalar", Knots(3)], ids=str)
+def test_an_estimate_has_a_number_a_parameter_and_a_score_a_sample(estimator, shape):
+    p = problem(shape, rewards=2)
+    found = estimate(p, estimator, TWO)
+    assert found.grad.shape == found.grad_se.shape == (p.parameters,)
+    assert found.scores.shape == (2, SAMPLES)
+    for tensor in (found.grad, found.grad_se, found.scores):
+        assert tensor.dtype == torch.float64 and tensor.isfinite().all() and not tensor.requires_grad
+    assert (found.grad_se > 0).all()
+
+
+@pytest.mark.parametrize("shape", ["scalar", Knots(3)], ids=str)
+def test_it_is_the_slope_of_the_same_samples(estimator, shape):
+    """Against fine differences of the very samples it drew: the sampling itself is no excuse."""
+    p = problem(shape)
+    batch, u, h = batch_of(("east", "north"), SAMPLES, Seed(3)), p.coordinates(p.first()), 1e-4
+    members = torch.cat([u + h * torch.eye(len(u)), u - h * torch.eye(len(u))])
+    up, down = p.scores(p.value(members), batch)[0].mean(1).chunk(2)
+    torch.testing.assert_close(estimate(p, estimator).grad, (up - down) / (2 * h), rtol=2e-2, atol=2e-3)
+
+
+def test_scores_are_those_of_the_samples_at_the_point(estimator):
+    p = problem()
+    batch = batch_of(("east", "north"), SAMPLES, Seed(3))
+    there = p.scores(p.first()[None], batch)[0, 0]
+    torch.testing.assert_close(estimate(p, estimator).scores[0], there, rtol=2e-2, atol=2e-3)
+
+
+def test_weights_are_linear(estimator):
+    p = problem(rewards=2)
+    both = estimate(p, estimator, TWO).grad
+    parts = [estimate(p, estimator, w * e).grad for w, e in zip(TWO, torch.eye(2, dtype=torch.float64), strict=True)]
+    torch.testing.assert_close(both, sum(parts), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", ["scalar", Knots(3)], ids=str)
+def test_it_costs_what_it_says(estimator, shape):
+    p = problem(shape)
+    estimate(p, estimator)
+    sampled, passes = estimator.trajectories(p.parameters), estimator.network_passes()
+    meter = p.process.meter
+    assert meter.reward_images == sampled * SAMPLES
+    assert meter.image_forwards == sampled * SAMPLES * STEPS * passes * 2  # conditional and unconditional
+    draws = estimator.draws(p.parameters)
+    assert sum(map(len, draws)) == sampled
+    assert meter.denoiser_calls == sum(calls(SAMPLES, len(draw), BATCH, STEPS) for draw in draws) * passes
+
+
+def test_the_same_twice_and_the_worlds_randomness_untouched(estimator):
+    p = problem(Knots(3))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = estimate(p, estimator), estimate(p, estimator)
+    assert torch.equal(first.grad, second.grad) and torch.equal(first.scores, second.scores)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shape", ["scalar", Knots(3)], ids=str)
+def test_it_draws_where_it_says(estimator, shape, monkeypatch):
+    """The plan counts on `draws`: which coordinates each member of each batch has moved."""
+    p, seen = problem(shape), []
+    at = Problem.at
+    monkeypatch.setattr(Problem, "at", lambda self, phi: seen.append(phi) or at(self, phi))
+    estimate(replace(p, process=replace(p.process, batch=10**6)), estimator)
+    u, draws = p.coordinates(p.first()), estimator.draws(p.parameters)
+    assert len(seen) == len(draws)
+    for members, draw in zip(seen, draws, strict=True):
+        if None in draw:  # differentiated where it stands
+            torch.testing.assert_close(members, p.value(u).expand_as(members), rtol=0, atol=1e-12)
+            continue
+        moved = (p.coordinates(members) - u).abs() > 1e-9
+        assert [frozenset(row.nonzero().flatten().tolist()) for row in moved] == draw
+
+
+class Opaque(torch.autograd.Function):
+    """A score whose derivative nobody may ask for."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return -x.flatten(1).square().sum(1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        raise AssertionError("the derivative of a reward without one was asked for")
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:
+        raise AssertionError("the derivative of a reward without one was asked for")
+
+
+class Closed:
+    differentiable = False
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return Opaque.apply(images)
+
+
+def test_it_says_no_before_it_fails_and_yes_only_where_it_works(estimator):
+    """With a reward that explodes when differentiated: either a refusal or a gradient."""
+    p = problem()
+    closed = Problem(p.process, p.tunables, ((1.0, Closed()),))
+    if estimator.why_not(Facts(1, differentiable_reward=False)) is None:
+        assert estimate(closed, estimator).grad.isfinite().all()
+    else:
+        with pytest.raises(AssertionError, match="was asked for"):
+            estimate(closed, estimator)
+
+
+def test_a_refusal_is_a_sentence_with_a_way_out(estimator):
+    for reward, model, half in itertools.product([True, False], repeat=3):
+        facts = Facts(4, differentiable_reward=reward, differentiable_model=model, half_precision=half)
+        refusal = estimator.why_not(facts)
+        assert refusal is None or "; " in refusal
+    assert estimator.why_not(Facts(1)) is None
+
+
+def test_a_choice_is_an_estimator_of_the_room_that_can_work(estimator_class):
+    if not hasattr(estimator_class, "choose"):
+        pytest.skip("is an estimator itself")
+    for size, reward, model, half in itertools.product([1, 8, 9, 20, 21, 100], *[[True, False]] * 3):
+        facts = Facts(size, differentiable_reward=reward, differentiable_model=model, half_precision=half)
+        kind, options, reason = estimator_class().choose(facts)
+        assert kind in files("estimator")
+        chosen = options_class("estimator", kind)
+        assert set(options) <= {f.name for f in fields(chosen)}
+        assert chosen(**options).why_not(facts) is None
+        assert str(size) in reason

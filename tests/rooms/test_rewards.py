@@ -1,0 +1,96 @@
+"""What every reward promises: a number a row, from that row alone, with gradients where it says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+PROMPTS = ("a red apple", "a dog", "a blue house", "a dog", "nothing at all")
+
+
+@pytest.fixture
+def reward(reward_class, example):
+    return example(reward_class).open("cpu")
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    x = torch.rand(len(PROMPTS), 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    return x * torch.linspace(0.2, 0.9, len(PROMPTS)).reshape(-1, 1, 1, 1)
+
+
+def test_a_finite_number_a_row(reward, images):
+    scores = reward(images, PROMPTS)
+    assert scores.shape == (len(PROMPTS),)
+    assert scores.dtype in (torch.float32, torch.float64)
+    assert scores.isfinite().all()
+    assert scores.std() > 0, "the reward cannot tell these images apart"
+
+
+def test_a_row_does_not_know_its_batch(reward, images):
+    together = reward(images, PROMPTS)
+    alone = torch.cat([reward(image[None], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    order = [3, 0, 4, 2, 1]
+    shuffled = reward(images[order], [PROMPTS[i] for i in order])
+    torch.testing.assert_close(shuffled, together[order], atol=1e-5, rtol=1e-5)
+
+
+def test_the_same_twice_and_the_images_untouched(reward, images):
+    before = images.clone()
+    assert torch.equal(reward(images, PROMPTS), reward(images, PROMPTS))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_any_precision_of_image_is_scored_in_single_or_double(reward, images, dtype):
+    scores = reward(images.to(dtype), PROMPTS)
+    assert scores.dtype in (torch.float32, torch.float64)
+    # an image in bfloat16 is another image, up to its 8 bits
+    tolerance = 1e-5 if dtype != torch.bfloat16 else 2e-2
+    torch.testing.assert_close(scores.float(), reward(images, PROMPTS), atol=tolerance, rtol=tolerance)
+
+
+def test_opened_and_unopened_say_the_same_of_gradients(reward, reward_class):
+    assert reward.differentiable is reward_class.differentiable
+
+
+def test_gradients_reach_each_image_from_its_own_row_alone(reward, images):
+    images = images.requires_grad_()
+    scores = reward(images, PROMPTS)
+    if not reward.differentiable:
+        assert not scores.requires_grad
+        return
+    for row in (0, 3):
+        (grad,) = torch.autograd.grad(scores[row], images, retain_graph=True)
+        assert grad.isfinite().all() and grad[row].any()
+        others = torch.cat([grad[:row], grad[row + 1 :]])
+        assert not others.any()
+
+
+def test_the_gradient_points_upwards(reward, images):
+    if not reward.differentiable:
+        pytest.skip("no gradient")
+    images = images.requires_grad_()
+    scores = reward(images, PROMPTS)
+    (grad,) = torch.autograd.grad(scores.sum(), images)
+    slope = grad.flatten(1).square().sum(1)
+    step = 1e-3 * scores.abs() / slope  # promises a thousandth of the score
+    higher = reward((images + step.reshape(-1, 1, 1, 1) * grad).detach(), PROMPTS)
+    torch.testing.assert_close(higher - scores, step * slope, rtol=0.2, atol=1e-6)
+
+
+def test_forward_mode_is_reverse_mode(reward, images):
+    """Forward mode runs without gradients, where fused kernels that have no forward derivative are taken."""
+    from torch.autograd import forward_ad
+
+    if not reward.differentiable:
+        pytest.skip("no gradient")
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    live = images.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(reward(live, PROMPTS).sum(), live)
+    plain = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with torch.no_grad(), plain, forward_ad.dual_level():
+        dual = reward(forward_ad.make_dual(images, direction), PROMPTS)
+        tangent = forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, (grad * direction).flatten(1).sum(1), rtol=1e-3, atol=1e-5)

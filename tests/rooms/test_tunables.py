@@ -1,0 +1,170 @@
+"""What every tunable promises: a link that cannot leave its domain, and a place of its own in the process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genbo.bilevel.tunables.guidance import Guidance, Knots
+from genbo.diffusion.guidance.interval import Interval
+from genbo.diffusion.models.gaussian import Gaussian
+from genbo.diffusion.process import process_of
+from genbo.diffusion.samplers.ddim import Ddim
+from tests.rooms.conftest import EXAMPLES, files, options_class
+
+STEPS = 6
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "Guidance": [
+        {},
+        {"shape": "per_step"},
+        {"shape": Knots(3)},
+        {"start": [0.0, 1.0, 2.0, 3.0, 4.0, 20.0], "shape": "per_step"},
+        {"start": 0.3, "bounds": (0.0, 0.5), "option": "start"},
+        {"start": -1.0, "bounds": (-3.0, -0.1)},
+    ],
+}
+
+
+@pytest.fixture
+def tunables(tunable_class, example) -> list[Any]:
+    return [replace(example(tunable_class), **options) for options in VARIANTS.get(tunable_class.__name__, [{}])]
+
+
+def process():
+    return process_of(Gaussian().open(), Ddim(steps=STEPS), Interval(weight=3.0))
+
+
+def at_random(tunable, spread: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(5, tunable.size(STEPS), generator=generator, dtype=torch.float64)
+
+
+def test_the_start_is_what_was_written(tunables):
+    for tunable in tunables:
+        first = tunable.first(STEPS)
+        assert first.shape == (tunable.size(STEPS),) and first.dtype == torch.float64
+        assert torch.equal(first, torch.as_tensor(tunable.start, dtype=torch.float64).expand_as(first))
+        assert tunable.mistakes(STEPS) == []
+
+
+def test_coordinates_are_the_inverse_of_the_link(tunables):
+    for tunable in tunables:
+        u = at_random(tunable, 2.0)
+        phi = tunable.value(u)
+        torch.testing.assert_close(tunable.coordinates(phi), u, atol=1e-8, rtol=1e-8)
+        torch.testing.assert_close(tunable.value(tunable.coordinates(phi)), phi, atol=1e-10, rtol=1e-10)
+
+
+def test_a_start_on_a_bound_can_still_move(tunables):
+    for tunable in tunables:
+        u = tunable.coordinates(tunable.first(STEPS)).requires_grad_()
+        assert u.isfinite().all()
+        torch.testing.assert_close(tunable.value(u).detach(), tunable.first(STEPS), atol=0.01, rtol=0)
+        (slope,) = torch.autograd.grad(tunable.value(u).sum(), u)
+        assert (slope.abs() > 1e-6).all()
+
+
+@settings(deadline=None)
+@given(u=st.floats(allow_nan=False))
+def test_no_coordinate_leaves_the_domain(tunables_of_the_room, u):
+    """Infinities included: what the link gives may be written into a job as a start."""
+    for tunable in tunables_of_the_room:
+        phi = tunable.value(torch.full((tunable.size(STEPS),), u, dtype=torch.float64))
+        assert phi.isfinite().all()
+        assert replace(tunable, start=tunable.spoken(phi)).mistakes(STEPS) == []
+
+
+@pytest.fixture(scope="module")
+def tunables_of_the_room() -> list[Any]:
+    """All variants of all kinds: hypothesis wants a fixture that does not change."""
+    kinds = [options_class("tunable", kind) for kind in files("tunable")]
+    plain = {kind.__name__: kind(**EXAMPLES.get(kind.__name__, {})) for kind in kinds}
+    return [replace(tunable, **o) for name, tunable in plain.items() for o in VARIANTS.get(name, [{}])]
+
+
+@settings(deadline=None)
+@given(low=st.floats(-1e3, 1e3), width=st.floats(1e-3, 1e3), u=st.floats(allow_nan=False))
+def test_guidance_stays_inside_any_bounds(low, width, u):
+    tunable = Guidance(start=low, bounds=(low, low + width))
+    phi = tunable.value(torch.tensor([u], dtype=torch.float64)).item()
+    assert low <= phi <= low + width
+
+
+def test_the_link_rises(tunables):
+    for tunable in tunables:
+        u = torch.linspace(-8, 8, 50, dtype=torch.float64)[:, None].expand(-1, tunable.size(STEPS))
+        assert (tunable.value(u).diff(dim=0) > 0).all()
+
+
+def test_embedding_touches_nothing_but_its_own_place(tunables):
+    for tunable in tunables:
+        before = process()
+        kept = {name: value.clone() for name, value in before.options.items()}
+        after = tunable.embed(before, tunable.value(at_random(tunable, 1.0)))
+        assert after is not before and after.members == 5
+        changed = [name for name, value in after.options.items() if value is not before.options[name]]
+        assert changed == [tunable.option]
+        assert after.options[tunable.option].shape == (5, STEPS)
+        assert all(torch.equal(before.options[name], value) for name, value in kept.items())
+        assert after.grid is before.grid and after.rule is before.rule and after.meter is before.meter
+
+
+def test_every_parameter_reaches_the_process(tunables):
+    for tunable in tunables:
+        phi = tunable.value(at_random(tunable, 1.0)).requires_grad_()
+        (grad,) = torch.autograd.grad(tunable.embed(process(), phi).options[tunable.option].sum(), phi)
+        assert (grad > 0).all()
+
+
+def test_the_plan_sees_without_torch_what_the_process_holds(tunables):
+    for tunable in tunables:
+        numbers = tunable.numbers(STEPS)
+        assert numbers == tunable.first(STEPS).tolist()
+        table = tunable.embed(process(), tunable.first(STEPS)[None]).options[tunable.option][0]
+        assert tunable.spread(numbers, STEPS) == pytest.approx(table.tolist(), rel=1e-12)
+
+
+def test_what_is_spoken_is_a_start(tunables):
+    for tunable in tunables:
+        phi = tunable.value(at_random(tunable, 1.0))[0]
+        written = json.loads(json.dumps(tunable.spoken(phi)))
+        torch.testing.assert_close(replace(tunable, start=written).first(STEPS), phi, atol=0, rtol=0)
+
+
+def test_names_tell_tunables_apart():
+    """The weight is `guidance:` in the job, another option of the rule `guidance.<option>:`."""
+    assert Guidance(start=5.0).name == "guidance"
+    assert Guidance(start=0.3, option="rescale").name == "guidance.rescale"
+
+
+def test_knots_are_joined_by_straight_lines():
+    table = Guidance(start=1.0, shape=Knots(3)).over_steps(torch.tensor([[0.0, 4.0, 0.0]], dtype=torch.float64), 5)
+    assert table.tolist() == [[0, 2, 4, 2, 0]]
+
+
+def test_shapes_share_a_constant(tunables):
+    """A number repeated is the same schedule in every shape: straight lines between equal knots."""
+    for tunable in (t for t in tunables if type(t) is Guidance):
+        table = tunable.over_steps(torch.full((1, tunable.size(STEPS)), 3.0, dtype=torch.float64), STEPS)
+        torch.testing.assert_close(table, torch.full((1, STEPS), 3.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"start": 25.0}, "start: 25 is outside the bounds [0, 20]"),
+        ({"start": [1.0, 2.0]}, "start: 2 numbers, but this shape has 1"),
+        ({"start": [1.0, 2.0], "shape": "per_step"}, "start: 2 numbers, but this shape has 6"),
+        ({"start": 1.0, "bounds": (3.0, 3.0)}, "bounds: the lower bound 3 must be less"),
+        ({"start": 1.0, "shape": Knots(7)}, "shape: 7 knots over 6 steps"),
+    ],
+)
+def test_mistakes_of_guidance(options, said):
+    (mistake,) = Guidance(**options).mistakes(STEPS)
+    assert mistake.startswith(said)

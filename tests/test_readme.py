@@ -1,0 +1,56 @@
+"""The README does what it says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from genbo.cli.job import read_job
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_the_python_runs(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, ours = blocks("python")
+    names: dict = {}
+    exec(compile(ours, "README.md", "exec"), names)  # noqa: S102 - the README is ours
+    assert len(names["images"]) == 4
+    exec(compile(plain.replace("runs/guidance", "runs/quick"), "README.md", "exec"), names)  # noqa: S102
+    assert type(names["pipeline"].scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
+def test_the_job_is_right(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(blocks("yaml")[0])
+    read_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_right(example):
+    job = read_job(example)
+    assert job.document()["version"] == 1
+    assert YAML(typ="safe").load(example)["output"].startswith("runs/")
+
+
+def test_the_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("bash")), flags=re.MULTILINE)) <= targets
+
+
+def test_the_commands_exist():
+    from genbo.cli.main import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert set(re.findall(r"genbo ([a-z]+) ", "\n".join(blocks("bash")))) <= known | {"list"}

@@ -1,0 +1,1 @@
+"""Training code of the bundled models; none of it is in the wheel."""
