@@ -207,13 +207,13 @@ class Problem:
         return torch.cat(parts, dim=1)
 
     def scores(self, phi: Tensor, batch: Batch) -> Tensor:
-        """Every reward and constraint of every sample at phi (M, P): (K, M, N) in float64, without gradients."""
+        """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
         import torch
 
         parts = []
         with torch.no_grad():
             for chunk in self.chunks(batch, len(phi)):
-                parts.append(self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk))))
+                parts.append(self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk))).cpu())
         return torch.cat(parts, dim=2)
 
     def live_scores(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:

@@ -145,10 +145,12 @@ class Prediction:
     sigma_t: Tensor
 
     def x_0(self, output: Tensor) -> Tensor:
+        import torch
+
         x, a, s = self.x_t, self.alpha_t, self.sigma_t
         match self.kind:
             case "epsilon":
-                return (x - s * output) / a
+                return torch.addcmul(x, s, output, value=-1) / a
             case "v_prediction":
                 return (a * x - s * output) / (a**2 + s**2)
             case "flow_prediction":

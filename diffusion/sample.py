@@ -46,7 +46,9 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
     guided = (guided if guided.shape[0] > 1 else guided.expand(members, -1))[member_of_row]  # (B, T), on the host
     options = {name: rows_of(value) for name, value in {**process.options, "weight": weight}.items()}
     grid = process.grid
-    level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s", "time")}
+    level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")}
+    times = rows_of(grid.time).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
+    how = ["all" if row.all() else "some" if row.any() else "none" for row in guided.T]
 
     cond, both = _conditions(process, batch, sample_of_row.to(device), bool(guided.any()))
     noise = Noise(batch.seeds, model.shape)
@@ -58,9 +60,10 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
         at = Step(i, i == grid.steps - 1, *(level[k][i] for k in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")))
         predict = Prediction(model.prediction, x_t, at.alpha_t, at.sigma_t)
         step_options = {name: value[i] for name, value in options.items()}
-        output, state = _guide(
-            process, x_t, level["time"][i].flatten(), cond, both, guided[:, i], predict, step_options, state
-        )
+        halves = _halves(process, x_t, times[i], cond, both, how[i], guided[:, i])
+        output = halves[-1]
+        if len(halves) == 2:
+            output, state = rule.combine(halves[1], halves[0], step_options, predict, state)
         x_s, memory = sampler.step(at, x_t, predict.x_0(output), predict.eps(output), memory, fresh)
         return x_s, memory, state
 
@@ -95,29 +98,22 @@ def _conditions(process: Process, batch: Batch, rows: Tensor, guided: bool) -> t
     return cond, process.model.unconditional().take(torch.zeros_like(rows)).cat(cond)
 
 
-def _guide(
-    process: Process,
-    x_t: Tensor,
-    time: Tensor,
-    cond: Condition,
-    both: Condition | None,
-    guided: Tensor,
-    predict: Prediction,
-    options: dict[str, Tensor],
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """One call of the network for both halves of every row that has two; `guided` lives on the host, so no sync."""
-    if both is None or not bool(guided.any()):
-        return _call(process, x_t, time, cond), state
-    if bool(guided.all()):
-        out_uncond, out_cond = _call(process, torch.cat([x_t, x_t]), torch.cat([time, time]), both).chunk(2)
-    else:
-        some = guided.nonzero().flatten().to(x_t.device)
-        rows = torch.cat([some, torch.arange(len(x_t), 2 * len(x_t), device=x_t.device)])
-        output = _call(process, torch.cat([x_t[some], x_t]), torch.cat([time[some], time]), both.take(rows))
-        out_cond = output[len(some) :]
-        out_uncond = out_cond.index_copy(0, some, output[: len(some)])  # weight 1 asks nothing of the other half
-    return process.rule.combine(out_cond, out_uncond, options, predict, state)
+def _halves(
+    process: Process, x_t: Tensor, times: Tensor, cond: Condition, both: Condition | None, how: str, guided: Tensor
+) -> tuple[Tensor, ...]:
+    """(conditional,) or (unconditional, conditional) in one call of the network, a row less for each unguided row.
+
+    `how` and `guided` live on the host, so nothing waits for the device.
+    """
+    if both is None or how == "none":
+        return (_call(process, x_t, times[: len(x_t)], cond),)
+    if how == "all":
+        return _call(process, torch.cat([x_t, x_t]), times, both).chunk(2)
+    some = guided.nonzero().flatten().to(x_t.device)
+    rows = torch.cat([some, torch.arange(len(x_t), 2 * len(x_t), device=x_t.device)])
+    output = _call(process, torch.cat([x_t[some], x_t]), times[rows], both.take(rows))
+    out_cond = output[len(some) :]
+    return out_cond.index_copy(0, some, output[: len(some)]), out_cond  # weight 1 asks nothing of the other half
 
 
 def _call(process: Process, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:

@@ -12,7 +12,7 @@ direction noise; one random direction has a relative error of sqrt(P + 1) even w
 
 A wide step is meant. What it estimates is the gradient of F averaged over [u - h, u + h], which is off by O(h^2); and a
 sampled image often jumps between two drawings as u moves, so that its own derivative is mostly noise. On the bundled
-model the standard error at h = 0.3 is half of that at 0.1, and the root is the same (docs/method.md).
+model the standard error at h = 0.3 is about half of that at 0.1, and the root is the same (docs/method.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ZerothOrder:
     directions: Literal["coordinates", "random"] = "coordinates"
     points: Literal["central", "forward", "one_point"] = "central"
     count: Annotated[int, Gt(0)] | None = None
-    h: Annotated[float, Gt(0)] = 0.3
+    h: Annotated[float, Gt(0)] = 0.25
     common: bool = True
 
     def why_not(self, facts: Facts) -> str | None:

@@ -47,4 +47,4 @@ class Interval:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        return uncond + options["weight"] * (cond - uncond), state
+        return uncond.lerp(cond, options["weight"]), state

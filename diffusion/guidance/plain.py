@@ -30,4 +30,4 @@ class Plain:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        return uncond + options["weight"] * (cond - uncond), state
+        return uncond.lerp(cond, options["weight"]), state

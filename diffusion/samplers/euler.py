@@ -23,4 +23,4 @@ class Euler:
     stochastic = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
-        return at.alpha_s * x_0 + at.sigma_s * eps, memory
+        return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory
