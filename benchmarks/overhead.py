@@ -9,6 +9,7 @@ batch 8. Both with guidance, so that every image is two rows. The bare calls use
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -29,7 +30,7 @@ from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
-STEPS, REPEATS = 20, 21
+STEPS, REPEATS = 20, 40
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -44,7 +45,7 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(name: str, process: Process, batch: Batch) -> dict[str, Any]:
-    """Sampler and bare calls in turn, so that a slow moment meets both; the median of each."""
+    """Sampler and bare calls in turn, so that a slow moment of the host meets both; the fastest of each, as timeit."""
     model = process.model
     rows = 2 * len(batch)
     x = torch.randn(rows, *model.shape, dtype=model.dtype, device=model.device)
@@ -60,13 +61,16 @@ def measure(name: str, process: Process, batch: Batch) -> dict[str, Any]:
         for work in (bare, lambda: sample(process, batch)):
             work()
         before = process.meter.denoiser_calls
+        gc.collect()
+        gc.disable()
         pairs = [
             (seconds(lambda: sample(process, batch), model.device), seconds(bare, model.device)) for _ in range(REPEATS)
         ]
+        gc.enable()
     calls = (process.meter.denoiser_calls - before) // REPEATS
     assert calls == STEPS, "the bare loop must make as many calls as the sampler"
-    sampler_s, bare_s = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(s / b for s, b in pairs)
+    sampler_s, bare_s = (min(column) for column in zip(*pairs, strict=True))
+    ratios = statistics.quantiles([sampler / bare for sampler, bare in pairs], n=4)
     return {
         "network": name,
         "batch": len(batch),
@@ -74,8 +78,8 @@ def measure(name: str, process: Process, batch: Batch) -> dict[str, Any]:
         "calls": calls,
         "sampler_s": round(sampler_s, 4),
         "bare_s": round(bare_s, 4),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)[::2]],
+        "ratio": round(sampler_s / bare_s, 4),
+        "ratio_quartiles": [round(q, 4) for q in ratios],
         "images_per_s": round(len(batch) / sampler_s, 2),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0,
     }

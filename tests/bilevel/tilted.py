@@ -111,7 +111,7 @@ class Direct:
     def __init__(
         self, rewards: Rewards, d: int, prompts: int = 1, seed: int = 0, *, grad: bool = True, shift: bool = True
     ) -> None:
-        self.rewards, self.d, self.seed, self.grad, self.shift = rewards, d, Seed(seed), grad, shift
+        self.rewards, self.d, self.seed, self.grad, self.shiftable = rewards, d, Seed(seed), grad, shift
         self.prompts = [f"prompt {c}" for c in range(prompts)]
         self.drawn: list[tuple[int, int, bool]] = []
 
@@ -127,8 +127,8 @@ class Direct:
         z = shifts.place(z)
         return bank_of(*self.rewards(z), shifts.log_ratio(z))
 
-    def shifts(self, round: int, samples: int, lam: float) -> Shifts | None:
-        return pilot(self.field, self.noise(samples, "pilot", round), lam) if self.shift else None
+    def shifts(self, round: int, samples: int, lam: float) -> Shifts:
+        return pilot(self.field, self.noise(samples, "pilot", round), lam)
 
     def field(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.grad:
