@@ -35,13 +35,13 @@ lint: $(VENV)/installed
 types: $(VENV)/installed .types/genbo
 	$(BIN)/mypy
 
-.types/genbo:  # mypy cannot follow package-dir: show it the rooms where their import names say
+.types/genbo:  # mypy and import-linter cannot follow package-dir: show them the rooms under their import names
 	mkdir -p $@
 	for room in $(ROOMS); do ln -sfn ../../$$room $@/$$room; done
 	for file in api/*; do ln -sfn ../../$$file $@/; done
 
-arrows: $(VENV)/installed
-	$(BIN)/lint-imports
+arrows: $(VENV)/installed .types/genbo
+	PYTHONPATH=.types $(BIN)/lint-imports --no-logo
 
 tests: $(VENV)/installed
 	$(RUN) pytest
