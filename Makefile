@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := env -u PYTHONPATH $(BIN)/python -m
+PYTEST := env -u PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 ROOMS := cli bilevel diffusion schedules rewards
 JOBS ?= examples/guidance.yaml
 
@@ -44,16 +45,16 @@ arrows: $(VENV)/installed .types/genbo
 	PYTHONPATH=.types $(BIN)/lint-imports --no-logo
 
 tests: $(VENV)/installed
-	$(RUN) pytest
+	$(PYTEST) --durations=15
 
 test-slow: $(VENV)/installed  ## the tests that take minutes
-	$(RUN) pytest -m slow
+	$(PYTEST) -m slow
 
 coverage: $(VENV)/installed  ## which lines of the mathematics no test reaches
-	$(RUN) pytest --cov=genbo.bilevel --cov=genbo.diffusion --cov=genbo.schedules --cov=genbo.rewards --cov-report=term-missing
+	$(PYTEST) --cov=genbo.bilevel --cov=genbo.diffusion --cov=genbo.schedules --cov=genbo.rewards --cov-report=term-missing
 
 smoke: $(VENV)/installed  ## the whole command line on tiny models, in under two minutes
-	$(RUN) pytest tests/cli/test_smoke.py
+	$(PYTEST) tests/cli/test_smoke.py
 
 batch: $(VENV)/installed  ## several jobs and one table: make batch JOBS="a.yaml b.yaml"
 	$(RUN) genbo batch $(JOBS) $(ARGS)
