@@ -37,20 +37,22 @@ def _one(path: Path, options: Sequence[str]) -> Document:
         output = Path(read_job(path).output)
     except JobMistakes as mistakes:
         print(mistakes, file=sys.stderr)
-        return {"job": str(path), "exit_code": mistakes.exit_code, "status": "bad job", "report": None}
+        return {"job": path.name, "exit_code": mistakes.exit_code, "status": "bad job", "report": None}
     again = () if "--overwrite" in options or not (output / "status.json").exists() else ("--resume",)
     command = [sys.executable, "-m", "genbo", "tune", str(path), *again, *options]
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     known = (output / "status.json").exists()
     document = document_of(output) if known else {"status": "failed"}
-    return {"job": str(path), "exit_code": code, "status": document["status"], "report": document if known else None}
+    return {"job": path.name, "exit_code": code, "status": document["status"], "report": document if known else None}
 
 
 def _print(rows: Sequence[Document]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
