@@ -1,0 +1,135 @@
+"""Samples of the pretrained model, reweighted: every lambda from one bank, without another network call.
+
+    w_i = exp(h_i) p0/q_i / sum_j ...,     h = r2 / lambda, or (r2 + r1 / gamma) / lambda;     for each prompt by itself
+
+    E[r]         = sum_i w_i r_i                                    psi_i = w_i (r_i - E[r])
+    Cov(r1, r2)  = sum_i w_i (r1_i - E[r1]) (r2_i - E[r2])          psi_i = w_i ((r1_i - E[r1]) (r2_i - E[r2]) - Cov)
+    KL(p || p0)  = E[h] - log Z,   Z = mean_i exp(h_i) p0/q_i       psi_i = w_i (h_i - E[h]) - (w_i - 1/n)
+
+The weights of one prompt know nothing of another: one softmax over all prompts would add the covariance of the prompts'
+means, which has nothing to do with lambda. Within a prompt these ratios lean by O(1/n), and that does not average out
+over prompts: many prompts take the jackknife, n theta - (n - 1) mean_i theta_{-i}, in closed form. It widens the
+spread, which does average out; few prompts smooth the tail of their weights instead, which narrows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.bilevel.bank import Bank
+    from genbo.bilevel.law import Fit, Law, Measured
+
+NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
+
+
+@dataclass(frozen=True)
+class Reweight:
+    """`weights` are smoothed by their Pareto tail, plain, or plain with a jackknife; auto smooths few prompts."""
+
+    weights: Literal["auto", "smoothed", "plain", "jackknife"] = "auto"
+
+    def treatment(self, prompts: int) -> str:
+        """What is done to the weights of a bank."""
+        from genbo.bilevel.law import MANY_PROMPTS
+
+        if self.weights != "auto":
+            return self.weights
+        return "jackknife" if prompts >= MANY_PROMPTS else "smoothed"
+
+    def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
+        from genbo.bilevel.law import Law
+        from genbo.bilevel.pareto import smoothed
+
+        if not lam > 0:
+            raise ValueError(f"lambda must be greater than 0, not {lam:g}")
+        tilt = (bank.r2 if gamma is None else bank.r2 + bank.r1 / gamma) / lam
+        logw = tilt + bank.log_ratio
+        fit, treatment = fit_of(logw), self.treatment(bank.prompts)
+        taken = smoothed(logw)[0] if treatment == "smoothed" else logw
+        found = _Weighted(taken, jackknife=treatment == "jackknife")
+        return Law(
+            lam=lam,
+            gamma=gamma,
+            r1=found.mean(bank.r1),
+            r2=found.mean(bank.r2),
+            kl=found.kl(tilt),
+            covariance=found.covariance(bank.r1, bank.r2),
+            r1_sd=found.covariance(bank.r1, bank.r1).value.clamp(min=0).mean().sqrt().item(),
+            fit=fit,
+        )
+
+
+def fit_of(logw: Tensor) -> Fit:
+    """How well weights (C, n) can speak, for the mean over prompts.
+
+    A sample's share in that mean is its weight over the number of prompts. The tail is that of all prompts' weights
+    together, in units of each prompt's geometric mean: its sum would not do, since in a small group the largest weight
+    makes the sum, and no tail would be seen.
+    """
+    from genbo.bilevel.law import Fit
+    from genbo.bilevel.pareto import smoothed
+
+    w = logw.softmax(1)
+    _, khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))
+    ess = (1 / w.square().sum(1)).sum().item()
+    return Fit(ess=ess, max_weight=w.max().item() / len(w), khat=khat.item(), samples=logw.shape[1])
+
+
+class _Weighted:
+    """Sums under normalised weights w (C, n), and where asked the same without each sample in turn."""
+
+    def __init__(self, logw: Tensor, *, jackknife: bool) -> None:
+        self.w, self.log_z = logw.softmax(1), logw.logsumexp(1)
+        self.n, self.jackknife = logw.shape[1], jackknife
+
+    def mean(self, x: Tensor) -> Measured:
+        from genbo.bilevel.law import Measured
+
+        mean, away = self._centred(x)
+        return Measured(self._corrected(mean, lambda: self._mean_without(away)), self.w * away)
+
+    def covariance(self, x: Tensor, y: Tensor) -> Measured:
+        from genbo.bilevel.law import Measured
+
+        (_, a), (_, b), w = self._centred(x), self._centred(y), self.w
+        covariance = (w * a * b).sum(1)
+        away = a * b - covariance[:, None]
+
+        def moved() -> Tensor:
+            return self._mean_without(away) - self._mean_without(a) * self._mean_without(b)
+
+        return Measured(self._corrected(covariance, moved), w * away)
+
+    def kl(self, tilt: Tensor) -> Measured:
+        """From the unnormalised weights' own sum: w must come from tilt and log p0 / q."""
+        import math
+
+        import torch
+
+        from genbo.bilevel.law import Measured
+
+        mean, away = self._centred(tilt)
+        kl = mean - (self.log_z - math.log(self.n))
+
+        def moved() -> Tensor:
+            log_z_moved = torch.log1p(-self.w.clamp(max=NEARLY_ALL)) - math.log1p(-1 / self.n)
+            return self._mean_without(away) - log_z_moved
+
+        return Measured(self._corrected(kl, moved), self.w * away - (self.w - 1 / self.n))
+
+    def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (self.w * x).sum(1)
+        return mean, x - mean[:, None]
+
+    def _mean_without(self, away: Tensor) -> Tensor:
+        """How far the mean moves when a sample is left out."""
+        return -self.w * away / (1 - self.w.clamp(max=NEARLY_ALL))
+
+    def _corrected(self, value: Tensor, moved: Callable[[], Tensor]) -> Tensor:
+        """n value - (n - 1) mean of the values without a sample, which are `moved` away from it."""
+        return value - (self.n - 1) * moved().mean(1) if self.jackknife else value

@@ -1,0 +1,40 @@
+"""Bracketing and bisection on the sign of the gradient: no learning rate, one coordinate by itself.
+
+    grad > 0: low = u,   grad < 0: high = u;        u <- (low + high) / 2, or a doubled stride while a side is open
+
+For a single parameter whose gradient is the same each time it is asked for. A sign that noise turned round is believed
+for ever, so where samples are drawn anew for every step use adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """`stride` is the first step in u; it doubles until the sign of the gradient has changed."""
+
+    stride: Annotated[float, Gt(0)] = 0.7
+
+    def step(
+        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        import torch
+
+        open_side = u.new_full(u.shape, torch.inf)
+        low = u.where(grad > 0, state.get("low", -open_side))
+        high = u.where(grad < 0, state.get("high", open_side))
+        stride = state.get("stride", u.new_full(u.shape, self.stride))
+        between = low.isfinite() & high.isfinite()
+        middle = (low.nan_to_num(posinf=0, neginf=0) + high.nan_to_num(posinf=0, neginf=0)) / 2
+        moved = torch.where(between, middle, u + stride * grad.sign())
+        at = torch.where(grad == 0, u, moved)
+        return at, {"low": low, "high": high, "stride": torch.where(between | (grad == 0), stride, 2 * stride)}

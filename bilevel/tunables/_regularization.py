@@ -1,0 +1,66 @@
+"""The strength lambda of KL regularization: how dearly the lower level pays for leaving the pretrained model.
+
+    log lambda = log low + (log high - log low) sigmoid(u)
+
+so that lambda stays inside its bounds, and a step of u is a factor of lambda. It has no place in the sampler: lambda
+acts through the law that the lower level ends in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EDGE = 1e-4  # of the range of log lambda: a start on a bound begins this far inside, where the link still moves
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """`start` is the lambda to compare with; the search looks over all of `bounds`."""
+
+    start: Annotated[float, Gt(0)] = 1.0
+    bounds: tuple[float, float] = (0.01, 100.0)
+
+    @property
+    def name(self) -> str:
+        return "regularization"
+
+    def mistakes(self, steps: int) -> list[str]:
+        """What is wrong with these options, a sentence each."""
+        low, high = self.bounds
+        if not low > 0:
+            return [f"bounds: lambda must be greater than 0, and the lower bound is {low:g}; 0.01 is usual"]
+        if not low < high < math.inf:
+            return [f"bounds: the lower bound {low:g} must be less than the upper bound {high:g}, and both finite"]
+        if not low <= self.start <= high:
+            return [f"start: {self.start:g} is outside the bounds [{low:g}, {high:g}]; move it or widen them"]
+        return []
+
+    def size(self, steps: int) -> int:
+        return 1
+
+    def numbers(self, steps: int) -> list[float]:
+        """phi at the start without torch, for the plan."""
+        return [self.start]
+
+    def first(self, steps: int) -> Tensor:
+        import torch
+
+        return torch.tensor([self.start], dtype=torch.float64)
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        low, high = map(math.log, self.bounds)
+        return ((phi.log() - low) / (high - low)).clamp(EDGE, 1 - EDGE).logit()
+
+    def value(self, u: Tensor) -> Tensor:
+        low, high = map(math.log, self.bounds)
+        return (low + (high - low) * u.sigmoid()).exp().clamp(*self.bounds)
+
+    def spoken(self, phi: Tensor) -> float:
+        return float(phi[0])
