@@ -63,10 +63,10 @@ bench: $(VENV)/installed  ## the sampler's overhead over the bare network calls 
 	$(RUN) benchmarks.overhead
 
 emoji: $(VENV)/installed  ## rebuild the bundled models from the registries' packages (minutes on a GPU)
-	$(BIN)/python -m pip install --quiet --editable '.[training]'
 	$(RUN) training.emoji.pack
 	$(RUN) training.emoji.train_diffusion
 	$(RUN) training.emoji.train_clip
+	$(RUN) training.emoji.prompts
 	$(RUN) training.emoji.evaluate
 	$(RUN) training.emoji.card
 
