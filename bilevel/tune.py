@@ -20,10 +20,7 @@ from torch import Tensor
 from genbo.bilevel.problem import Estimate, Estimator, Optimizer, Problem
 from genbo.diffusion.seed import Seed, batch_of
 
-PROPORTIONAL, INTEGRAL = (
-    1.0,
-    0.15,
-)  # price of a constraint that is one standard deviation short, at once and each step
+PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step
 PATIENCE = 3  # steps without a usable gradient after which the loop gives up
 
 

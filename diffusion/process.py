@@ -27,16 +27,9 @@ class Condition:
         return Condition({name: value[rows] for name, value in self.tensors.items()})
 
     def cat(self, other: Condition) -> Condition:
-        joined = {n: v.new_empty(0) for n, v in self.tensors.items()}
-        for name in joined:
-            joined[name] = _cat(self.tensors[name], other.tensors[name])
-        return Condition(joined)
+        import torch
 
-
-def _cat(a: Tensor, b: Tensor) -> Tensor:
-    import torch
-
-    return torch.cat([a, b])
+        return Condition({name: torch.cat([value, other.tensors[name]]) for name, value in self.tensors.items()})
 
 
 @dataclass

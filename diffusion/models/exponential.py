@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from genbo.diffusion.models._worlds import log_snr_grid, refuse_strangers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -64,9 +66,7 @@ class ExponentialModel:
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The mean of each coordinate, (rows, d)."""
         known = self.options.means
-        strangers = sorted(set(prompts) - set(known))
-        if strangers:
-            raise ValueError(f"this world knows the prompts {', '.join(known)}; it does not know {strangers[0]!r}")
+        refuse_strangers(self.options.known_prompts, prompts)
         return self._condition([known[prompt] for prompt in prompts])
 
     def unconditional(self) -> Condition:
@@ -88,8 +88,6 @@ class ExponentialModel:
         return x
 
     def grid(self, sampler: Sampler) -> Grid:
-        from genbo.diffusion.models.mixture import log_snr_grid
-
         return log_snr_grid(self.options.log_snr_max, sampler.steps)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from genbo.diffusion.models._worlds import log_snr_grid, refuse_strangers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -75,10 +77,7 @@ class MixtureModel:
 
         from genbo.diffusion.process import Condition
 
-        known = list(dict.fromkeys(self.options.labels))
-        strangers = sorted(set(prompts) - set(known))
-        if strangers:
-            raise ValueError(f"this world knows the prompts {', '.join(known)}; it does not know {strangers[0]!r}")
+        refuse_strangers(self.options.known_prompts, prompts)
         mask = torch.tensor([[label == prompt for label in self.options.labels] for prompt in prompts])
         return Condition({"log_weights": self.log_weights.where(mask, torch.tensor(-torch.inf, dtype=self.dtype))})
 
@@ -101,17 +100,3 @@ class MixtureModel:
 
     def grid(self, sampler: Sampler) -> Grid:
         return log_snr_grid(self.options.log_snr_max, sampler.steps)
-
-
-def log_snr_grid(log_snr_max: float, steps: int) -> Grid:
-    """Levels even in log-SNR from -log_snr_max to log_snr_max, then no noise at all; time is the log-SNR."""
-    import torch
-
-    from genbo.schedules.grid import grid_of_levels
-
-    log_snr = torch.linspace(-log_snr_max, log_snr_max, steps, dtype=torch.float64)
-    if steps == 1:
-        log_snr = -torch.full((1,), log_snr_max, dtype=torch.float64)
-    alpha = torch.cat([log_snr.sigmoid().sqrt(), torch.ones(1, dtype=torch.float64)])
-    sigma = torch.cat([(-log_snr).sigmoid().sqrt(), torch.zeros(1, dtype=torch.float64)])
-    return grid_of_levels(log_snr[None], alpha[None], sigma[None])
