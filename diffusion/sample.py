@@ -19,8 +19,18 @@ from genbo.diffusion.seed import Batch, Noise
 ROUNDING = 1e-9
 
 
-def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
+def sample(
+    process: Process,
+    batch: Batch,
+    *,
+    paired: bool = False,
+    checkpoint: bool = False,
+    start: Tensor | None = None,
+) -> Tensor:
     """Samples (M * N, *shape), or (N, *shape) when paired; differentiable in the process' tensors.
+
+    `start` (N, *shape) stands in for the standard normal noise that each sample begins from, in any precision; gradients
+    reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
 
     All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
     With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
@@ -53,8 +63,9 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
     cond, both = _conditions(process, batch, sample_of_row.to(device), bool(guided.any()))
     noise = Noise(batch.seeds, model.shape)
 
-    def draw() -> Tensor:
-        return noise.draw().to(device, dtype)[sample_of_row.to(device)]
+    def draw(given: Tensor | None = None) -> Tensor:
+        own = noise.draw()
+        return (own if given is None else given).to(device, dtype)[sample_of_row.to(device)]
 
     def step(i: int, x_t: Tensor, memory: Memory, state: Tensor | None, fresh: Tensor | None):  # type: ignore[no-untyped-def]
         at = Step(i, i == grid.steps - 1, *(level[k][i] for k in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")))
@@ -73,7 +84,7 @@ def sample(process: Process, batch: Batch, *, paired: bool = False, checkpoint: 
         def run(*args):  # type: ignore[no-untyped-def]
             return recompute(step, *args, use_reentrant=False, preserve_rng_state=False)
 
-    x_t, memory, state = draw() * grid.noise_scale, (), None
+    x_t, memory, state = draw(start) * grid.noise_scale, (), None
     for i in range(grid.steps):
         x_t, memory, state = run(i, x_t, memory, state, draw() if sampler.stochastic else None)
     return x_t
