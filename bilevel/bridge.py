@@ -38,10 +38,12 @@ class Shifts:
 
     def place(self, z: Tensor) -> Tensor:
         """Standard normal z (C, n, d) -> draws of the mixture: as many of each component as its share says."""
-        n = z.shape[1]
+        return z + self.means[:, self.components(z.shape[1])]
+
+    def components(self, n: int) -> Tensor:
+        """Which of them each of n samples of a prompt is drawn from, (n,)."""
         ends = (self.shares.cumsum(0) * n).round().long()
-        component = torch.searchsorted(ends, torch.arange(n), right=True).clamp(max=len(self.shares) - 1)
-        return z + self.means[:, component]
+        return torch.searchsorted(ends, torch.arange(n), right=True).clamp(max=len(self.shares) - 1)
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """log p0 / q at z (C, n, d): (C, n)."""

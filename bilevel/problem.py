@@ -75,6 +75,10 @@ class Facts:
     differentiable_reward: bool = True
     differentiable_model: bool = True
     half_precision: bool = False
+    tilted: bool = False  # lambda is tuned: what is sampled is the law that a lower level ends in
+
+
+SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: covariance or value_gap"
 
 
 @dataclass(frozen=True)

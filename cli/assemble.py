@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.job import Job, Kind
 
 if TYPE_CHECKING:
+    from genbo.bilevel.law import Slope
     from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward
+    from genbo.bilevel.tunables.regularization import Regularization
     from genbo.bilevel.tune import Budget
     from genbo.diffusion.process import Model
     from genbo.diffusion.seed import Seed
@@ -30,6 +32,20 @@ class Assembled:
     seed: Seed
     reward_names: tuple[str, ...]
     constraint_names: tuple[str, ...]
+    lower: Any = None  # a lower solver's options
+    lower_rewards: tuple[tuple[float, Reward], ...] = ()
+    lower_names: tuple[str, ...] = ()
+
+    @property
+    def strength(self) -> Regularization:
+        """The one thing that a search for lambda tunes."""
+        (tunable,) = self.problem.tunables
+        return cast("Regularization", tunable)
+
+    @property
+    def slope(self) -> Slope:
+        """The estimator, where it is one of lambda."""
+        return cast("Slope", self.estimator)
 
 
 def assemble(job: Job) -> Assembled:
@@ -46,6 +62,7 @@ def assemble(job: Job) -> Assembled:
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     opened = _Opened(model)
     rewards = tuple((r.weight, opened(r)) for r in job.reward)
+    below = job.lower.reward if job.lower else ()
     constraints = tuple(Constraint(k.name, opened(k), k.at_least, k.relative_to_start) for k in job.keep)
     half = is_half(model)
     chosen = job.chosen(half)
@@ -64,6 +81,9 @@ def assemble(job: Job) -> Assembled:
         seed=Seed(job.seed),
         reward_names=tuple(r.name for r in job.reward),
         constraint_names=tuple(k.name for k in job.keep),
+        lower=job.lower.options if job.lower else None,
+        lower_rewards=tuple((r.weight, opened(r)) for r in below),
+        lower_names=tuple(r.name for r in below),
     )
 
 

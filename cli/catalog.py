@@ -27,6 +27,7 @@ ROOMS = {
     "samplers": "genbo.diffusion.samplers",
     "guidance": "genbo.diffusion.guidance",
     "tunables": "genbo.bilevel.tunables",
+    "lower": "genbo.bilevel.lower",
     "rewards": "genbo.rewards",
     "estimators": "genbo.bilevel.estimators",
     "optimizers": "genbo.bilevel.optimizers",
@@ -35,6 +36,7 @@ DEFAULTS = {
     "models": "diffusers",
     "samplers": "ddim",
     "guidance": "plain",
+    "lower": "reweight",
     "estimators": "auto",
     "optimizers": "adam",
 }

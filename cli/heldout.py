@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import Diverged
-from genbo.cli.run import fault, read_tensors, sync_folder, words_in, write_tensors
+from genbo.cli.kept import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,89 +51,41 @@ def evaluate_side(
     phi: Tensor,
     batch: Batch,
     job: str,
-    between: Callable[[], None],
+    between: Callable[[str, int, int], None],
 ) -> Side:
     """`between` is called after every chunk, and may raise to stop: what was drawn so far is found again."""
-    folder.mkdir(exist_ok=True)
     words = {"job": job, "phi": phi.tolist(), "prompts": list(batch.prompts)}
-    place = folder / f"{name}.safetensors"
-    side = _found(place, words)
-    if side is None:
-        side = _joined(list(_parts(folder, name, problem, phi, batch, words, between)))
-        _write(place, side, words)
-        fault("evaluation.side")
-    for part in folder.glob(f"{name}-*.safetensors"):
-        part.unlink()
-    sync_folder(folder)
-    return side
+    kept = Kept(folder, words, problem.process.meter, between)
+    chunks = list(problem.chunks(batch, members=1))
+    size = len(chunks[0])
+
+    def draw(numbered: tuple[int, Batch]) -> Mapping[str, Tensor]:
+        return _drawn(problem, phi, batch, numbered[1], numbered[0] * size)
+
+    tensors = kept(name, list(enumerate(chunks)), draw)
+    return Side(tensors["scores"].T, tensors["shown"], kept.cost, kept.elapsed_s)
 
 
-def _parts(
-    folder: Path,
-    name: str,
-    problem: Problem,
-    phi: Tensor,
-    batch: Batch,
-    words: dict[str, Any],
-    between: Callable[[], None],
-) -> Iterator[Side]:
-    at = 0
-    for number, chunk in enumerate(problem.chunks(batch, members=1)):
-        part, own = folder / f"{name}-{number:04d}.safetensors", {**words, "at": at, "samples": len(chunk)}
-        yield _found(part, own) or _drawn(part, problem, phi, batch, chunk, own)
-        at += len(chunk)
-        fault("evaluation.part")
-        between()
-
-
-def _joined(parts: Sequence[Side]) -> Side:
-    import torch
-
-    return Side(
-        scores=torch.cat([p.scores for p in parts], dim=1),
-        shown=torch.cat([p.shown for p in parts]),
-        cost={key: sum(p.cost[key] for p in parts) for key in parts[0].cost},
-        elapsed_s=sum(p.elapsed_s for p in parts),
-    )
-
-
-def _found(place: Path, words: dict[str, Any]) -> Side | None:
-    tensors = read_tensors(place, words)
-    if tensors is None:
-        return None
-    said = words_in(place)
-    return Side(tensors["scores"], tensors["shown"], said["cost"], said["elapsed_s"])
-
-
-def _write(place: Path, side: Side, words: dict[str, Any]) -> None:
-    tensors = {"scores": side.scores.contiguous(), "shown": side.shown.contiguous()}
-    write_tensors(place, tensors, {**words, "cost": side.cost, "elapsed_s": side.elapsed_s})
-
-
-def _drawn(place: Path, problem: Problem, phi: Tensor, batch: Batch, chunk: Batch, words: dict[str, Any]) -> Side:
+def _drawn(problem: Problem, phi: Tensor, batch: Batch, chunk: Batch, at: int) -> Mapping[str, Tensor]:
     import torch
 
     from genbo.bilevel.evaluate import draw
 
-    meter, began = problem.process.meter, time.monotonic()
-    before = meter.as_dict()
     drawn = list(draw(problem, phi, chunk))
     scores, images = torch.cat([s for s, _ in drawn], dim=1), torch.cat([i for _, i in drawn])
     if not scores.isfinite().all():
         prompt = chunk.prompts[int((~scores.isfinite()).any(0).nonzero()[0])]
         raise Diverged(f"the reward of a held-out sample is not finite (prompt {prompt!r}); there is no verdict")
-    cost = {key: value - before[key] for key, value in meter.as_dict().items()}
-    side = Side(scores, _shown(images, batch, words["at"]), cost, time.monotonic() - began)
-    _write(place, side, words)
-    return side
+    return {"scores": scores.T, "shown": shown(images, batch.prompts, at)}
 
 
-def _shown(images: Tensor, batch: Batch, at: int) -> Tensor:
+def shown(images: Tensor, prompts: Sequence[str], at: int = 0) -> Tensor:
+    """What the report shows of images that are samples `at`, `at` + 1, ... of these prompts."""
+    import torch
+
     picture = is_picture(images)
-    kept = shown_samples(batch.prompts, PICTURES) if picture else range(POINTS)
+    kept = shown_samples(prompts, PICTURES) if picture else range(POINTS)
     rows = [index - at for index in sorted(kept) if at <= index < at + len(images)]
     if picture:
-        import torch
-
         return (images[rows].clamp(0, 1) * 255).round().to(torch.uint8)
     return images[rows].flatten(1).float()

@@ -58,6 +58,12 @@ class RewardJob(Kind):
     weight: float = 1.0
 
 
+class LowerJob(Kind):
+    """What the sampled law is tuned for at every lambda: `reward` is maximised, lambda KL(p || p_pretrained) paid."""
+
+    reward: tuple[RewardJob, ...]
+
+
 class KeepJob(Kind):
     """What must stay at or above a level: `at_least`, or the start's own level plus `at_least`."""
 
@@ -67,7 +73,7 @@ class KeepJob(Kind):
 
 
 class BudgetJob(BaseModel):
-    """`samples` a step; whichever of the others is reached first ends the tuning."""
+    """`samples` a step; whichever of the others is reached first ends the tuning. With `lower:` a step is a round."""
 
     model_config = catalog.STRICT
 
@@ -116,6 +122,7 @@ class Job(BaseModel):
     prompt_list: Prompts
     tune: dict[str, Any]
     reward: tuple[RewardJob, ...]
+    lower: LowerJob | None = None
     keep: tuple[KeepJob, ...] = ()
     estimator: Kind
     optimizer: Kind
@@ -148,8 +155,8 @@ class Job(BaseModel):
 
     def document(self) -> dict[str, Any]:
         """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
-        model = self.model
-        return {
+        model, unused = self.model, self._unused()
+        document = {
             "version": 1,
             "model": {
                 **model.document("models"),
@@ -159,11 +166,12 @@ class Job(BaseModel):
             },
             "prompts": self.prompt_list.document(),
             "tune": {name: catalog.document_of("tunables", tunable) for name, tunable in self.tune.items()},
-            "reward": [{**r.document("rewards"), "weight": r.weight} for r in self.reward],
+            "reward": _weighted(self.reward),
+            "lower": {**self.lower.document("lower"), "reward": _weighted(self.lower.reward)} if self.lower else None,
             "keep": [{**k.document("rewards"), "at_least": _spoken_level(k)} for k in self.keep],
             "estimator": self.estimator.document("estimators"),
             "optimizer": self.optimizer.document("optimizers"),
-            "budget": self.budget.model_dump(),
+            "budget": {key: value for key, value in self.budget.model_dump().items() if f"budget.{key}" not in unused},
             "evaluate": {
                 "prompts": self.evaluate.prompts.document() if self.evaluate.prompts else None,
                 "samples": self.evaluate.samples,
@@ -171,6 +179,13 @@ class Job(BaseModel):
             "seed": self.seed,
             "output": self.output,
         }
+        return {key: value for key, value in document.items() if key not in unused}
+
+    def _unused(self) -> set[str]:
+        """Keys that say nothing in this job."""
+        if self.lower is None:
+            return {"lower"}
+        return {"budget.samples", "keep", *(["optimizer"] if self.lower.options.free else [])}
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -183,6 +198,7 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
+            tilted=self.lower is not None,
             differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
             differentiable_model=getattr(self.model.options, "differentiable", True),
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
@@ -195,6 +211,10 @@ class Job(BaseModel):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
         name, options, reason = choose(self.facts(half_precision))
         return Chosen(name, catalog.options_of("estimators", name)(**options), reason)
+
+
+def _weighted(rewards: Sequence[RewardJob]) -> list[dict[str, Any]]:
+    return [{**r.document("rewards"), "weight": r.weight} for r in rewards]
 
 
 def _spoken_level(keep: KeepJob) -> float | str:

@@ -10,7 +10,8 @@ WHERE = {
     "samplers": "model.sampler.kind",
     "guidance": "model.guidance.kind",
     "tunables": "a key of tune",
-    "rewards": "reward.kind, keep.kind",
+    "lower": "lower.kind",
+    "rewards": "reward.kind, lower.reward.kind, keep.kind",
     "estimators": "estimator.kind",
     "optimizers": "optimizer.kind",
 }

@@ -2,6 +2,7 @@
 
     tuning      = the first step + (steps - 1) x a later step, as the estimator says that it draws
     evaluation  = the held-out samples at the start, and again tuned
+    a search for lambda = its first bank; the held-out bank
     rows        = samples x members x sum over the steps of (2 where guided, 1 where the weight is 1)
 
 The counts are exact: a run's own meter shows the same, unless it ends early or tunes where guidance is on.
@@ -10,7 +11,7 @@ The counts are exact: a run's own meter shows the same, unless it ends early or 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -55,8 +56,7 @@ class Plan:
     """The cost of a job, where it comes from, and what is worth saying about it."""
 
     tuning: Cost
-    start: Cost
-    tuned: Cost
+    evaluation: Mapping[str, Cost]
     steps: int
     chosen: Chosen
     parameters: int
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def total(self) -> Cost:
-        return self.tuning + self.start + self.tuned
+        return sum(self.evaluation.values(), self.tuning)
 
     @property
     def denoiser_calls(self) -> int:
@@ -93,7 +93,7 @@ class Plan:
             "batch": self.batch,
             "device": self.device,
             "tuning": self.tuning.document(),
-            "evaluation": {"start": self.start.document(), "tuned": self.tuned.document()},
+            "evaluation": {name: cost.document() for name, cost in self.evaluation.items()},
             "total": self.total.document(),
             "exact": self.inexact is None,
             "inexact": self.inexact,
@@ -120,8 +120,8 @@ class Plan:
         table = Table(title="Plan", title_justify="left", box=None, pad_edge=False, header_style="bold")
         for name in ("", "network calls", "image forwards", "images scored"):
             table.add_column(name, justify="right" if name else "left")
-        rows = [("tuning", self.tuning), ("evaluation: start", self.start), ("evaluation: tuned", self.tuned)]
-        for name, cost in [*rows, ("total", self.total)]:
+        rows = [(f"evaluation: {name.replace('_', ' ')}", cost) for name, cost in self.evaluation.items()]
+        for name, cost in [("tuning", self.tuning), *rows, ("total", self.total)]:
             numbers = [f"{number:,}" for number in vars(cost).values()]
             table.add_row(name, *numbers, style="bold" if name == "total" else None)
         console.print(table)
@@ -144,24 +144,20 @@ def plan(job: Job) -> Plan:
     device = likely_device(job.model.options)
     batch = batch_of(job, device)
     chosen = job.chosen()
-    counter = _Counter(job, chosen.options, batch)
-    steps = counter.tuning_steps()
-    tuning = counter.step(first=True) + counter.step(first=False) * (steps - 1)
-    start, tuned = counter.evaluation(counter.at_start), counter.evaluation(counter.moved)
-    total = tuning + start + tuned
+    counter: _Counter | _Searching = (_Searching if job.lower else _Counter)(job, chosen.options, batch)
+    tuning, evaluation = counter.tuning(), counter.evaluation()
     return Plan(
         tuning=tuning,
-        start=start,
-        tuned=tuned,
-        steps=steps,
+        evaluation=evaluation,
+        steps=counter.tuning_steps(),
         chosen=chosen,
         parameters=job.parameters,
         batch=batch,
         device=device,
         memory=memory(job, counter.rows(), counter.differentiated),
-        expected_s=expected_s(job, total.image_forwards),
+        expected_s=expected_s(job, sum(evaluation.values(), tuning).image_forwards),
         inexact=counter.inexact(),
-        warnings=tuple(_warnings(job)),
+        warnings=tuple(counter.warnings()),
     )
 
 
@@ -254,8 +250,12 @@ class _Counter:
             total += self._cost([self.at_start], self.samples)
         return total
 
-    def evaluation(self, guided: list[bool]) -> Cost:
-        return self._cost([guided], self.job.evaluate.samples)
+    def tuning(self) -> Cost:
+        return self.step(first=True) + self.step(first=False) * (self.tuning_steps() - 1)
+
+    def evaluation(self) -> dict[str, Cost]:
+        sides = {"start": self.at_start, "tuned": self.moved}
+        return {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
@@ -289,6 +289,74 @@ class _Counter:
             return f"at most: the run also ends after {self.job.budget.minutes:g} minutes"
         return None
 
+    def warnings(self) -> Iterator[str]:
+        yield from _warnings(self.job)
+        if self.samples < len(set(self.job.prompts)):
+            yield f"each step draws {self.samples} of the {len(set(self.job.prompts))} prompts"
+        if self.job.evaluate.samples < len(set(self.job.held_out)):
+            held_out = len(set(self.job.held_out))
+            yield f"{self.job.evaluate.samples} held-out samples do not reach all {held_out} prompts"
+
+
+class _Searching:
+    """Counts what a search for lambda will draw: the network is called for the banks alone, for no lambda."""
+
+    differentiated = False
+
+    def __init__(self, job: Job, estimator: Any, batch: int) -> None:
+        assert job.lower is not None
+        self.job, self.batch, self.lower = job, batch, job.lower.options
+        rule = job.model.guidance.options
+        own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
+        effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
+        at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
+        self.guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+
+    @property
+    def samples(self) -> int:
+        """A prompt, in the first bank; none where everything is known on paper."""
+        return int(getattr(self.lower, "samples", 0))
+
+    def tuning_steps(self) -> int:
+        return self.job.budget.steps
+
+    def tuning(self) -> Cost:
+        return self._cost(len(self.job.prompts) * self.samples)
+
+    def evaluation(self) -> dict[str, Cost]:
+        if not self.samples:
+            return {}
+        prompts, samples = held_out_bank(self.job)
+        return {"held_out": self._cost(len(prompts) * samples)}
+
+    def _cost(self, samples: int) -> Cost:
+        rows = sum(1 + guided for guided in self.guided)
+        return Cost(calls(samples, 1, self.batch, self.job.steps), samples * rows, samples)
+
+    def rows(self) -> int:
+        return self.batch
+
+    def inexact(self) -> str | None:
+        if self.job.budget.steps == 1 or not self.samples:
+            return None
+        return f"the first bank; up to {self.job.budget.steps - 1} more are drawn where its samples cannot speak"
+
+    def warnings(self) -> Iterator[str]:
+        yield from _warnings(self.job)
+        prompts, _ = held_out_bank(self.job)
+        if len(prompts) < len(self.job.held_out):
+            listed = f"{len(prompts)} of the {len(self.job.held_out)} held-out prompts"
+            yield f"{self.job.evaluate.samples} held-out samples are {BANK} each of {listed}"
+
+
+BANK = 16  # held-out samples a prompt, at least: fewer cannot be reweighted
+
+
+def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
+    """The prompts of the held-out bank, the first where samples are too few for all, and samples of each."""
+    samples = max(BANK, job.evaluate.samples // len(job.held_out))
+    return job.held_out[: max(1, job.evaluate.samples // samples)], samples
+
 
 def _warnings(job: Job) -> Iterator[str]:
     if job.evaluate.prompts is None:
@@ -296,10 +364,6 @@ def _warnings(job: Job) -> Iterator[str]:
     elif shared := set(job.held_out) & set(job.prompts):
         number = "a prompt is" if len(shared) == 1 else f"{len(shared)} prompts are"
         yield f"{number} both tuned on and held out: the verdict is on new seeds there, not on new prompts"
-    if job.evaluate.samples < len(set(job.held_out)):
-        yield f"{job.evaluate.samples} held-out samples do not reach all {len(set(job.held_out))} prompts"
-    if job.budget.samples < len(set(job.prompts)):
-        yield f"each step draws {job.budget.samples} of the {len(set(job.prompts))} prompts"
 
 
 def _away(number: float) -> float:

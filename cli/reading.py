@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
-from genbo.cli.job import MAX_STEPS, BudgetJob, EvaluateJob, Job, KeepJob, Kind, ModelJob, Prompts, RewardJob
+from genbo.cli.job import MAX_STEPS, BudgetJob, EvaluateJob, Job, KeepJob, Kind, LowerJob, ModelJob, Prompts, RewardJob
 from genbo.cli.places import Mistake, Node, Place, below, node_of_value
 from genbo.cli.sentences import sentences_of, shown
 
@@ -24,6 +24,7 @@ TOP = (
     "prompts",
     "tune",
     "reward",
+    "lower",
     "keep",
     "estimator",
     "optimizer",
@@ -33,6 +34,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
+ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -57,26 +59,29 @@ class Reading:
         self._keys(root, TOP, REQUIRED)
         at = root.value.get
         model = self.model(at("model") or Node({}, root.place, "model"))
+        lower = self.lower(at("lower"))
+        usual = "bisection" if lower and not lower.options.free else "adam"
         parts = {
             "model": model,
             "prompt_list": self.prompts(at("prompts")),
             "tune": self.tune(at("tune")),
             "reward": self.rewards(at("reward")),
+            "lower": lower,
             "keep": self.keep(at("keep")),
             "estimator": self.kind(
                 at("estimator") or Node("auto", root.place, "estimator"), "estimators", "an estimator"
             ),
             "optimizer": self.kind(
-                at("optimizer") or Node("adam", root.place, "optimizer"), "optimizers", "an optimizer"
+                at("optimizer") or Node(usual, root.place, "optimizer"), "optimizers", "an optimizer"
             ),
-            "budget": self.validated(BudgetJob, at("budget") or Node({}, root.place, "budget")),
+            "budget": self.budget(at("budget") or Node({}, root.place, "budget"), at("lower")),
             "evaluate": self.evaluate(at("evaluate") or Node({}, root.place, "evaluate")),
             "seed": self.seed(at("seed")),
             "output": self.output(at("output"), at("tune")),
         }
         if model is not None:
             self._known_prompts(model, root, parts)
-        if self.mistakes or any(part is None for part in parts.values()):
+        if self.mistakes or any(part is None for name, part in parts.items() if name != "lower"):
             return None
         job = Job.model_construct(None, **parts)
         self._combination(job, root)
@@ -234,20 +239,24 @@ class Reading:
             or any(w != 1 for w in (weight if isinstance(weight, list) else [weight]))
         ):
             return
-        for key in sorted(keys):
+        for key in sorted(key for key in keys if key.startswith("guidance.")):
             message = "has no effect where the guidance weight is 1; set model.guidance.weight, or tune guidance"
             self.note(node, message, place=node.keys.get(key), where=below(node.where, key))
 
     def tunable(self, parent: Node, key: str, node: Node) -> Any:
-        rule = self.rule
         name, _, option = key.partition(".")
+        rule = self.rule
         names = catalog.kinds("tunables")
         if name not in names:
             message = f"nothing to tune is called {name!r}{catalog.nearest(name, names)}"
             return self.note(parent, message, place=parent.keys.get(key), where=node.where)
         if not self._mapping(node, "start: 1.0, bounds: [0, 20]"):
             return None
-        if rule and not self._tunable_option(parent, key, option, node, rule):
+        of_rule = name == "guidance"  # the only one that may be an option of something else
+        if option and not of_rule:
+            message = f"{name} has no parts to tune; write {name}:"
+            return self.note(parent, message, place=parent.keys.get(key), where=node.where)
+        if of_rule and rule and not self._tunable_option(parent, key, option, node, rule):
             return None
         given = {"option": option} if option else {}
         node = self._bounded(node, option, rule)
@@ -257,7 +266,7 @@ class Reading:
         tunable = catalog.build("tunables", name, values, **given)
         wrong = tunable.mistakes(self.steps) if self.steps else []
         self.sentences(node, wrong)
-        return None if wrong or (rule and not self._inside(tunable, node, option, rule)) else tunable
+        return None if wrong or (of_rule and rule and not self._inside(tunable, node, option, rule)) else tunable
 
     def _tunable_option(self, parent: Node, key: str, option: str, node: Node, rule: Kind) -> bool:
         """Whether the guidance rule has the option that `guidance.<option>` names."""
@@ -315,6 +324,30 @@ class Reading:
             self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
             return None
         return tuple(RewardJob.model_construct(**reward) for reward in _named(found))
+
+    def lower(self, node: Node | None) -> LowerJob | None:
+        """`{kind: reweight, reward: ..., <options>}`."""
+        if node is None or node.value is None:
+            return None
+        if not self._mapping(node, "kind: reweight, reward: {kind: aesthetic}", empty=False):
+            return None
+        bare, reward = self._without(node, "reward")
+        kind = self.kind(bare, "lower", "a lower level", also=("reward",))
+        if reward is None:
+            self.note(node, _MISSING["lower.reward"], where=below(node.where, "reward"))
+        found = self.rewards(reward)
+        return LowerJob.model_construct(**kind.__dict__, reward=found) if kind and found else None
+
+    def budget(self, node: Node, lower: Node | None) -> BudgetJob | None:
+        """With a lower level a step is a round of the search, and how many samples it draws stands there."""
+        found = self.validated(BudgetJob, node)
+        if found is None or lower is None or lower.value is None:
+            return found
+        assert isinstance(node.value, dict)
+        if "samples" in node.value:
+            message = "a search for lambda draws lower.samples a prompt; set that instead, and delete this"
+            self.note(node.value["samples"], message)
+        return found if "steps" in node.value else found.model_copy(update={"steps": ROUNDS})
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
         found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
@@ -494,16 +527,43 @@ class Reading:
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
 
     def _combination(self, job: Job, root: Node) -> None:
-        chosen = job.chosen()
-        if reason := chosen.options.why_not(job.facts()):
-            at = root.find(["estimator"])
-            self.note(at, reason, where="estimator")
+        if self._two_levels(job, root):
+            for part, options in (("estimator", job.chosen().options), ("optimizer", job.optimizer.options)):
+                why_not = getattr(options, "why_not", None)
+                if why_not and (reason := why_not(job.facts())):
+                    self.note(root.find([part]), reason, where=part)
+
+    def _two_levels(self, job: Job, root: Node) -> bool:
+        """Whether lambda is tuned with a lower level to tune it for, or neither is there."""
+        before = len(self.mistakes)
+        lower, name = job.lower, "regularization"
+        if lower is None:
+            if name in job.tune:
+                message = "missing; lambda is the strength of a lower level: write lower: {kind: reweight, reward: ...}"
+                self.note(root, message, where="lower")
+            return len(self.mistakes) == before
+        if name not in job.tune:
+            self.note(root.find(["lower"]), "nothing tunes this; add tune: {regularization: {}}, or delete it")
+        elif others := [key for key in job.tune if key != name]:
+            message = f"regularization is searched by itself; tune {' and '.join(others)} in a job of its own, first"
+            self.note(root.find(["tune"]), message)
+        if job.keep:
+            message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
+            self.note(root.find(["keep"]), message)
+        if "optimizer" in (root.value if isinstance(root.value, dict) else ()) and lower.options.free:
+            message = "the whole curve over lambda is known, so nothing is climbed step by step; delete this"
+            self.note(root.find(["optimizer"]), message)
+        levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]
+        if reason := lower.options.why_not(job.model.options, *levels):
+            self.note(root.find(["lower"]), reason)
+        return len(self.mistakes) == before
 
 
 _MISSING = {
     "version": "missing; write version: 1",
     "prompts": "missing; give a list of prompts, a text file, or a bundled list",
     "tune": "missing; say what to tune, like tune: {guidance: {start: 1.0}}",
+    "lower.reward": "missing; say what the samples are tuned for at every lambda, like reward: {kind: aesthetic}",
     "reward": "missing; say what to maximise, like reward: {kind: clip, pretrained: emoji-clip}",
 }
 _LEVEL = re.compile(r"start(?:\s*([-+])\s*([0-9.]+(?:[eE][-+]?[0-9]+)?))?")

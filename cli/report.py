@@ -80,6 +80,7 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         verdict_chart=verdict_chart(document),
         phis=[phi_view(name, value, document) for name, value in document["phi"].items()],
         reward_chart=reward_chart(document),
+        curves=curves(document),
         prompt_charts=prompt_charts(document),
         pictures=pictures,
         worlds=worlds,
@@ -96,11 +97,27 @@ def lead(document: Document) -> str:
     held_out = document["held_out"]
     if held_out is None:
         return "The held-out evaluation was not made, so there is nothing to conclude about the images."
+    if document["search"]:
+        return lead_of_search(document)
     what = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
     pairs = f"{figures.count(held_out['samples'])} pairs from {figures.plural(held_out['prompts'], 'prompt')}"
     return (
         f"Start and tuned were drawn from the same noise, on {what} that tuning never saw: {pairs}. "
         "The brackets are the 95 % interval of the mean difference."
+    )
+
+
+def lead_of_search(document: Document) -> str:
+    """The same for a search for lambda."""
+    held_out, search = document["held_out"], document["search"]
+    what = f"λ is the strength of the KL term at which a model is tuned for {search['lower']}."
+    if not held_out["samples"]:
+        return f"{what} Both laws are known on paper here."
+    fresh = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
+    samples = f"{figures.count(held_out['samples'])} samples of {figures.plural(held_out['prompts'], 'prompt')}"
+    return (
+        f"{what} Both λ were compared on {fresh} that the search never saw: {samples}, weighted as the tuned model "
+        "would draw them. The brackets are the 95 % interval of the difference."
     )
 
 
@@ -144,6 +161,18 @@ def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView
         answer_se=value["se"],
     )
     return PhiView(name, value, drawing, Markup(""), False)
+
+
+def curves(document: Document) -> list[tuple[str, Markup]]:
+    """Of a search for lambda: r1, r2 and KL over lambda."""
+    search = document["search"]
+    if not search or search["optimum"] is None:
+        return []
+    best = search["optimum"]
+    start = document["phi"]["regularization"]["start"]
+    at = chart.Strength(best["lam"], best["interval"], start, best["kind"] == "interior")
+    named = (("r1", search["upper"]), ("r2", search["lower"]), ("kl", "KL from the pretrained model, nats"))
+    return [(name, chart.over_lambda(search["curve"], key, at, name=f"{name} over lambda")) for key, name in named]
 
 
 def reward_chart(document: Document) -> Markup:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.evaluate import Comparison
     from genbo.bilevel.problem import Problem
     from genbo.cli.heldout import Side
+    from genbo.cli.strength import Searched
 
 Document = dict[str, Any]
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
@@ -68,11 +69,12 @@ class Findings:
     status: str = "done"
     reason: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
+    search: Searched | None = None  # where lambda was searched for
 
 
 def document_of(found: Findings) -> Document:
     """`report.json`."""
-    held_out, rewards, keep = _compared(found)
+    held_out, rewards, keep = found.search.compared() if found.search else _compared(found)
     document: Document = {
         "schema": SCHEMA,
         "genbo": version(),
@@ -87,14 +89,16 @@ def document_of(found: Findings) -> Document:
         "cost": {**found.cost, "planned": dict(found.planned)},
         "estimator": dict(found.estimator),
         "steps": [dict(r) for r in found.records],
+        "search": found.search.document() if found.search else None,
         "trust": [],
         "use": {},
         "job": found.job,
         "environment": found.environment,
         "reproduce": found.reproduce,
     }
-    document["headline"] = headline(document)
-    document["trust"] = trust(document, found.tuned.method, found.notes)
+    document["headline"] = found.search.headline(document) if found.search else headline(document)
+    said = found.search.trust(document) if found.search else trust(document, found.tuned.method)
+    document["trust"] = [*said, *(remark("note", text) for text in found.notes)]
     return document
 
 
@@ -183,12 +187,12 @@ def _compared(found: Findings) -> tuple[Document | None, Document, Document]:
         fresh_prompts=sides.fresh_prompts,
     )
     of_row = [
-        _plain(compare(a, b, sides.prompts, fresh_prompts=sides.fresh_prompts))
+        plain(compare(a, b, sides.prompts, fresh_prompts=sides.fresh_prompts))
         for a, b in zip(start, tuned, strict=True)
     ]
     gains = weights @ (tuned - start)[: len(weights)]
     held_out = {
-        **_plain(total),
+        **plain(total),
         "fresh_prompts": sides.fresh_prompts,
         "by_prompt": _by_prompt(sides.prompts, gains.tolist()),
     }
@@ -199,7 +203,7 @@ def _compared(found: Findings) -> tuple[Document | None, Document, Document]:
     return held_out, rewards, _kept(found, of_row[len(weights) :])
 
 
-def _plain(compared: Comparison) -> Document:
+def plain(compared: Comparison) -> Document:
     return {
         "verdict": compared.verdict,
         "start": compared.start,
@@ -263,19 +267,18 @@ def headline(document: Document) -> str:
     return f"{changes}: {name} {gain} on {on}: {held_out['verdict']}{fell}."
 
 
-def trust(document: Document, method: str, notes: Sequence[str]) -> list[Document]:
+def trust(document: Document, method: str) -> list[Document]:
     """How far to believe it: what speaks for it (good), against it (warning), and what to know (note)."""
-    said = [
+    return [
         *_about_steps(document),
         *_about_answer(document, method),
         *_about_bounds(document),
-        *_about_held_out(document),
+        *about_held_out(document),
         *_about_keep(document),
     ]
-    return [*said, *(_said("note", text) for text in notes)]
 
 
-def _said(level: str, text: str) -> Document:
+def remark(level: str, text: str) -> Document:
     return {"level": level, "text": text}
 
 
@@ -298,26 +301,26 @@ def _about_steps(document: Document) -> list[Document]:
         first = sorted(ratios[:third])[third // 2]
         figure = f"{figures.number(first, 1)} standard errors from zero"
         if first >= CLEAR:
-            said.append(_said("good", f"The first gradients stood {figure}: the direction was clear."))
+            said.append(remark("good", f"The first gradients stood {figure}: the direction was clear."))
         else:
             text = f"The first gradients stood only {figure}: more budget.samples would make it clearer."
-            said.append(_said("warning", text))
+            said.append(remark("warning", text))
     flat = sum(r["status"] == "flat" for r in records)
     broken = sum(r["status"] == "non_finite" for r in records)
     if flat:
-        said.append(_said("warning", f"{figures.plural(flat, 'gradient')} of {len(records)} were exactly zero: flat."))
+        said.append(remark("warning", f"{figures.plural(flat, 'gradient')} of {len(records)} were exactly zero: flat."))
     if broken:
         steps = f"{figures.plural(broken, 'step')} of {len(records)}"
         text = f"{steps} had numbers that were not finite, and moved nothing."
-        said.append(_said("warning", text))
+        said.append(remark("warning", text))
     if len(ratios) >= 6:
         last = sorted(ratios[-third:])[third // 2]
         figure = f"{figures.number(last, 1)} standard errors"
         if last < CLEAR + 1:
-            said.append(_said("good", f"The last gradients are within {figure} of zero: the climb has settled."))
+            said.append(remark("good", f"The last gradients are within {figure} of zero: the climb has settled."))
         else:
             said.append(
-                _said(
+                remark(
                     "note",
                     f"The last gradients are still {figure} from zero: more budget.steps may gain more.",
                 )
@@ -328,13 +331,13 @@ def _about_steps(document: Document) -> list[Document]:
 def _about_answer(document: Document, method: str) -> list[Document]:
     if method == "root":
         text = "The optimum lies inside the path: the gradient crosses zero there, which gives the error bar."
-        return [_said("good", text)]
+        return [remark("good", text)]
     errors = [value["se"] for value in document["phi"].values()]
     known = [e for error in errors for e in (error if isinstance(error, list) else [error])]
     if document["status"] == "done" and None in known:
         some = "Some of the tuned numbers have" if any(e is not None for e in known) else "The tuned value has"
         text = f"{some} no error bar: the path shows no curvature to measure it by. More steps or samples may."
-        return [_said("note", text)]
+        return [remark("note", text)]
     return []
 
 
@@ -348,11 +351,11 @@ def _about_bounds(document: Document) -> list[Document]:
             if at:
                 part = "" if len(numbers) == 1 else f" at {at} of {len(numbers)} values"
                 text = f"{title(name)} ends at its {bound} bound {edge:g}{part}: wider bounds may do better."
-                said.append(_said("warning", text))
+                said.append(remark("warning", text))
     return said
 
 
-def _about_held_out(document: Document) -> list[Document]:
+def about_held_out(document: Document) -> list[Document]:
     held_out = document["held_out"]
     if held_out is None:
         return []
@@ -361,17 +364,17 @@ def _about_held_out(document: Document) -> list[Document]:
     if held_out["fresh_prompts"]:
         seen = f"{figures.plural(prompts, 'prompt')} and seeds that tuning never saw"
         text = f"The verdict rests on {seen} ({samples} pairs)."
-        said.append(_said("good", text))
+        said.append(remark("good", text))
     else:
         text = "The verdict rests on fresh seeds of the tuning prompts; evaluate.prompts would add others."
-        said.append(_said("note", text))
+        said.append(remark("note", text))
     if prompts < FEW_PROMPTS:
         counted = figures.plural(prompts, "prompt")
         text = f"The interval counts {counted} only: it says little of prompts unlike these."
-        said.append(_said("note", text))
+        said.append(remark("note", text))
     if held_out["verdict"] == "no measurable difference":
         text = "The interval includes zero: there may be a difference, but this many samples do not show it."
-        said.append(_said("note", text))
+        said.append(remark("note", text))
     return said
 
 
@@ -379,14 +382,14 @@ def _about_keep(document: Document) -> list[Document]:
     if not document["keep"]:
         names = " and ".join(document["rewards"])
         text = f"Nothing but {names} was asked for: a reward can rise while images get worse, so look."
-        return [_said("note", text)] if names else []
+        return [remark("note", text)] if names else []
     said = []
     for name, kept in document["keep"].items():
         level = f"{figures.number(kept['tuned'])} against a level of {figures.number(kept['at_least'])}"
         if kept["held"]:
-            said.append(_said("good", f"{title(name)} was kept: {level}."))
+            said.append(remark("good", f"{title(name)} was kept: {level}."))
         elif kept["broken"]:
-            said.append(_said("warning", f"{title(name)} was not kept: {level}."))
+            said.append(remark("warning", f"{title(name)} was not kept: {level}."))
         else:
-            said.append(_said("note", f"{title(name)} is below its level by less than the noise: {level}."))
+            said.append(remark("note", f"{title(name)} is below its level by less than the noise: {level}."))
     return said

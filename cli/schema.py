@@ -43,6 +43,7 @@ def job_model() -> type[BaseModel]:
         prompts=(Prompts, ...),
         tune=(_tune(), ...),
         reward=(reward | Annotated[list[reward], MinLen(1)], ...),  # type: ignore[valid-type]
+        lower=(_room("lower", reward=(reward | Annotated[list[reward], MinLen(1)], ...)) | None, None),  # type: ignore[valid-type]
         keep=(keep | list[keep] | None, None),  # type: ignore[valid-type]
         estimator=(_room("estimators"), "auto"),
         optimizer=(_room("optimizers"), "adam"),

@@ -67,7 +67,7 @@ def guessed_s(assembled: Assembled, image_forwards: int) -> float:
             began = time.perf_counter()
             model(x, time_, condition).sum().item()  # waits for the device
             seconds = time.perf_counter() - began
-    backward = any(member is None for draw in assembled.estimator.draws(1) for member in draw)
+    backward = goes_back(assembled.estimator)
     return seconds / rows * image_forwards * (REST_BACKWARD if backward else REST)
 
 
@@ -76,7 +76,7 @@ def key_of(job: Job) -> str:
     from genbo.cli.job import likely_device
 
     options = job.model.options
-    backward = any(member is None for draw in job.chosen().options.draws(1) for member in draw)
+    backward = goes_back(job.chosen().options)
     said: list[Any] = [
         platform.node(),
         model_digest(job),
@@ -85,6 +85,12 @@ def key_of(job: Job) -> str:
     ]
     said += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def goes_back(estimator: Any) -> bool:
+    """Whether an estimator differentiates through the sampler; one of lambda only reads what was drawn."""
+    draws = getattr(estimator, "draws", None)
+    return draws is not None and any(member is None for draw in draws(1) for member in draw)
 
 
 def model_digest(job: Job) -> str:

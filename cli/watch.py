@@ -47,6 +47,9 @@ class Quiet:
     def evaluating(self, side: str, done: int, total: int, left_s: float | None) -> None:
         """`done` of `total` held-out images of a side are drawn."""
 
+    def drawing(self, what: str, done: int, total: int, left_s: float | None) -> None:
+        """`done` of `total` calls' worth of samples are drawn."""
+
 
 class Lines(Quiet):
     """One plain line a step."""
@@ -69,6 +72,10 @@ class Lines(Quiet):
     def evaluating(self, side: str, done: int, total: int, left_s: float | None) -> None:
         if done == total:
             self.note(f"held-out images at {side}: {total} drawn")
+
+    def drawing(self, what: str, done: int, total: int, left_s: float | None) -> None:
+        if done == total:
+            self.note(f"{what}: drawn")
 
 
 HEAD = ("step", "at", "reward", "gradient", "")
@@ -134,6 +141,9 @@ class Live(Quiet):
 
     def evaluating(self, side: str, done: int, total: int, left_s: float | None) -> None:
         self._bar(f"held-out images at {side}", done, total, left_s)
+
+    def drawing(self, what: str, done: int, total: int, left_s: float | None) -> None:
+        self._bar(what, done, total, left_s)
 
     def _bar(self, text: str, done: int, total: int, left_s: float | None) -> None:
         left = "" if left_s is None else f"{figures.duration(left_s)} left"

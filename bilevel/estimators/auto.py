@@ -14,6 +14,12 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 class Auto:
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
         """The name of an estimator, its options, and the reason in a sentence."""
+        if facts.tilted:
+            return (
+                "covariance",
+                {},
+                "lambda moves the mean of r1 by its covariance with r2: no bias, no step",
+            )
         number = f"{facts.parameters} parameter{'s' * (facts.parameters > 1)}"
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ForwardMode:
     def why_not(self, facts: Facts) -> str | None:
+        if facts.tilted:
+            return SAMPLED_ONLY
         if not (facts.differentiable_reward and facts.differentiable_model):
             return "forward_mode needs a differentiable reward and model; use estimator: zeroth_order"
         if facts.half_precision:

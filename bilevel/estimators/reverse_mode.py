@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,8 @@ class ReverseMode:
     checkpoint: bool = True
 
     def why_not(self, facts: Facts) -> str | None:
+        if facts.tilted:
+            return SAMPLED_ONLY
         if not facts.differentiable_reward:
             return "reverse_mode needs a differentiable reward; use estimator: zeroth_order"
         if not facts.differentiable_model:

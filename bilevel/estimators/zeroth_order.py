@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,8 @@ class ZerothOrder:
     common: bool = True
 
     def why_not(self, facts: Facts) -> str | None:
+        if facts.tilted:
+            return SAMPLED_ONLY
         if self.points == "one_point" and self.directions == "coordinates":
             return "one_point differences need random directions; set directions: random, or points: central"
         if self.points == "one_point" and self.count not in (None, 1):

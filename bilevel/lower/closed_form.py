@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ SERIES, TERMS = 1e-3, 9  # q over the exponential's squared rate, below which it
 @dataclass(frozen=True)
 class ClosedForm:
     """It takes no options: there is nothing to choose in what is exact."""
+
+    free: ClassVar[bool] = True
 
     def why_not(self, model: Any, *rewards: Sequence[Weighted]) -> str | None:
         """None, or a sentence: why this world and these rewards have no closed form here."""

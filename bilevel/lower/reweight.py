@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,9 +31,20 @@ NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
 
 @dataclass(frozen=True)
 class Reweight:
-    """`weights` are smoothed by their Pareto tail, plain, or plain with a jackknife; auto smooths few prompts."""
+    """`samples` a prompt are drawn first; `precision` is the standard error of log lambda that is good enough.
+
+    With `bridge`, the noise of later samples is shifted towards the optimum; without, there are only more of them.
+    `weights` are smoothed by their Pareto tail, plain, or plain with a jackknife; auto smooths few prompts.
+    """
 
     weights: Literal["auto", "smoothed", "plain", "jackknife"] = "auto"
+    samples: Annotated[int, Ge(2)] = 256
+    precision: Annotated[float, Gt(0)] = 0.1
+    bridge: bool = True
+    free: ClassVar[bool] = True  # another lambda costs no network call
+
+    def why_not(self, model: Any, *rewards: Any) -> str | None:
+        return None
 
     def treatment(self, prompts: int) -> str:
         """What is done to the weights of a bank."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from genbo.bilevel.curve import matched, optimum, trace
-from genbo.bilevel.estimators._covariance import Covariance
-from genbo.bilevel.estimators._value_gap import ValueGap
+from genbo.bilevel.estimators.covariance import Covariance
+from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.law import Law, Measured, Solve
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.problem import Facts

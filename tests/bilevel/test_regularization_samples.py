@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from genbo.bilevel.bank import Bank, bank_of, draw, joined, mistakes
-from genbo.bilevel.estimators._covariance import Covariance
-from genbo.bilevel.estimators._value_gap import ValueGap
+from genbo.bilevel.bank import Bank, bank_of, mistakes
+from genbo.bilevel.estimators.covariance import Covariance
+from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.law import Fit, Measured
 from genbo.bilevel.lower.reweight import Reweight, fit_of
 from genbo.bilevel.pareto import quantile, shape, smoothed, tail_length
+from genbo.bilevel.search import Budget, search
+from genbo.bilevel.source import Sampled
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian
@@ -337,25 +339,56 @@ def pretrained(model: object, batch: int = 64):
     return process_of(model.open(), Dpmpp(steps=24), Plain(weight=1.0), batch=batch)  # type: ignore[attr-defined]
 
 
-def test_a_bank_drawn_in_parts_is_the_bank_drawn_at_once():
+def test_a_sample_depends_on_its_own_number_alone():
+    """Not on the size of a call, nor on how many samples there are."""
     world = Gaussian(means={"a": [0.0, 1.0], "b": [1.0, 0.0]}, std=1.0)
     upper, lower = [(1.0, Quadratic(1.5, 0.5).open())], [(2.0, Linear().open()), (1.0, Linear([1.0, 0.0]).open())]
-    whole = draw(pretrained(world, batch=7), ("a", "b"), upper, lower, 9, Seed(3))
-    parts = [draw(pretrained(world), ("a", "b"), upper, lower, n, Seed(3), first) for n, first in ((4, 0), (5, 4))]
-    for name in ("r1", "r2", "log_ratio"):
-        torch.testing.assert_close(getattr(joined(*parts), name), getattr(whole, name))
+    whole, part = (
+        Sampled(pretrained(world, batch=batch), ("a", "b"), upper, lower, Seed(3), samples_too=True).draw(0, n, None)
+        for batch, n in ((7, 9), (64, 4))
+    )
+    for name in ("r1", "r2", "log_ratio", "x"):
+        torch.testing.assert_close(getattr(whole, name)[:, :4], getattr(part, name))
+    assert whole.x.shape == (2, 9, 2, 1, 1)  # type: ignore[union-attr]
     assert whole.prompts == 2 and whole.samples == 9
     assert not torch.equal(whole.r1[0], whole.r1[1])
 
 
 def test_a_bank_costs_what_its_samples_cost_and_no_lambda_more():
     process = pretrained(Gaussian(means={"a": [0.0]}, std=1.0), batch=50)
-    bank = draw(process, ("a",), [(1.0, Quadratic(1.5, 0.5).open())], [(1.0, Linear().open())], 120, Seed(0))
+    upper, lower = [(1.0, Quadratic(1.5, 0.5).open())], [(1.0, Linear().open())]
+    bank = Sampled(process, ("a",), upper, lower, Seed(0)).draw(0, 120, None)
     spent = process.meter.as_dict()
     assert spent == {"denoiser_calls": 3 * 24, "image_forwards": 120 * 24, "reward_images": 120}
     for lam in (0.5, 1.0, 2.0):
         Reweight().solve(bank, lam)
     assert process.meter.as_dict() == spent
+
+
+def test_the_gaussian_chain_is_shifted_by_what_stein_says():
+    """r2 = x1 through the linear chain of a Gaussian has one gradient everywhere: the shift is it, over lambda."""
+    process = pretrained(Gaussian(means={"a": [0.0, 0.0]}, std=1.0))
+    upper, lower = [(1.0, Quadratic(1.5, 0.5).open())], [(1.0, Linear([1.0, 0.0]).open())]
+    source = Sampled(process, ("a",), upper, lower, Seed(0), gradients=True)
+    shifts = source.shifts(1, 12, 0.5)
+    reached = shifts.means[0, -1]
+    assert reached.tolist() == pytest.approx([2.0, 0.0], rel=0.05)
+    bank = source.draw(1, 2000, shifts)
+    assert bank.r2.mean().item() == pytest.approx(0.2 * shifts.means[0, 1, 0].item() + 0.6 * reached[0].item(), abs=0.1)
+    law = Reweight(weights="plain").solve(bank, 0.5)
+    assert law.fit.verdict == "reliable" and abs(law.r2.mean - 2.0) < 4 * law.r2.se + 0.04
+    by_mean = Sampled(process, ("a",), upper, lower, Seed(0)).shifts(1, 3000, 0.5).means[0, -1]
+    assert by_mean[0].item() == pytest.approx(2.0, abs=0.3)
+
+
+def test_the_whole_search_through_a_sampler_ends_at_the_optimum():
+    process = pretrained(Gaussian(means={"a": [0.0, 0.0]}, std=1.0), batch=4000)
+    upper, lower = [(1.0, Quadratic([1.5, 0.0], 0.5).open())], [(1.0, Linear([1.0, 0.0]).open())]
+    source = Sampled(process, ("a",), upper, lower, Seed(0), gradients=True)
+    *_, end = search(source, Reweight(), Covariance(), (0.05, 20.0), Budget(samples=4000, rounds=2))
+    assert end.after == "done" and end.optimum is not None and end.optimum.interval is not None
+    low, high = end.optimum.interval
+    assert low < 2 / 3 < high and end.optimum.lam == pytest.approx(2 / 3, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +400,7 @@ def test_a_bank_of_the_shipped_model_is_its_world(model, name, lam):
     world = WORLDS[name]
     line, p = world.line, world.line.law(lam)
     process = pretrained(model, batch=4000)
-    bank = draw(process, ("a",), [(1.0, world.r1.open())], [(1.0, world.r2.open())], 4000, Seed(0))
+    bank = Sampled(process, ("a",), [(1.0, world.r1.open())], [(1.0, world.r2.open())], Seed(0)).draw(0, 4000, None)
     law = Reweight().solve(bank, lam)
     for found, true in ((law.r2, line.mean(p, line.r2)), (law.covariance, line.covariance(p, line.r1, line.r2))):
         assert abs(found.mean - true) < 4 * found.se + 0.02 * abs(true)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from genbo.bilevel.bank import bank_of
 from genbo.bilevel.curve import falling_root, matched, optimum, quantile, trace, within_reach
-from genbo.bilevel.estimators._covariance import Covariance
-from genbo.bilevel.estimators._value_gap import ValueGap
+from genbo.bilevel.estimators.covariance import Covariance
+from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.law import EXACT, Law, Measured
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
-from genbo.bilevel.optimizers._bisection import Bisection
+from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.search import Budget, Round, is_shifted, search
-from genbo.bilevel.tunables._regularization import Regularization
+from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic

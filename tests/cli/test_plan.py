@@ -86,8 +86,8 @@ def test_the_plan_is_what_the_meter_shows(estimator: str, tuned: str, keep: list
     job = job_of(ESTIMATORS[estimator], tune, guidance, keep=keep)
     planned = plan(job)
     assert planned.inexact is None
-    assert [planned.tuning, planned.start, planned.tuned] == run(job)
-    assert planned.total == planned.tuning + planned.start + planned.tuned
+    assert [planned.tuning, *planned.evaluation.values()] == run(job)
+    assert planned.total == sum(planned.evaluation.values(), planned.tuning)
 
 
 def test_calls_stay_exact_where_rows_cannot_be() -> None:

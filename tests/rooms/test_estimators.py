@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.problem import Estimate, Facts, Problem, calls
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.mixture import Mixture
 from genbo.diffusion.process import process_of
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Seed, batch_of
+from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic
 from tests.rooms.conftest import files, options_class
 
@@ -29,6 +34,8 @@ TARGETS = ([1.5, 0.0], [0.0, 1.0])
 def estimator(estimator_class):
     if hasattr(estimator_class, "choose"):
         pytest.skip("chooses among the others")
+    if estimator_class().why_not(Facts(1)):
+        pytest.skip("follows a law, not a sampler: see below")
     narrow = {"h": 0.05} if hasattr(estimator_class, "h") else {}  # the wide default smooths on purpose
     return estimator_class(**narrow)
 
@@ -173,3 +180,31 @@ def test_a_choice_is_an_estimator_of_the_room_that_can_work(estimator_class):
         assert set(options) <= {f.name for f in fields(chosen)}
         assert chosen(**options).why_not(facts) is None
         assert str(size) in reason
+
+
+# -- of a tilted law ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slope(estimator_class):
+    if hasattr(estimator_class, "choose") or estimator_class().why_not(Facts(1, tilted=True)):
+        pytest.skip("samples at phi")
+    return estimator_class()
+
+
+def test_every_estimator_is_for_one_kind_of_problem(estimator_class):
+    if not hasattr(estimator_class, "choose"):
+        refused = [estimator_class().why_not(Facts(1, tilted=tilted)) for tilted in (False, True)]
+        assert [reason is None for reason in refused].count(True) == 1
+        assert "use estimator:" in next(filter(None, refused))
+
+
+@pytest.mark.parametrize("lam", [0.4, 1.0, 5.0])
+def test_a_slope_is_the_derivative_of_the_exact_curve(slope, lam):
+    """On a skewed world: r2 = x, r1 = -(x - 1)^2 / 2, by the closed form's own mean of r1."""
+    world, prompts = Exponential(means={"a": [0.3]}), ["a"]
+    r1, r2 = [(1.0, Quadratic(target=1.0, scale=0.5))], [(1.0, Linear())]
+    solve = partial(ClosedForm().solve, cumulant_of(world, prompts, r1, r2))
+    h = 1e-4
+    fine = (solve(lam * math.exp(h)).r1.mean - solve(lam * math.exp(-h)).r1.mean) / (2 * h)
+    assert slope(solve, lam).mean == pytest.approx(fine, rel=5e-3, abs=1e-3)

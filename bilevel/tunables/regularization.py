@@ -17,6 +17,8 @@ from annotated_types import Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.diffusion.process import Process
+
 EDGE = 1e-4  # of the range of log lambda: a start on a bound begins this far inside, where the link still moves
 
 
@@ -61,6 +63,10 @@ class Regularization:
     def value(self, u: Tensor) -> Tensor:
         low, high = map(math.log, self.bounds)
         return (low + (high - low) * u.sigmoid()).exp().clamp(*self.bounds)
+
+    def embed(self, process: Process, phi: Tensor) -> Process:
+        """The process as it is."""
+        return process
 
     def spoken(self, phi: Tensor) -> float:
         return float(phi[0])

@@ -33,7 +33,7 @@ class ValueGap:
     gamma: Annotated[float, Gt(0)] | None = None
 
     def why_not(self, facts: Facts) -> str | None:
-        if not getattr(facts, "tilted", False):
+        if not facts.tilted:
             return "value_gap is the gradient of a tuned lower level, as in tune: regularization; use estimator: auto"
         return None
 

@@ -22,7 +22,7 @@ class Covariance:
     """It takes no options."""
 
     def why_not(self, facts: Facts) -> str | None:
-        if not getattr(facts, "tilted", False):
+        if not facts.tilted:
             return "covariance is the gradient of tune: regularization only; use estimator: auto"
         return None
 

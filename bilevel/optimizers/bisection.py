@@ -17,12 +17,20 @@ from annotated_types import Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.problem import Facts
+
 
 @dataclass(frozen=True)
 class Bisection:
     """`stride` is the first step in u; it doubles until the sign of the gradient has changed."""
 
     stride: Annotated[float, Gt(0)] = 0.7
+
+    def why_not(self, facts: Facts) -> str | None:
+        """None, or a sentence: it wants one number, and a gradient that says the same each time it is asked."""
+        if not facts.tilted:
+            return "bisection believes a sign for ever, and each step draws samples of its own; use optimizer: adam"
+        return None
 
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float

@@ -1,0 +1,160 @@
+"""The stages of a climb: steps along the gradient, the answer, and start against tuned on held-out samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.errors import ArtifactRefused, Diverged
+from genbo.cli.run import Checkpoint, fault, kinds, strict
+from genbo.cli.work import Work, conclude, counting, names_of, time_left
+
+if TYPE_CHECKING:
+    from genbo.bilevel.tune import Step
+    from genbo.cli.assemble import Assembled
+    from genbo.cli.result import HeldOut, Names, Tuned
+
+Document = dict[str, Any]
+
+
+def whole(work: Work) -> Document:
+    """All stages in order; each finds what an earlier process has left of it."""
+    from genbo.cli import result
+    from genbo.cli.speed import record_speed
+
+    last = climb(work)
+    problem, records = work.assembled.problem, work.run.journal.records
+    if gave_up(last):
+        reason = why_given_up(records)
+        tuned = result.last_good(problem, records)
+        conclude(work, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
+        raise Diverged(reason)
+    tuned = result.tuned_of(problem, records)
+    held_out = evaluate(work, tuned, last)
+    sides = (held_out.start, held_out.tuned)
+    cost = {key: spent + sum(side.cost[key] for side in sides) for key, spent in last.state.cost.items()}
+    elapsed_s = last.elapsed_s + sum(side.elapsed_s for side in sides)
+    document = conclude(work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None)
+    record_speed(work.job, cost.get("image_forwards", 0), elapsed_s)
+    work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
+    return document
+
+
+def climb(work: Work) -> Checkpoint:
+    """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
+    from genbo.bilevel.tune import tune as steps_of
+
+    run, a = work.run, work.assembled
+    last = where_it_stood(work)
+    run.last_step = last.state.steps
+    work.screen.begin(run.journal.records)
+    began = time.monotonic() - last.elapsed_s
+    steps = steps_of(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, last.state)
+    work.stop_if_asked()
+    while not out_of_time(work, last):
+        step = next(steps, None)
+        if step is None:
+            break
+        fault("step.computed")
+        last = keep(work, step, time.monotonic() - began)
+        work.stop_if_asked()
+    return last
+
+
+def where_it_stood(work: Work) -> Checkpoint:
+    """The newest checkpoint that holds, and the journal put back to it; else the beginning."""
+    from genbo.bilevel.tune import begin
+
+    run, problem = work.run, work.assembled.problem
+    found = run.checkpoints.newest()
+    for file in run.checkpoints.skipped:
+        work.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
+    first = begin(problem)
+    if found is None:
+        found = Checkpoint(first, b"", 0.0)
+    for name in (name for name, kind in kinds().items() if kind == "tensor"):
+        has, wanted = getattr(found.state, name).shape, getattr(first, name).shape
+        if has != wanted:
+            raise ArtifactRefused(f"the checkpoint's tensor {name!r} is {tuple(has)}, not {tuple(wanted)}")
+    run.journal.restore(found.steps)
+    return found
+
+
+def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
+    """The step into the journal, then the checkpoint that follows it."""
+    run, names = work.run, names_of(work.assembled)
+    record = record_of(step, work.assembled, names, elapsed_s)
+    run.journal.append(record)
+    last = Checkpoint(step.state, run.journal.data, elapsed_s)
+    run.checkpoints.save(last)
+    run.last_step = step.state.steps
+    text = f"step {run.last_step} of {work.assembled.budget.steps}"
+    run.status("running", text, last_step=run.last_step, resumable=True)
+    work.screen.step(strict(record), time_left(work, last.state.cost, elapsed_s))
+    return last
+
+
+def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
+    """A line of `steps.jsonl`."""
+    return {
+        "step": step.index,
+        "phi": assembled.problem.spoken(step.phi),
+        "value": step.value,
+        "value_se": step.value_se,
+        "scores": dict(zip((*names.rewards, *names.constraints), step.scores.tolist(), strict=True)),
+        "gaps": dict(zip(names.constraints, step.gaps.tolist(), strict=True)),
+        "multipliers": dict(zip(names.constraints, step.multipliers.tolist(), strict=True)),
+        "u": step.u.tolist(),
+        "grad": step.grad.tolist(),
+        "grad_se": step.grad_se.tolist(),
+        "status": step.status,
+        "cost": step.state.cost,
+        "elapsed_s": round(elapsed_s, 3),
+    }
+
+
+def out_of_time(work: Work, last: Checkpoint) -> bool:
+    minutes = work.job.budget.minutes
+    return minutes is not None and last.state.steps > 0 and last.elapsed_s >= 60 * minutes
+
+
+def gave_up(last: Checkpoint) -> bool:
+    from genbo.bilevel.tune import PATIENCE
+
+    return last.state.wasted >= PATIENCE
+
+
+def why_given_up(records: Sequence[Document]) -> str:
+    tried = ", ".join(f"{name} {_short(value)}" for name, value in records[-1]["phi"].items())
+    if records[-1]["status"] == "flat":
+        names = " and ".join(records[-1]["phi"])
+        return (
+            f"the reward does not change with {names} near {tried}: the gradient is exactly zero. "
+            "Start elsewhere, or take a reward that depends on it"
+        )
+    return (
+        f"the reward or its gradient is not finite at {tried}, three steps in a row; "
+        "the last good value is kept. Narrow the bounds, lower the optimizer's lr, or set model.dtype: fp32"
+    )
+
+
+def _short(value: float | list[float]) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{min(value):.3g} to {max(value):.3g}"
+
+
+def evaluate(work: Work, tuned: Tuned, last: Checkpoint) -> HeldOut:
+    """Start and tuned on the same prompts and seeds, which tuning never saw."""
+    from genbo.cli.heldout import evaluate_side
+    from genbo.cli.result import HeldOut
+    from genbo.diffusion.seed import batch_of
+
+    run, a = work.run, work.assembled
+    batch = batch_of(a.held_out, work.job.evaluate.samples, a.seed.child("evaluate"))
+    sides = []
+    for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
+        run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
+        between = counting(work, name, len(batch), last.state.cost, last.elapsed_s)
+        sides.append(evaluate_side(run.path / "evaluation", name, a.problem, phi, batch, run.digest, between))
+        work.stop_if_asked()
+    return HeldOut(sides[0], sides[1], batch.prompts, a.held_out_is_fresh_prompts)

@@ -1,0 +1,249 @@
+"""The stages of a search for lambda: banks of samples, the curve over lambda, and both lambdas on held-out samples.
+
+    runs/x/ banks/ {round-0, shifts-1, round-1, ...}.safetensors      evaluation/ {held-out...}.safetensors
+
+Banks are all the state there is. A run that is gone on with reads them again and says the same rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.errors import Diverged, UserMistake
+from genbo.cli.kept import Kept
+from genbo.cli.run import fault, strict
+from genbo.cli.work import Work, conclude, time_left
+
+if TYPE_CHECKING:
+    from genbo.bilevel.bank import Bank
+    from genbo.bilevel.law import Solve
+    from genbo.bilevel.search import Round
+    from genbo.bilevel.source import Sampled
+    from genbo.cli.result import Tuned
+    from genbo.cli.strength import Pair, Searched
+
+Document = dict[str, Any]
+
+
+def whole(work: Work) -> Document:
+    """All stages in order; each finds what an earlier process has left of it."""
+    from genbo.cli.speed import record_speed
+    from genbo.cli.strength import Searched, label
+
+    banks = kept_in(work, "banks")
+    last = searched(work, banks)
+    a = work.assembled
+    upper, lower = label(a.reward_names), label(a.lower_names)
+    found = partial(Searched, last, pretrained_of(last), upper, lower, work.job.lower.kind)  # type: ignore[union-attr]
+    if (reason := no_answer(last)) is not None:
+        end(work, first(work), found(None), [banks], "diverged", reason)
+        raise Diverged(reason)
+    evaluation = kept_in(work, "evaluation")
+    tuned = tuned_of(last)
+    pair = held_out(work, last, evaluation)
+    document = end(work, tuned, found(pair), [banks, evaluation], "done", None)
+    record_speed(work.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
+    work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
+    return document
+
+
+def kept_in(work: Work, folder: str) -> Kept:
+    """Where samples of a stage are kept."""
+    meter = work.assembled.problem.process.meter
+
+    def between(name: str, done: int, chunks: int) -> None:
+        work.screen.drawing(f"{folder}: {name}", done, chunks, time_left(work, meter.as_dict(), kept.elapsed_s))
+        work.stop_if_asked()
+
+    kept = Kept(work.run.path / folder, {"job": work.run.digest}, meter, between)
+    return kept
+
+
+# -- the search ----------------------------------------------------------------------------------------------
+
+
+def searched(work: Work, kept: Kept) -> Round:
+    """The last round; a line of the journal for each."""
+    from genbo.cli.strength import label, record_of
+
+    run, a = work.run, work.assembled
+    run.journal.restore(b"")  # rounds are read again from their banks, and said again
+    work.screen.begin([])
+    work.stop_if_asked()
+    for number, now in enumerate(rounds(work, kept)):
+        fault("step.computed")
+        u = [] if now.optimum is None else a.strength.coordinates(_tensor(now.optimum.lam)).tolist()
+        record = record_of(number, now, u, a.problem.process.meter.as_dict(), kept.elapsed_s, label(a.reward_names))
+        run.journal.append(strict(record))
+        run.last_step = number + 1
+        run.status("running", f"round {run.last_step}: {now.reason}", last_step=run.last_step, resumable=True)
+        left = time_left(work, a.problem.process.meter.as_dict(), kept.elapsed_s)
+        work.screen.step(strict(record), left)
+        if now.after in ("bridge", "more"):
+            work.screen.note(now.reason)
+        work.stop_if_asked()
+    return now
+
+
+def rounds(work: Work, kept: Kept) -> Iterator[Round]:
+    """Of the lower solver that the job names."""
+    from genbo.bilevel.search import Budget, search
+
+    a, job = work.assembled, work.job
+    if not hasattr(a.lower, "samples"):
+        yield on_paper(work)
+        return
+    budget = Budget(a.lower.samples, job.budget.steps, a.lower.precision)
+    yield from search(source_of(work, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
+
+
+def on_paper(work: Work) -> Round:
+    """The one round of a world whose laws are known."""
+    from genbo.bilevel.curve import optimum, trace
+    from genbo.bilevel.search import Round
+
+    a = work.assembled
+    solve = exact(work, a.prompts)
+    try:
+        curve = trace(solve, a.slope, a.strength.bounds)
+    except ValueError as problem:
+        raise UserMistake(f"tune.regularization.bounds: {problem}") from problem
+    best = optimum(solve, a.slope, curve)
+    return Round((), curve, best, "done", best.reason)
+
+
+def exact(work: Work, prompts: tuple[str, ...]) -> Solve:
+    from genbo.bilevel.lower.closed_form import cumulant_of
+
+    job = work.job
+    assert job.lower is not None
+    upper, lower = ([(r.weight, r.options) for r in rewards] for rewards in (job.reward, job.lower.reward))
+    return partial(work.assembled.lower.solve, cumulant_of(job.model.options, prompts, upper, lower))
+
+
+def source_of(work: Work, kept: Kept, prompts: tuple[str, ...], role: str) -> Sampled:
+    """Samples of the pretrained model for these prompts."""
+    from genbo.bilevel.source import Sampled
+
+    a, job = work.assembled, work.job
+    assert job.lower is not None
+    parts = [job.model.options, *(r.options for r in job.lower.reward)]
+    return Sampled(
+        process=a.problem.process,
+        prompts=prompts,
+        upper=a.problem.rewards,
+        lower=a.lower_rewards,
+        seed=a.seed.child(role),
+        shiftable=a.lower.bridge,
+        gradients=all(getattr(part, "differentiable", True) for part in parts),
+        samples_too=True,
+        keep=kept,
+    )
+
+
+# -- what came of it -----------------------------------------------------------------------------------------
+
+
+def no_answer(last: Round) -> str | None:
+    """Why nothing can be concluded, where that is so."""
+    best = last.optimum
+    if best is None:
+        return last.reason
+    return last.reason if best.kind == "out_of_reach" and best.verdict == "refuse" else None
+
+
+def pretrained_of(last: Round) -> tuple[float, float] | None:
+    """Both rewards without any tuning: of the plain samples, or of the largest lambda where there are none."""
+    from genbo.bilevel.search import is_shifted
+
+    plain = [bank for bank in last.banks if not is_shifted(bank)]
+    if plain:
+        return plain[-1].r1.mean().item(), plain[-1].r2.mean().item()
+    return (last.curve[-1].law.r1.mean, last.curve[-1].law.r2.mean) if last.curve else None
+
+
+def first(work: Work) -> Tuned:
+    from genbo.cli.result import Tuned
+
+    return Tuned(work.assembled.problem.first(), [None], "start")
+
+
+def tuned_of(last: Round) -> Tuned:
+    from genbo.cli.result import Tuned
+
+    best = last.optimum
+    assert best is not None
+    return Tuned(_tensor(best.lam), [None if best.log_se is None else best.lam * best.log_se], "curve")
+
+
+def _tensor(number: float) -> Any:
+    import torch
+
+    return torch.tensor([number], dtype=torch.float64)
+
+
+def held_out(work: Work, last: Round, kept: Kept) -> Pair:
+    """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
+    from genbo.bilevel.bridge import ROUNDS
+    from genbo.bilevel.law import VERDICTS
+    from genbo.bilevel.search import PILOT, is_shifted, speaking
+    from genbo.cli.plan import held_out_bank
+    from genbo.cli.strength import Pair
+
+    a, job = work.assembled, work.job
+    start, best = a.strength.start, last.optimum
+    assert best is not None
+    fresh = job.held_out_is_fresh_prompts
+    if not last.banks:
+        solve = exact(work, a.held_out)
+        return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh)
+    prompts, samples = held_out_bank(job)
+    source = source_of(work, kept, prompts, "evaluate")
+    banks: list[Bank] = [source.draw(0, samples, None)]
+    if any(map(is_shifted, last.banks)):
+        for lam in (best.lam, start):
+            if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
+                shifts = source.shifts(len(banks), max(ROUNDS, round(PILOT * samples)), lam)
+                banks.append(source.draw(len(banks), samples, shifts))
+    keep_shown(work, source, banks, best.lam)
+    both = [[a.lower.solve(bank, lam) for lam in (start, best.lam)] for bank in banks]
+    before, tuned = min(both, key=lambda laws: max(VERDICTS.index(law.fit.verdict) for law in laws))
+    shared = Pair(before, tuned, True, prompts, len(prompts) * samples, fresh)
+    if shared.speaks:
+        return shared
+    apart = speaking(a.lower, banks)
+    return replace(shared, start=apart(start), tuned=apart(best.lam), shared=False)
+
+
+def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:
+    """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
+    from genbo.cli.heldout import POINTS, is_picture
+    from genbo.cli.run import write_tensors
+
+    x = banks[0].x
+    assert x is not None
+    if is_picture(source.process.model.decode(x[0, :1].to(source.process.model.device, source.process.model.dtype))):
+        return
+    import torch
+
+    generator = source.seed.child("shown").generator()
+    bank = max(banks, key=lambda b: work.assembled.lower.solve(b, lam).fit.ess)
+    assert bank.x is not None
+    each = max(1, POINTS // len(source.prompts))
+    weights = (bank.r2 / lam + bank.log_ratio).softmax(1)
+    chosen = torch.multinomial(weights, each, replacement=True, generator=generator)
+    rows = torch.stack([bank.x[c, chosen[c]] for c in range(len(chosen))])
+    for name, points in (("start", x[:, :each]), ("tuned", rows)):
+        shown = points.flatten(0, 1).flatten(1).contiguous()
+        words = {"job": work.run.digest, "prompts": list(source.prompts)}
+        write_tensors(work.run.path / "evaluation" / f"{name}.safetensors", {"shown": shown}, words)
+
+
+def end(work: Work, tuned: Tuned, search: Searched, stages: list[Kept], status: str, reason: str | None) -> Document:
+    """The report."""
+    cost: dict[str, float] = dict(work.assembled.problem.process.meter.as_dict())
+    cost["elapsed_s"] = sum(stage.elapsed_s for stage in stages)
+    return conclude(work, tuned, None, cost, status, reason, search)

@@ -1,0 +1,223 @@
+"""What a search for lambda found, as the parts of `report.json` that speak of it, and its verdict in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli import figures
+
+if TYPE_CHECKING:
+    from genbo.bilevel.curve import Point
+    from genbo.bilevel.evaluate import Comparison
+    from genbo.bilevel.law import Law, Measured
+    from genbo.bilevel.search import Round
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The laws at the start's lambda and at the tuned one, by held-out samples: the same ones, or others for each."""
+
+    start: Law
+    tuned: Law
+    shared: bool
+    prompts: tuple[str, ...]
+    samples: int  # in all; 0 where the laws are known on paper
+    fresh_prompts: bool
+
+    @property
+    def speaks(self) -> bool:
+        return "refuse" not in (self.start.fit.verdict, self.tuned.fit.verdict)
+
+    def compared(self, which: str) -> Comparison:
+        """A number of both laws, its difference and the interval of that."""
+        from genbo.bilevel.curve import quantile
+        from genbo.bilevel.evaluate import Comparison
+
+        start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
+        gap = tuned.value - start.value
+        se = (tuned - start).se if self.shared else math.hypot(start.se, tuned.se)
+        mean, half = gap.mean().item(), quantile(len(gap)) * se
+        interval = (mean - half, mean + half)
+        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, len(self.prompts))
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The last round, and what held-out samples say of its answer."""
+
+    last: Round
+    pretrained: tuple[float, float] | None  # r1 and r2 without any tuning
+    upper: str
+    lower: str
+    solver: str
+    pair: Pair | None
+
+    # -- report.json -----------------------------------------------------------------------------------------
+
+    def document(self) -> Document:
+        """The key `search`."""
+        from genbo.bilevel.curve import within_reach
+
+        reach = within_reach(self.last.curve)
+        best = self.last.optimum
+        return {
+            "upper": self.upper,
+            "lower": self.lower,
+            "solver": self.solver,
+            "curve": [row_of(point) for point in self.last.curve],
+            "reach": [reach[0].lam, reach[-1].lam] if reach else None,
+            "pretrained": None if self.pretrained is None else dict(zip(("r1", "r2"), self.pretrained, strict=True)),
+            "optimum": None if best is None else {**vars(best), "others": list(best.others)},
+            "after": self.last.after,
+            "samples": [bank.samples for bank in self.last.banks],
+        }
+
+    def compared(self) -> tuple[Document | None, Document, Document]:
+        """`held_out`, `rewards` and `keep`."""
+        from genbo.cli.result import plain
+
+        pair = self.pair
+        if pair is None:
+            return None, {}, {}
+        names = (self.upper, f"{self.lower} (lower level)" if self.lower == self.upper else self.lower)
+        shown = (*zip(names, ("r1", "r2"), strict=True), ("KL, nats", "kl"))
+        rows = {name: plain(pair.compared(which)) for name, which in shown}
+        rewards = {name: {"weight": None, **row} for name, row in rows.items()}
+        for name in list(rewards)[1:]:
+            rewards[name]["verdict"] = ""  # what r2 and KL did is a price, neither better nor worse
+        gains = (pair.tuned.r1.value - pair.start.r1.value).tolist()
+        each = pair.samples // len(pair.prompts)
+        by_prompt = [{"prompt": p, "difference": g, "samples": each} for p, g in zip(pair.prompts, gains, strict=True)]
+        top = rows[self.upper]
+        held_out = {**top, "verdict": top["verdict"] if pair.speaks else None, "fresh_prompts": pair.fresh_prompts}
+        return {**held_out, "by_prompt": sorted(by_prompt, key=lambda row: row["difference"])}, rewards, {}
+
+    # -- in words --------------------------------------------------------------------------------------------
+
+    def headline(self, document: Document) -> str:
+        """The verdict in one plain sentence, with its figures."""
+        from genbo.cli.result import instead
+
+        change, held_out = instead("regularization", document["phi"]["regularization"]), document["held_out"]
+        if document["status"] != "done" or held_out is None:
+            return f"{change}, and no verdict: {document['reason'] or 'the run has not ended'}."
+        gain = figures.change(held_out["difference"], held_out["interval"])
+        if not held_out["samples"]:
+            return f"{change}: {self.upper} {gain}, known on paper: {held_out['verdict']}."
+        on = f"{figures.count(held_out['samples'])} held-out samples"
+        if held_out["verdict"] is None:
+            return f"{change}, and no verdict: {on} cannot speak of both."
+        return f"{change}: {self.upper} {gain} on {on}: {held_out['verdict']}."
+
+    def trust(self, document: Document) -> list[Document]:
+        """How far to believe it."""
+        from genbo.cli.result import about_held_out, remark
+
+        said = [*self._about_optimum(), *self._about_samples()]
+        if self.pair is None or not self.pair.samples:
+            return said
+        if not self.pair.speaks:
+            text = "The held-out samples cannot speak of both lambdas; raise evaluate.samples, or start nearer."
+            return [*said, remark("warning", text)]
+        return [*said, *about_held_out(document)]
+
+    def _about_optimum(self) -> list[Document]:
+        from genbo.cli.result import remark
+
+        best = self.last.optimum
+        if best is None:
+            return [remark("warning", f"{self.last.reason}.")]
+        inside = best.kind == "interior"
+        said = [remark("good" if inside else "warning", f"{self._named(best.reason)}.")]
+        if best.interval is not None:
+            low, high = (figures.number(bound) for bound in best.interval)
+            said.append(remark("good", f"A 95 % interval of the best lambda is {low} to {high}."))
+        if best.others:
+            lams = ", ".join(figures.number(lam) for lam in best.others)
+            said.append(remark("note", f"There are lower maxima at lambda = {lams}."))
+        if self.last.after == "spent":
+            text = "The search ended with its budget, not with an answer as precise as asked: raise budget.steps."
+            said.append(remark("warning", text))
+        return said
+
+    def _about_samples(self) -> list[Document]:
+        from genbo.bilevel.curve import within_reach
+        from genbo.cli.result import remark
+
+        best, curve = self.last.optimum, self.last.curve
+        if best is None or not self.last.banks:
+            return [remark("good", "Both laws are known on paper: no samples, no noise.")] if best else []
+        at = min(curve, key=lambda point: abs(point.lam - best.lam)).law
+        fit = at.fit
+        figure = (
+            f"effective size {figures.count(fit.ess)}, largest weight {figures.number(fit.max_weight)}, "
+            f"Pareto k {figures.number(fit.khat)}"
+        )
+        level = {"reliable": "good", "doubtful": "note", "refuse": "warning"}[best.verdict]
+        said = [remark(level, f"There the samples are {_VERDICTS[best.verdict]}: {figure}.")]
+        kl = figures.with_error(at.kl.mean, at.kl.se)
+        said.append(remark("note", f"The tuned law is {kl} nats of KL from the pretrained model."))
+        reach = within_reach(curve)
+        if reach and len(reach) < len(curve):
+            text = f"Below lambda = {figures.number(reach[0].lam)} the samples cannot speak: the curve is cut there."
+            said.append(remark("note", text))
+        return said
+
+    def _named(self, reason: str) -> str:
+        """With the rewards' own names in place of r1 and r2."""
+        text = reason.replace("r1", self.upper).replace("r2", self.lower)
+        return text[:1].upper() + text[1:]
+
+
+_VERDICTS = {"reliable": "reliable", "doubtful": "doubtful (intervals are doubled)", "refuse": "too few"}
+
+
+def row_of(point: Point) -> Document:
+    """A point of the curve."""
+    law, fit = point.law, point.law.fit
+    means: dict[str, Measured] = {"r1": law.r1, "r2": law.r2, "kl": law.kl, "grad": point.grad}
+    row: Document = {"lam": point.lam}
+    for name, measured in means.items():
+        row |= {name: measured.mean, f"{name}_se": measured.se}
+    return {**row, "verdict": fit.verdict, "ess": fit.ess, "max_weight": fit.max_weight, "khat": fit.khat}
+
+
+def label(names: Sequence[str]) -> str:
+    """The rewards of a level in a word."""
+    return " + ".join(names)
+
+
+def record_of(
+    number: int, now: Round, u: list[float], cost: Mapping[str, int], elapsed_s: float, name: str
+) -> Document:
+    """A line of `steps.jsonl`: a round."""
+    best, bank = now.optimum, now.banks[-1] if now.banks else None
+    at = min(now.curve, key=lambda point: abs(point.lam - best.lam)) if best else None
+    return {
+        "step": number,
+        "phi": {"regularization": best.lam if best else None},
+        "value": best.r1 if best else None,
+        "value_se": at.law.r1.se if at else None,
+        "scores": {name: best.r1 if best else None},
+        "gaps": {},
+        "multipliers": {},
+        "u": u,
+        "grad": [at.grad.mean if at else None],
+        "grad_se": [at.grad.se if at else None],
+        "status": "ok" if best else "unusable",
+        "kind": best.kind if best else None,
+        "verdict": best.verdict if best else None,
+        "log_se": best.log_se if best else None,
+        "after": now.after,
+        "reason": now.reason,
+        "target": now.target,
+        "samples": bank.samples if bank else 0,
+        "shifted": bool(bank.log_ratio.any()) if bank else False,
+        "cost": dict(cost),
+        "elapsed_s": round(elapsed_s, 3),
+    }

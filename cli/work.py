@@ -1,0 +1,168 @@
+"""What the stages of a run share: its objects, its pace, and its end in `tuned/`, `report.json` and `report.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.errors import Preempted
+from genbo.cli.run import Run, Signals, fault, folder_in_place, read_json, strict, version, without_secrets, write_json
+from genbo.cli.watch import Quiet
+
+if TYPE_CHECKING:
+    from genbo.cli.assemble import Assembled
+    from genbo.cli.job import Job
+    from genbo.cli.plan import Plan
+    from genbo.cli.result import HeldOut, Names, Tuned
+    from genbo.cli.strength import Searched
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage needs."""
+
+    run: Run
+    job: Job
+    assembled: Assembled
+    planned: Plan
+    screen: Quiet
+    signals: Signals
+    reproduce: str
+    notes: tuple[str, ...]
+
+    def stop_if_asked(self) -> None:
+        """Ends the run between two safe points when a signal has come."""
+        if self.signals.received is not None:
+            where = f"stopped by a signal after step {self.run.last_step}"
+            raise Preempted(f"{where}; the same command with --resume goes on", exit_code=self.signals.exit_code)
+
+
+# -- pace ----------------------------------------------------------------------------------------------------
+
+
+def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
+    """The plan's images that are not drawn yet, at the pace so far."""
+    done = cost.get("image_forwards", 0)
+    if not done:
+        return None
+    left = elapsed_s / done * max(0, work.planned.image_forwards - done)
+    minutes = work.job.budget.minutes
+    return left if minutes is None else min(left, max(0.0, 60 * minutes - elapsed_s))
+
+
+def counting(
+    work: Work, side: str, total: int, cost: Mapping[str, int], elapsed_s: float
+) -> Callable[[str, int, int], None]:
+    """Called after each chunk of `total` images: moves the bar, and stops where a signal asks for it."""
+    paced = cost.get("image_forwards", 0)
+
+    def between(name: str, done: int, chunks: int) -> None:
+        left = time_left(work, cost, elapsed_s)
+        drawn = work.assembled.problem.process.meter.image_forwards - paced
+        if left is not None and paced:
+            left = max(0.0, left - elapsed_s / paced * drawn)
+        work.screen.evaluating(side, round(total * done / chunks), total, left)
+        work.stop_if_asked()
+
+    return between
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+def names_of(assembled: Assembled) -> Names:
+    from genbo.cli.result import Names
+
+    return Names(tuple(assembled.reward_names), tuple(assembled.constraint_names))
+
+
+def conclude(
+    work: Work,
+    tuned: Tuned,
+    held_out: HeldOut | None,
+    cost: Mapping[str, float],
+    status: str,
+    reason: str | None,
+    search: Searched | None = None,
+) -> Document:
+    """`tuned/`, `report.json` and `report.html`."""
+    from genbo.cli import result
+    from genbo.cli.report import write_report
+
+    run, a = work.run, work.assembled
+    found = result.Findings(
+        problem=a.problem,
+        names=names_of(a),
+        records=run.journal.records,
+        tuned=tuned,
+        held_out=held_out,
+        cost=cost,
+        planned=planned_cost(work.planned),
+        estimator={"kind": a.estimator_name, "reason": a.estimator_reason},
+        job=work.job.document(),
+        environment=read_json(run.path / "environment.json"),
+        reproduce=work.reproduce,
+        status=status,
+        reason=reason,
+        notes=work.notes,
+        search=search,
+    )
+    document = without_secrets(strict({**result.document_of(found), "use": use_of(work, tuned)}))
+    if document["held_out"] is not None:
+        export_tuned(work, tuned, document)
+    fault("report.begin")
+    write_json(run.path / "report.json", document)
+    fault("report.json")
+    write_report(run.path, document)
+    fault("report.html")
+    return dict(document)
+
+
+def planned_cost(planned: Plan) -> dict[str, float]:
+    return {key: getattr(planned, key) for key in ("denoiser_calls", "image_forwards", "reward_images")}
+
+
+def export_tuned(work: Work, tuned: Tuned, document: Document) -> None:
+    from genbo.diffusion.tuned import export
+
+    held_out = document["held_out"]
+    about = {
+        "genbo": version(),
+        "tuned": {name: value["tuned"] for name, value in document["phi"].items()},
+        "start": {name: value["start"] for name, value in document["phi"].items()},
+        "held_out": {key: held_out[key] for key in ("verdict", "difference", "interval", "samples", "prompts")},
+        "reproduce": document["reproduce"],
+    }
+    with folder_in_place(work.run.path / "tuned") as beside:
+        export(work.assembled.problem.at(tuned.phi), beside, about)
+
+
+def use_of(work: Work, tuned: Tuned) -> Document:
+    """What to paste: the plain diffusers call where it can express the values, and genbo's own."""
+    from genbo.diffusion.tuned import settings
+
+    folder = f"{work.job.output}/tuned"
+    said = settings(work.assembled.problem.at(tuned.phi))
+    if not hasattr(work.assembled.problem.process.model, "pipeline"):
+        return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
+    arguments = diffusers_arguments(said)
+    load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
+    plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline(prompt, {arguments}).images[0]"
+    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
+    return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
+
+
+def diffusers_arguments(said: Mapping[str, Any]) -> str | None:
+    """The arguments of a diffusers call, or None where it has none for these values."""
+    rule = said["guidance"]
+    names = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
+    if rule["kind"] not in ("plain", "rescaled") or not all(isinstance(rule[k], float) for k in names if k in rule):
+        return None
+    if rule["weight"] <= 1:
+        return None  # diffusers switches guidance off there
+    values = [f"{names[key]}={float(f'{rule[key]:.4g}')}" for key in names if key in rule]
+    eta = [f"eta={said['sampler']['eta']}"] if said["sampler"].get("eta") else []
+    return ", ".join([*values, f"num_inference_steps={said['sampler']['steps']}", *eta])
