@@ -1,0 +1,243 @@
+"""A network in training, and how it answers a change of what it is trained for.
+
+The options and the mathematics stand in `bilevel/lower/_denoising.py`. A training step reads nothing back from the
+device and draws nothing but its minibatch, so it can be compiled or captured; minibatches are named by their seed, so
+that any two networks, and a run that was stopped and one that was not, see the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
+from genbo.diffusion.network import Network
+
+if TYPE_CHECKING:
+    from genbo.bilevel.lower._denoising import Denoising
+    from genbo.diffusion.seed import Seed
+    from genbo.schedules.schedule import Schedule
+
+MOMENTUM = 0.9
+CLIP = 1.0  # the largest norm of a gradient
+
+
+class Diverged(FloatingPointError):
+    """Training left the finite numbers; the weights are those from before."""
+
+
+class Learner:
+    """Weights, their average and AdamW's state: y. `average` is what is sampled from, and what z starts from."""
+
+    def __init__(
+        self, options: Denoising, module: Module, data: Tensor, labels: Tensor | None, classes: tuple[str, ...]
+    ) -> None:
+        device = data.device
+        self.options, self.data, self.labels, self.classes = options, data, labels, classes
+        self.module = module.to(device)
+        self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
+        self.loss = DenoisingLoss(
+            options.prediction,
+            options.conditioning,
+            options.noise_levels,
+            options.within,
+            options.snr_cap,
+            options.train_steps,
+        )
+        self.forward: Callable[[Module, Schedule, Minibatch], Tensor] = self.loss
+        if options.compile:
+            self.forward = torch.compile(self.loss.__call__, dynamic=False)
+        self.params = list(self.module.parameters())
+        self.lr = torch.zeros((), device=device)
+        self.decay = torch.zeros((), device=device)
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.params if p.ndim > 1], "weight_decay": options.weight_decay},
+                {"params": [p for p in self.params if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.lr,
+            betas=(0.9, 0.99),
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self.steps = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def network(self, schedule: Schedule, module: Module | None = None, *, exact: bool = True) -> Network:
+        """A model to sample from under a schedule, of the averaged weights unless another module is given.
+
+        `exact` computes in the weights' own precision, as differences of samples want it.
+        """
+        return Network(
+            self.average if module is None else module,
+            tuple(self.data.shape[1:]),
+            schedule,
+            prediction=self.loss.prediction,
+            conditioning=self.loss.conditioning,
+            train_steps=self.loss.train_steps,
+            within=self.loss.within,
+            classes=self.classes,
+            device=self.device,
+            dtype=self.data.dtype,
+            autocast=None if exact or not self._bf16 else torch.bfloat16,
+        )
+
+    # -- y -------------------------------------------------------------------------------------------------------------
+
+    def train(self, schedule: Schedule, steps: int, seed: Seed) -> float:
+        """AdamW under a schedule; returns the mean loss. Raises `Diverged`, with the weights as they were before."""
+        before, done = self.state(), self.steps
+        schedule, total = self._here(schedule), torch.zeros((), device=self.device)
+        self.module.train()
+        for k in range(steps):
+            self.lr.fill_(self.options.lr * min(1.0, (self.steps + 1) / max(self.options.warmup, 1)))
+            self.decay.fill_(min(self.options.ema, (self.steps + 1) / (self.steps + 10)))
+            total += self.step(schedule, self.draw(seed.child("batch", k)))
+            self.steps += 1
+        mean = total.item() / steps
+        if not (torch.isfinite(total) and all(p.isfinite().all() for p in self.params)):
+            self.load(before)
+            raise Diverged(
+                f"the training loss is {mean:g} after {done + steps} steps; lower lr ({self.options.lr:g}) or raise "
+                f"warmup ({self.options.warmup})"
+            )
+        return mean
+
+    def draw(self, seed: Seed) -> Minibatch:
+        generator = torch.Generator(self.device).manual_seed(seed.value)
+        share = self.options.unlabelled
+        return minibatch(self.data, self.options.batch, generator, self.labels, unlabelled=share)
+
+    def step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
+        """One step of AdamW and of the average; the loss, on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            loss = self.forward(self.module, schedule, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.params, CLIP, foreach=True)
+        self.optimizer.step()
+        with torch.no_grad():
+            averages: list[Tensor] = [*self.average.parameters()]
+            torch._foreach_mul_(averages, self.decay)
+            torch._foreach_add_(averages, list(torch._foreach_mul([*self.params], 1 - self.decay)))
+            for kept, seen in zip(self.average.buffers(), self.module.buffers(), strict=True):
+                kept.copy_(seen)
+        return loss.detach()
+
+    @property
+    def _bf16(self) -> bool:
+        return self.options.bf16 == "on" or (self.options.bf16 == "auto" and self.device.type == "cuda")
+
+    def _here(self, schedule: Schedule) -> Schedule:
+        """The schedule on this device, without its derivatives."""
+        values = {name: value.detach() for name, value in schedule.values.items()}
+        return type(schedule)(schedule.family, values, schedule.zero_terminal).to(self.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a later run needs to go on, as copies."""
+        named = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        named |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, p in enumerate(self._in_order()):
+            named |= {f"adamw.{i}.{k}": v for k, v in self.optimizer.state.get(p, {}).items()}
+        return {k: v.detach().clone() for k, v in named.items()} | {"steps": torch.tensor(self.steps)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        for prefix, module in (("module.", self.module), ("average.", self.average)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        for i, p in enumerate(self._in_order()):
+            mine = f"adamw.{i}."
+            self.optimizer.state[p] = {k.removeprefix(mine): v.clone() for k, v in state.items() if k.startswith(mine)}
+            if not self.optimizer.state[p]:
+                del self.optimizer.state[p]
+        self.steps = int(state["steps"])
+
+    def _in_order(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    # -- z -------------------------------------------------------------------------------------------------------------
+
+    def answer(
+        self, schedule: Schedule, upper: Callable[[Module], Tensor], tilt: float, steps: int, seed: Seed
+    ) -> Module:
+        """The averaged weights trained on under L + tilt f, by Nesterov's steps in AdamW's preconditioner, held fixed.
+
+        In full precision and in `eval` mode: whatever two answers do not share is multiplied by gamma. The gradient of
+        f goes through a sampler, and z hardly moves, so it is taken anew only every `z_refresh` steps.
+        """
+        schedule = self._here(schedule)
+        z = copy.deepcopy(self.average).requires_grad_(True)
+        params = list(z.parameters())
+        scales, velocities = self._preconditioner(), [torch.zeros_like(p) for p in params]
+        lr = self.options.lr * self.options.z_lr
+        for k in range(steps):
+            with torch.enable_grad():
+                grads = list(torch.autograd.grad(self.loss(z, schedule, self.draw(seed.child("batch", k))), params))
+                if tilt and k % self.options.z_refresh == 0:
+                    pull = torch.autograd.grad(upper(z), params)
+            with torch.no_grad():
+                if tilt:
+                    torch._foreach_add_(grads, pull, alpha=tilt)
+                for p, g, v, scale in zip(params, grads, velocities, scales, strict=True):
+                    g = scale * g + (self.options.weight_decay * p if p.ndim > 1 else 0.0)
+                    v.mul_(MOMENTUM).add_(g)
+                    p.sub_(lr * (g + MOMENTUM * v))
+        return z.requires_grad_(False)
+
+    def _preconditioner(self) -> list[Tensor | float]:
+        """1 / sqrt of AdamW's second moments, bias corrected; 1 for a network that was never trained."""
+        found: list[Tensor | float] = []
+        for p in self.params:
+            state = self.optimizer.state.get(p)
+            if not state:
+                found.append(1.0)
+                continue
+            moment = state["exp_avg_sq"] / (1 - 0.99 ** state["step"])
+            found.append(1 / (moment.sqrt() + 1e-8))
+        return found
+
+    def measured(self, module: Module, schedule: Schedule, batches: int, seed: Seed) -> Tensor:
+        """L(theta; q) on `batches` minibatches, the same for every network and schedule; differentiable in q."""
+        schedule = schedule.to(self.device)
+        draws = [self.draw(seed.child("measure", k)) for k in range(batches)]
+        return torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A learner as a `genbo.bilevel.penalty.TwoLevel`: q -> schedule, and a distance of its samples from the data.
+
+    `distance` is differentiable in the module's weights where the schedule has a part in the loss; it sees the same
+    noise at every call.
+    """
+
+    learner: Learner
+    schedule: Callable[[Tensor], Schedule]
+    distance: Callable[[Schedule, Module], Tensor]
+    seed: Seed
+
+    @property
+    def coupled(self) -> bool:
+        return self.learner.loss.coupled
+
+    def solve(self, q: Tensor, tilt: float) -> Module:
+        if not self.coupled and not tilt:
+            return self.learner.average
+        schedule = self.schedule(q.detach())
+        steps = self.learner.options.z_steps
+        return self.learner.answer(schedule, lambda z: self.distance(schedule, z), tilt, steps, self.seed)
+
+    def lower(self, q: Tensor, theta: Module) -> Tensor:
+        return self.learner.measured(theta, self.schedule(q), self.learner.options.z_batches, self.seed)
+
+    def upper(self, q: Tensor, theta: Module) -> Tensor:
+        return self.distance(self.schedule(q), theta)

@@ -1,0 +1,84 @@
+"""Denoising training: a network that is trained under the schedule, or once under all of them.
+
+    y: AdamW on L(theta; q), with warm-up and a running average of the weights, a few steps an update of q
+    z: from y's average, on L + tilt f, the same minibatches for every tilt, y's own preconditioner held fixed
+
+By default the network is told the log-SNR and trained on a broad, fixed range of it. Then L has no q in it: the same
+network serves every schedule, no z is needed, and what a schedule does is what it does to sampling. The coupled forms,
+`noise_levels: schedule` with `conditioning: log_snr` or `index`, are the paper's; there z is what tells how the network
+answers a change of q.
+
+z must move by O(1 / gamma). A fresh Adam would move it by its learning rate whatever the tilt; a fixed preconditioner
+makes z - y proportional to it, and what is unfinished in y cancels, because y takes the same steps without a tilt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genbo.bilevel.learner import Learner
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """`steps` of training an update of the schedule; `within` is the range of log-SNR that the network must know.
+
+    `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
+    there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every
+    `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule.
+    """
+
+    prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    conditioning: Literal["log_snr", "index"] = "log_snr"
+    noise_levels: Literal["broad", "schedule"] = "broad"
+    within: tuple[float, float] = (-12.0, 12.0)
+    snr_cap: Annotated[float, Gt(0)] | None = 5.0
+    train_steps: Annotated[int, Gt(1)] = 1000
+    batch: Annotated[int, Gt(0)] = 128
+    steps: Annotated[int, Gt(0)] = 10
+    lr: Annotated[float, Gt(0)] = 1e-3
+    warmup: Annotated[int, Ge(0)] = 100
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.999
+    unlabelled: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    bf16: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    gamma: Annotated[float, Gt(0)] = 1000.0
+    symmetric: bool = True
+    z_steps: Annotated[int, Gt(0)] = 100
+    z_refresh: Annotated[int, Gt(0)] = 25
+    z_lr: Annotated[float, Gt(0)] = 0.1
+    z_batches: Annotated[int, Gt(0)] = 4
+
+    def mistakes(self) -> list[str]:
+        """What is wrong with these options, a sentence each."""
+        found = []
+        if self.conditioning == "index" and self.noise_levels == "broad":
+            found.append(
+                "conditioning: an index is a step of the schedule, so the network can only be trained on the "
+                "schedule's own levels; add noise_levels: schedule, or use conditioning: log_snr"
+            )
+        low, high = self.within
+        if not -20 <= low < high <= 20:
+            found.append("within: give a low and a high log-SNR between -20 and 20, as in [-12, 12]")
+        return found
+
+    def open(
+        self,
+        module: torch.nn.Module,
+        data: Tensor,
+        labels: Tensor | None = None,
+        *,
+        classes: tuple[str, ...] = (),
+    ) -> Learner:
+        """A learner of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
+        from genbo.bilevel.learner import Learner
+
+        return Learner(self, module, data, labels, classes)

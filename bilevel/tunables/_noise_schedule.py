@@ -1,0 +1,180 @@
+"""The noise schedule: any of the parameters of a family, each through a link that keeps it in its domain.
+
+    phi = (the parameters named in `parameters`, one after the other);  all others stay where they start
+
+`embed` puts the sampler on the schedule's own levels, noisiest first, so a change of phi moves every stop of the
+sampler. What the schedule does to a network that is trained under it is the lower level's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+from genbo.schedules.link import Interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Process
+    from genbo.schedules.link import Link
+    from genbo.schedules.schedule import Family, Schedule, Told
+
+Numbers = float | list[float]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """`parameters` names what is tuned (by default all but the ends); `start` says where parameters start or stay.
+
+    `bounds` narrows the domain of a number. `normalised: false` leaves the signal at the end of time that the family's
+    own curve leaves there, as the paper does. `inner` is the number of inner knots of `piecewise`.
+    """
+
+    family: Literal["cosine", "sigmoid", "linear", "piecewise"] = "cosine"
+    parameters: list[str] | None = None
+    start: dict[str, float | list[float]] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    normalised: bool = True
+    zero_terminal: bool = False
+    inner: int = 4
+
+    @property
+    def name(self) -> str:
+        return "noise_schedule"
+
+    # -- the family and its parameters ---------------------------------------------------------------------------------
+
+    def shape(self) -> Family:
+        """The family at its starting values."""
+        family: Any = getattr(import_module(f"genbo.schedules.{self.family}"), self.family.capitalize())
+        if self.family == "piecewise":
+            return family(**{"inner": self.inner, **self.start})  # type: ignore[no-any-return]
+        return family(**self.start, normalised=self.normalised)  # type: ignore[no-any-return]
+
+    @property
+    def tuned(self) -> list[str]:
+        if self.parameters is not None:
+            return self.parameters
+        return [name for name in self._plain().links if not name.startswith("log_snr_")]
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """The link of each parameter, within the bounds that were given."""
+        found = dict(self.shape().links)
+        for name, (low, high) in self.bounds.items():
+            found[name] = Interval(low, high, getattr(found[name], "log", False))
+        return found
+
+    def _plain(self) -> Family:
+        return NoiseSchedule(self.family, inner=self.inner).shape()
+
+    def mistakes(self, steps: int) -> list[str]:
+        """What is wrong with these options, a sentence each."""
+        if self.inner < 1:
+            return [f"inner: {self.inner} knots; piecewise needs at least 1 inside"]
+        for look in (self._strangers, self._bad_bounds, self._bad_starts, self._outside):
+            if found := list(look()):
+                return found
+        return []
+
+    def _strangers(self) -> Iterator[str]:
+        known = self._plain().links
+        for place, names in (("parameters", self.parameters or []), ("start", self.start), ("bounds", self.bounds)):
+            for name in names:
+                if name not in known:
+                    yield f"{place}: {self.family} has no parameter {name!r}; it has {', '.join(known)}"
+        if self.parameters is not None and len(set(self.parameters)) != max(len(self.parameters), 1):
+            yield "parameters: name at least one, and each once"
+        if self.family == "piecewise" and not self.normalised:
+            yield "normalised: piecewise always ends at log_snr_min; leave normalised out"
+
+    def _bad_bounds(self) -> Iterator[str]:
+        known = self._plain().links
+        for name, (low, high) in self.bounds.items():
+            domain = known[name]
+            if not isinstance(domain, Interval):
+                yield f"bounds: {name} is several numbers, which need no bounds"
+            elif not domain.low <= low < high <= domain.high:
+                yield f"bounds: {name} must have low < high within [{domain.low:g}, {domain.high:g}]"
+
+    def _bad_starts(self) -> Iterator[str]:
+        known = self._plain().links
+        for name, given in self.start.items():
+            number = isinstance(known[name], Interval)
+            if number == isinstance(given, list):
+                yield f"start: {name} is {'a number' if number else 'a list of numbers'}"
+            elif (why := known[name].why_not(given if isinstance(given, list) else [given])) is not None:
+                yield f"start: {name}: {why}"
+
+    def _outside(self) -> Iterator[str]:
+        starts, links = self._starts(), self.links
+        for name in self.tuned:
+            if (why := links[name].why_not(starts[name])) is not None:
+                yield f"start: {name}: {why}; move it or widen its bounds"
+
+    def _starts(self) -> dict[str, list[float]]:
+        return self.shape().starts()
+
+    # -- the tunable ---------------------------------------------------------------------------------------------------
+
+    def size(self, steps: int) -> int:
+        return sum(self.links[name].size for name in self.tuned)
+
+    def numbers(self, steps: int) -> list[float]:
+        """phi at the start without torch, for the plan."""
+        starts = self._starts()
+        return list(chain.from_iterable(starts[name] for name in self.tuned))
+
+    def first(self, steps: int) -> Tensor:
+        import torch
+
+        return torch.tensor(self.numbers(steps), dtype=torch.float64)
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        return self._each("coordinates", phi)
+
+    def value(self, u: Tensor) -> Tensor:
+        return self._each("value", u)
+
+    def _each(self, link: str, x: Tensor) -> Tensor:
+        import torch
+
+        links = self.links
+        parts = x.split([links[name].size for name in self.tuned], dim=-1)
+        return torch.cat([getattr(links[n], link)(part) for n, part in zip(self.tuned, parts, strict=True)], dim=-1)
+
+    def schedule(self, phi: Tensor) -> Schedule:
+        """The schedule at phi: (P,), or (M, P) for M members."""
+        import torch
+
+        from genbo.schedules.schedule import Schedule
+
+        phi = phi if phi.ndim == 2 else phi[None]
+        links = self.links
+        values: dict[str, Tensor] = {
+            name: torch.tensor([numbers], dtype=phi.dtype, device=phi.device)
+            for name, numbers in self._starts().items()
+        }
+        parts = phi.split([links[name].size for name in self.tuned], dim=-1)
+        values |= dict(zip(self.tuned, parts, strict=True))
+        return Schedule(self.shape(), values, self.zero_terminal)
+
+    def embed(self, process: Process, phi: Tensor) -> Process:
+        """The process whose sampler stops at the schedule's levels, told in what the model is conditioned on."""
+        told: Told = getattr(process.model, "conditioning", "log_snr")
+        train_steps = getattr(process.model, "train_steps", 1000)
+        return process.with_grid(self.schedule(phi).grid(process.steps, told=told, train_steps=train_steps))
+
+    def spoken(self, phi: Tensor) -> list[float]:
+        return [float(p) for p in phi]
+
+    def named(self, phi: Tensor) -> Mapping[str, Numbers]:
+        """phi (P,) by the names of the parameters: what `start` takes."""
+        links = self.links
+        parts = phi.split([links[name].size for name in self.tuned])
+        listed = {name: [float(p) for p in part] for name, part in zip(self.tuned, parts, strict=True)}
+        return {name: numbers[0] if isinstance(links[name], Interval) else numbers for name, numbers in listed.items()}

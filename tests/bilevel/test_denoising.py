@@ -1,0 +1,371 @@
+"""Training a network under a schedule: the loss, y, and that z is really trained, and which way."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from genbo.bilevel.learner import Answers, Diverged, Learner
+from genbo.bilevel.lower._denoising import Denoising
+from genbo.bilevel.penalty import implicit, penalty
+from genbo.bilevel.tunables._noise_schedule import NoiseSchedule
+from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
+from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.network import log_snr_of_told
+from genbo.diffusion.process import Prediction, process_of
+from genbo.diffusion.sample import sample
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Batch, Seed
+from genbo.schedules.cosine import Cosine
+from genbo.schedules.schedule import Schedule, schedule_of
+from tests.bilevel.linear_world import STEPS, LinearDenoiser, LinearWorld, data, quantiles
+
+COSINE = schedule_of(Cosine())
+DATA = data(512)[:, None].float()
+
+
+class Small(torch.nn.Module):
+    """A network of (x_t, log-SNR) with two hidden layers."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, width: int = 32) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [torch.nn.Linear(4, width), torch.nn.SiLU(), torch.nn.Linear(width, width), torch.nn.SiLU()]
+            self.body = torch.nn.Sequential(*layers, torch.nn.Linear(width, 1)).to(dtype)
+
+    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
+        at = log_snr_of_told(told)[:, None] / 10
+        return self.body(torch.cat([x_t, at, at**2, (3 * at).tanh()], dim=1))  # type: ignore[no-any-return]
+
+
+def options(**changed: Any) -> Denoising:
+    return replace(Denoising(noise_levels="schedule", batch=128, lr=3e-3, warmup=20, ema=0.95), **changed)
+
+
+def learner(**changed: Any) -> Learner:
+    return options(**changed).open(Small(), DATA)
+
+
+def distance(schedule: Schedule, module: torch.nn.Module, of: Learner, steps: int = 6, n: int = 64) -> Tensor:
+    """Squared Wasserstein distance of samples from the data, from noise that is always the same."""
+    process = process_of(of.network(schedule, module), Ddim(steps=steps), Plain(weight=1.0))
+    noise = torch.special.ndtri(quantiles(n))[:, None].to(of.data.dtype)
+    x = sample(process, Batch(("",) * n, tuple(range(n))), start=noise).flatten()
+    return (x.sort().values - data(n).to(x.dtype)).square().mean()
+
+
+# -- the loss ----------------------------------------------------------------------------------------------------------
+
+
+class Oracle(torch.nn.Module):
+    """The posterior mean of N(0, s^2), as whatever prediction is wanted."""
+
+    def __init__(self, prediction: str, std: float = 0.5) -> None:
+        super().__init__()
+        self.prediction, self.std = prediction, std
+
+    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
+        log_snr = log_snr_of_told(told)[:, None]
+        alpha, sigma = log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+        x_0 = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * x_t
+        return Prediction(self.prediction, x_t, alpha, sigma).output(x_0)
+
+
+@pytest.mark.parametrize("snr_cap", [None, 5.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
+def test_the_loss_of_the_exact_denoiser_is_known(noise_levels, prediction, snr_cap):
+    """E |x - E[x | x_t]|^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), in the units of each prediction, by quadrature."""
+    n, s = 60_000, 0.5
+    generator = torch.Generator().manual_seed(0)
+    x = s * torch.randn(n, 1, dtype=torch.float64, generator=generator)
+    draws = minibatch(x, n, generator)
+    loss = DenoisingLoss(prediction, "log_snr", noise_levels, snr_cap=snr_cap)
+    found = loss(Oracle(prediction, s), COSINE, draws).item()
+
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    log_snr = 12 - 24 * u if noise_levels == "broad" else COSINE.log_snr(u)[0]
+    snr = log_snr.exp()
+    of_x = s**2 / (1 + snr * s**2)
+    unit = {"sample": 1.0, "epsilon": snr, "v_prediction": 1 + snr}[prediction]
+    weight = 1.0 if snr_cap is None else snr.clamp(max=snr_cap) / unit
+    assert found == pytest.approx((weight * unit * of_x).mean().item(), rel=0.02)
+
+
+def test_min_snr_is_the_same_loss_for_every_prediction():
+    draws = minibatch(DATA.double(), 64, torch.Generator().manual_seed(0))
+    found = []
+    for prediction in ("epsilon", "v_prediction", "sample"):
+        loss = DenoisingLoss(prediction, noise_levels="schedule")  # type: ignore[arg-type]
+        found.append(loss(Oracle(prediction), COSINE, draws).item())
+    assert found == pytest.approx([found[0]] * 3, rel=1e-9)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("conditioning", ["log_snr", "index"])
+def test_its_derivative_in_the_schedule_is_pathwise(prediction, conditioning):
+    draws = minibatch(DATA.double(), 64, torch.Generator().manual_seed(0))
+    loss = DenoisingLoss(prediction, conditioning, "schedule", train_steps=50)
+    module, tunable = Small(torch.float64), NoiseSchedule(start={"end": 0.9, "start": 0.1, "eps": 0.1})
+    first = tunable.first(0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda phi: loss(module, tunable.schedule(phi), draws), first, atol=1e-6)
+
+
+def test_an_index_names_an_entry_of_the_table():
+    """The levels that the network is trained on are those at which a sampler of as many steps stops."""
+    told = []
+
+    class Telling(torch.nn.Module):
+        def forward(self, x_t: Tensor, told_: Tensor) -> Tensor:
+            told.append(told_)
+            return x_t
+
+    loss = DenoisingLoss("v_prediction", "index", "schedule", train_steps=8)
+    at = torch.tensor([1e-9, 0.124, 0.125, 0.126, 0.5, 0.99, 1.0], dtype=torch.float64)
+    x = torch.zeros(7, 1, dtype=torch.float64)
+    loss(Telling(), COSINE, Minibatch(x, x, at))
+    assert told[0].tolist() == [0, 0, 0, 1, 3, 7, 7]
+    alpha, sigma, _, index = loss.levels(COSINE, at)
+    grid = COSINE.grid(8, told="index", train_steps=8)
+    row = 7 - index.long()
+    torch.testing.assert_close(grid.time[0][row], index)
+    torch.testing.assert_close((grid.alpha_t[0][row], grid.sigma_t[0][row]), (alpha, sigma))
+
+
+def test_noise_levels_of_a_minibatch_are_spread_evenly():
+    for size in (1, 7, 64):
+        at = minibatch(DATA, size, torch.Generator().manual_seed(size)).at
+        assert ((at > 0) & (at <= 1)).all()
+        assert (at * size).ceil().sort().values.tolist() == list(range(1, size + 1))
+
+
+def test_left_out_labels_become_the_last_one():
+    labels = torch.arange(512) % 3
+    draws = minibatch(DATA, 3000, torch.Generator().manual_seed(0), labels, unlabelled=0.2)
+    assert draws.labels is not None
+    counts = draws.labels.bincount(minlength=4) / 3000
+    torch.testing.assert_close(counts, torch.tensor([0.8 / 3] * 3 + [0.2]), atol=0.03, rtol=0)
+    kept = minibatch(DATA, 3000, torch.Generator().manual_seed(0), labels, unlabelled=0.0).labels
+    assert kept is not None and set(kept.tolist()) == {0, 1, 2}
+
+
+# -- y -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"noise_levels": "broad"},
+        {"prediction": "epsilon"},
+        {"prediction": "sample", "snr_cap": None},
+        {"bf16": "on"},
+    ],
+    ids=repr,
+)
+def test_training_learns_to_sample(changed):
+    """From noise to within a quarter of what an untrained network makes of it."""
+    trained = learner(**changed)
+    before = distance(COSINE, trained.average, trained, steps=20).item()
+    losses = [trained.train(COSINE, 50, Seed(0).child(k)) for k in range(8)]
+    assert losses[-1] < losses[0] and trained.steps == 400
+    assert distance(COSINE, trained.average, trained, steps=20).item() < before / 4
+
+
+def test_a_run_that_was_stopped_is_the_run_that_was_not():
+    one, two = learner(), learner()
+    for k in range(4):
+        one.train(COSINE, 5, Seed(0).child(k))
+    for k in range(2):
+        two.train(COSINE, 5, Seed(0).child(k))
+    three = learner()
+    three.load(two.state())
+    for k in range(2, 4):
+        three.train(COSINE, 5, Seed(0).child(k))
+    assert one.steps == three.steps == 20
+    for name, value in one.state().items():
+        assert torch.equal(value, three.state()[name]), name
+
+
+@pytest.mark.parametrize("trained", [0, 5])
+def test_what_diverges_stops_with_the_weights_from_before(trained):
+    one = learner()
+    if trained:
+        one.train(COSINE, trained, Seed(0))
+    before = one.state()
+    one.data = torch.full_like(DATA, float("nan"))
+    with pytest.raises(Diverged, match=r"the training loss is nan after \d+ steps; lower lr \(0.003\)"):
+        one.train(COSINE, 3, Seed(1))
+    after = one.state()
+    assert before.keys() == after.keys() and one.steps == trained
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    one.data = DATA
+    assert math.isfinite(one.train(COSINE, 3, Seed(1)))
+
+
+def test_weights_warm_up_and_are_averaged():
+    one = learner(warmup=10, ema=0.5)
+    start = {k: v.clone() for k, v in one.module.named_parameters()}
+    one.train(COSINE, 1, Seed(0))
+    moved = max((p - start[name]).abs().max().item() for name, p in one.module.named_parameters())
+    assert moved == pytest.approx(one.options.lr / 10, rel=0.05), "Adam's first step is the learning rate"
+    for (_, mine), (name, now) in zip(one.average.named_parameters(), one.module.named_parameters(), strict=True):
+        torch.testing.assert_close(mine, 0.1 * start[name] + 0.9 * now)
+    assert not any(p.requires_grad for p in one.average.parameters()) and not one.average.training
+
+
+class NothingRead(TorchDispatchMode):
+    """Explodes where a tensor is read back from the device, which would stop it and cannot be captured."""
+
+    READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in self.READS, f"{func} reads from the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+def test_a_step_reads_nothing_back(zero_terminal):
+    one, schedule = learner(), schedule_of(Cosine(), zero_terminal=zero_terminal)
+    with pytest.raises(AssertionError, match="reads"), NothingRead():
+        torch.ones(1).item()
+    one.train(schedule, 1, Seed(0))
+    draws = one.draw(Seed(1))
+    with NothingRead():
+        one.loss(one.module, schedule, draws).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(one.params, 1.0, foreach=True)
+        one.draw(Seed(2))
+
+
+@pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
+def test_the_loss_is_one_graph_for_the_compiler(noise_levels):
+    one = learner(noise_levels=noise_levels)
+    compiled = torch.compile(one.loss.__call__, backend="eager", fullgraph=True)
+    draws = one.draw(Seed(0))
+    torch.testing.assert_close(compiled(one.module, COSINE, draws), one.loss(one.module, COSINE, draws))
+
+
+def test_mistakes_are_sentences():
+    assert Denoising().mistakes() == [] and options(conditioning="index").mistakes() == []
+    (mistake,) = Denoising(conditioning="index").mistakes()
+    assert "; add noise_levels: schedule" in mistake
+    (mistake,) = Denoising(within=(3.0, -3.0)).mistakes()
+    assert mistake.startswith("within: ")
+
+
+# -- z -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> Learner:
+    """Far from done, in float64: its samples leave something to be wished for."""
+    one = options().open(Small(torch.float64), DATA.double())
+    one.train(COSINE, 150, Seed(0))
+    return one
+
+
+def flat(module: torch.nn.Module) -> Tensor:
+    return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+
+
+def answers(trained: Learner, **changed: Any) -> Answers:
+    one = copy.copy(trained)
+    one.options = replace(trained.options, **changed)
+    tunable = NoiseSchedule(parameters=["start", "tau"])
+    return Answers(one, tunable.schedule, lambda schedule, module: distance(schedule, module, one), Seed(7))
+
+
+Q = NoiseSchedule(parameters=["start", "tau"]).value(torch.tensor([-1.0, 0.0], dtype=torch.float64))
+
+
+def test_z_moves_the_way_that_the_upper_objective_wants(trained):
+    """Down with a tilt, up with its opposite, against y on the same minibatches; y itself does not move."""
+    two, before = answers(trained, z_steps=30, z_refresh=5), trained.state()
+    down, y, up = (two.solve(Q, tilt) for tilt in (0.01, 0.0, -0.01))
+    value = [two.upper(Q, theta).item() for theta in (down, y, up)]
+    assert value[0] < value[1] < value[2]
+    module = copy.deepcopy(y).requires_grad_(True)
+    slope = torch.autograd.grad(two.upper(Q, module), list(module.parameters()))
+    slope = torch.nn.utils.parameters_to_vector(slope)
+    assert (flat(down) - flat(y)) @ slope < 0 < (flat(up) - flat(y)) @ slope
+    lower = [two.lower(Q, theta).item() for theta in (down, y)]
+    assert lower[0] != lower[1]
+    assert all(torch.equal(value, trained.state()[name]) for name, value in before.items())
+
+
+def test_z_moves_by_one_over_gamma(trained):
+    two = answers(trained, z_steps=30)
+    y = flat(two.solve(Q, 0.0))
+    moved = [(flat(two.solve(Q, 1 / gamma)) - y) * gamma for gamma in (1e3, 1e4)]
+    assert moved[0].norm() > 0
+    torch.testing.assert_close(moved[0], moved[1], rtol=0.05, atol=0.02 * moved[0].abs().max().item())
+
+
+def test_without_a_tilt_z_is_y_to_the_last_bit(trained):
+    two = answers(trained, z_steps=30)
+    assert torch.equal(flat(two.solve(Q, 0.0)), flat(two.solve(Q, 0.0)))
+    assert not torch.equal(flat(two.solve(Q, 0.0)), flat(trained.average)), "y goes on, too"
+    other = replace(two, seed=Seed(8))
+    assert not torch.equal(flat(two.solve(Q, 0.0)), flat(other.solve(Q, 0.0)))
+
+
+def test_gradients_agree_from_one_gamma_to_another(trained):
+    """What y and z share cancels: at gamma = 1e2 and 1e4 the indirect part is the same, and not noise times gamma."""
+    two = answers(trained, z_steps=20, z_refresh=1)
+    near, far = (penalty(two, Q, gamma, symmetric=True) for gamma in (1e2, 1e4))
+    assert far.indirect.abs().min() > 0
+    assert near.distance(far) < 0.02
+
+
+def test_broad_training_needs_no_z(trained):
+    one = options(noise_levels="broad").open(Small(), DATA)
+    one.train(COSINE, 20, Seed(0))
+    two = replace(answers(trained), learner=one, distance=lambda schedule, module: distance(schedule, module, one))
+    assert two.solve(Q, 0.0) is one.average and not two.coupled
+    found = penalty(two, Q, 100.0)
+    assert found.indirect.tolist() == [0, 0] and found.direct.abs().min() > 0
+
+
+class Held(torch.nn.Module):
+    """The linear denoiser as a module that can be trained."""
+
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(theta[None].clone())  # a matrix, which weight decay reaches
+
+    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
+        return LinearDenoiser(self.theta[0], "log_snr")(x_t, told)
+
+
+def test_enough_steps_of_z_end_at_the_exact_gradient():
+    """On the linear world, from the lower level's own minimum and on all of its data at once."""
+    world = LinearWorld("log_snr")
+    q, draws = world.tunable.first(STEPS), world.draws
+    exact = implicit(world, q)
+
+    class Whole(Learner):
+        def draw(self, seed: Seed) -> Minibatch:
+            return draws
+
+    def error(steps: int) -> float:
+        o = Denoising(noise_levels="schedule", lr=1.0, z_lr=1.0, z_steps=steps, z_refresh=1000, weight_decay=1e-3)
+        one = Whole(o, Held(world.solve(q, 0.0)), draws.x, None, ())
+        one.loss = world.loss
+
+        def of_samples(schedule: Schedule, module: torch.nn.Module) -> Tensor:
+            return distance(schedule, module, one, STEPS, 128)
+
+        return penalty(Answers(one, world.tunable.schedule, of_samples, Seed(0)), q, 1e5, symmetric=True).distance(
+            exact
+        )
+
+    assert error(1) > 0.3, "a few steps say little, however large gamma is"
+    assert error(100) < 0.15
+    assert error(400) < 0.01
