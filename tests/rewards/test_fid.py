@@ -1,0 +1,121 @@
+"""The Fréchet distance against what is known of it on paper, against scipy and against torchmetrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from genbo.rewards._fid import Frechet, factor, frechet
+
+SHAPES = [(20, 50, 64), (200, 300, 16), (30, 20, 64), (200, 20, 64), (40, 400, 40)]  # samples, data, features
+
+
+def sets(samples: int, data: int, features: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Skewed and correlated, of different means."""
+    generator = torch.Generator().manual_seed(samples + data)
+    mix = torch.randn(features, features, generator=generator, dtype=torch.float64) / features**0.5
+    x = torch.rand(samples, features, generator=generator, dtype=torch.float64).square() * 3
+    y = torch.randn(data, features, generator=generator, dtype=torch.float64) @ mix + 0.2
+    return x, y
+
+
+def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return Frechet().values(x, Frechet().keep(y)).mean()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_formula_with_a_matrix_root(shape):
+    linalg = pytest.importorskip("scipy.linalg")
+    x, y = sets(*shape)
+    a, b = np.cov(x.numpy().T), np.cov(y.numpy().T)
+    shift = (x.mean(0) - y.mean(0)).square().sum().item()
+    expected = shift + np.trace(a + b) - 2 * np.trace(linalg.sqrtm(a @ b)).real
+    assert distance(x, y).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_what_torchmetrics_says(shape):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    x, y = sets(*shape)
+    metric = FrechetInceptionDistance(feature=torch.nn.Identity(), input_img_size=(shape[2],), normalize=True)
+    metric.update(y, real=True)
+    metric.update(x, real=False)
+    assert distance(x, y).item() == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
+def test_gaussians_whose_distance_is_known():
+    """Diagonal covariances: sum (s - s')^2 + (m - m')^2, by samples that have exactly these moments."""
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
+    unbiased = (len(corners) / (len(corners) - 1)) ** 0.5
+    s, t = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([3.0, 0.5, 1.0])
+    found = distance(corners * s / unbiased + 1, corners * t / unbiased - 1)
+    assert found.item() == pytest.approx((s - t).square().sum().item() + 3 * 4, rel=1e-9)
+
+
+def test_a_shift_costs_its_square_and_nothing_else():
+    x, _ = sets(50, 40, 6)
+    assert distance(x + 0.3, x).item() == pytest.approx(6 * 0.09, rel=1e-9)
+    assert distance(x, x).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_is_that_of_a_finite_difference(shape):
+    x, y = sets(*shape)
+    kept = Frechet().keep(y)
+    live = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(Frechet().values(live, kept).mean(), live)
+    step = 1e-5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = [frechet(x + sign * step, kept["mean"], kept["factor"])[0] for sign in (1, -1)]
+    assert (grad * step).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2, rel=1e-5)
+
+
+def test_samples_that_are_all_the_same_have_a_distance_and_a_gradient():
+    _, y = sets(20, 300, 8)
+    x = torch.ones(5, 8, dtype=torch.float64, requires_grad=True)
+    found = Frechet().values(x, Frechet().keep(y))
+    expected = (1 - y.mean(0)).square().sum() + y.var(0).sum()
+    torch.testing.assert_close(found, expected.expand(5).detach(), check_dtype=False)
+    (grad,) = torch.autograd.grad(found.mean(), x)
+    torch.testing.assert_close(grad, (2 / 5 * (1 - y.mean(0))).expand(5, 8))
+
+
+@pytest.mark.parametrize("data", [10, 100])
+def test_the_factor_is_one_of_the_covariance(data):
+    _, y = sets(4, data, 24)
+    b = factor(y - y.mean(0))
+    assert len(b) == min(data, 24)
+    torch.testing.assert_close(b.T @ b, torch.cov(y.T))
+
+
+def test_it_leans_upwards_by_one_over_the_number_of_samples():
+    generator = torch.Generator().manual_seed(1)
+    mean, b = torch.zeros(6, dtype=torch.float64), torch.eye(6, dtype=torch.float64)
+    sizes = (32, 64, 128, 256)
+    lean = []
+    for n in sizes:
+        draws = torch.randn(400, n, 6, generator=generator, dtype=torch.float64)
+        lean.append(torch.stack([frechet(x, mean, b)[0] for x in draws]).mean().item())
+    slope = np.polyfit(np.log(sizes), np.log(lean), 1)[0]
+    assert slope == pytest.approx(-1, abs=0.08)
+    # by hand: E|m|^2 = d/N, and E tr (S^(1/2) - I)^2 is E tr (S - I)^2 / 4 = d (d + 1) / 4 (N - 1) to first order
+    assert lean[-1] == pytest.approx(6 / 256 + 6 * 7 / 4 / 255, rel=0.05)
+
+
+def test_the_rows_say_how_uncertain_the_distance_is():
+    """Their spread over the root of N is the spread of the distance over sets of samples, here skewed ones."""
+    generator = torch.Generator().manual_seed(2)
+    kept = Frechet().keep(torch.randn(500, 4, generator=generator, dtype=torch.float64))
+    draws = torch.rand(300, 200, 4, generator=generator, dtype=torch.float64).square() * 2
+    rows = torch.stack([Frechet().values(x, kept) for x in draws])
+    said = rows.std(1).mean().item() / 200**0.5
+    assert said == pytest.approx(rows.mean(1).std().item(), rel=0.12)
+
+
+def test_a_row_is_what_leaving_the_sample_out_does():
+    x, y = sets(200, 300, 16)
+    kept = Frechet().keep(y)
+    rows = Frechet().values(x, kept)
+    left = torch.stack([Frechet().values(x[torch.arange(200) != i], kept).mean() for i in range(0, 200, 10)])
+    assert np.corrcoef(rows[::10], -left)[0, 1] > 0.99
