@@ -6,14 +6,16 @@ so that one batch carries M settings at once, each with gradients of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genbo.schedules.clock import Clock
     from genbo.schedules.grid import Grid
 
 
@@ -72,6 +74,27 @@ class Model(Protocol):
         """The levels that this model's own settings give the sampler (M = 1, float64, on the CPU)."""
 
 
+@runtime_checkable
+class Timed(Model, Protocol):
+    """A model whose sampler may stop at any times of its clock."""
+
+    @property
+    def clock(self) -> Clock:
+        """The times that the network may be told."""
+
+    def stops(self, sampler: Sampler, spacing: Spacing) -> Tensor:
+        """The times (N,) of a usual spacing for this sampler: `own` are those of `grid`."""
+
+    def grid_at(self, sampler: Sampler, times: Tensor) -> Grid:
+        """The levels of steps that stop at `times` (M, N), each where the next begins, and end as `grid` ends.
+
+        At the times of `grid` they are its levels; differentiable in the times.
+        """
+
+
+Spacing = Literal["own", "uniform", "trailing"]
+
+
 class Sampler(Protocol):
     """One step from level t to level s; a file in `diffusion/samplers/` each, whose fields are its options."""
 
@@ -85,6 +108,14 @@ class Sampler(Protocol):
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
         """x_s and the memory for the next step."""
+
+
+@runtime_checkable
+class Markov(Sampler, Protocol):
+    """A sampler whose step is a Gaussian law of x_s given x_t, linear in (x_0, eps): mean + scale * fresh noise."""
+
+    def transition(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation, which is 0 where the step draws nothing."""
 
 
 Memory = tuple[Any, ...]
@@ -126,6 +157,24 @@ class GuidanceRule(Protocol):
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The guided raw prediction and the rule's own state; option tensors are (B, 1, ...)."""
+
+
+class Score(Protocol):
+    """What sampling may climb on its way; a differentiable reward is one."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The images about to be made (B, C, H, W) and their prompts -> (B,), each row from its own image alone."""
+
+
+@dataclass(frozen=True)
+class Steer:
+    """A score h to climb, as `diffusion.sample` says, by moves of eps that are nowhere longer than `most`.
+
+    A move's length is the root of its mean square over a sample's numbers; that of eps is about 1.
+    """
+
+    score: Score
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -178,6 +227,7 @@ class Process:
 
     `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T).
     `batch` is how many images go through the network in one call, at most (a guided image is two rows).
+    `steer` moves every prediction up its gradient: a network pass there and back for each step.
     """
 
     model: Model
@@ -187,6 +237,7 @@ class Process:
     grid: Grid
     batch: int = 32
     meter: Meter = field(default_factory=Meter, compare=False)
+    steer: Steer | None = None
 
     @property
     def steps(self) -> int:
@@ -204,6 +255,10 @@ class Process:
 
     def with_grid(self, grid: Grid) -> Process:
         return replace(self, grid=grid)
+
+    def steered(self, score: Score, most: float = math.inf) -> Process:
+        """A new process on the same meter that climbs this score."""
+        return replace(self, steer=Steer(score, most))
 
 
 def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int = 32) -> Process:

@@ -3,20 +3,32 @@
 Rows are ordered member by member: row m * N + n is sample n under member m's hyperparameters, from sample n's own
 noise, so differences between members share their randomness. `paired` gives row n member n's hyperparameters instead:
 a gradient a sample in one backward pass.
+
+A process that is steered climbs a score h of the image that it is about to make (Guo et al. 2404.14743):
+
+    eps <- eps - sigma_t g,     x_0 <- x_0 + (sigma_t^2 / alpha_t) g,     g = grad_{x_t} h(decode(x_0(x_t)))
+
+with the gradient taken through the decoder and the network, of each row's own score. So the score function, which is
+-eps / sigma_t, gains g. That is what a law proportional to p0 exp(h) asks for, but for h being read at the mean of x_0
+given x_t, and not averaged over x_0. Where sigma_t g is longer than the steer's `most`, it is shortened to that: a
+gradient holds nearby, and a network that is sent far beyond answers with images that score less, not more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from genbo.diffusion.process import Condition, Memory, Prediction, Process, Step
+from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step
 from genbo.diffusion.seed import Batch, Noise
 
 ROUNDING = 1e-9
+TINY = 1e-30  # a mean square that is taken for 0
 
 
 def sample(
@@ -29,65 +41,145 @@ def sample(
 ) -> Tensor:
     """Samples (M * N, *shape), or (N, *shape) when paired; differentiable in the process' tensors.
 
-    `start` (N, *shape) stands in for the standard normal noise that each sample begins from, in any precision; gradients
-    reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
+    `start` (N, *shape) stands in for the standard normal noise that each sample begins from, in any precision, and
+    gradients reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
 
     All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
     With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
     """
-    model, sampler, rule = process.model, process.sampler, process.rule
-    n, members = len(batch), process.members
-    if paired and members not in (1, n):
-        raise ValueError(f"paired sampling needs a member a sample: {members} members, {n} samples")
-    device, dtype = model.device, model.dtype
-    rows = n if paired else members * n
-    sample_of_row = torch.arange(rows) % n
-    member_of_row = torch.arange(rows) if paired else torch.arange(rows) // n
-    axes = (-1, *(1,) * len(model.shape))
-
-    def rows_of(
-        table: Tensor,
-    ) -> Tensor:  # (M, T) -> T tensors of (B, 1, ...), moved to the device in one copy
-        table = table if table.shape[0] > 1 else table.expand(members, -1)
-        return table[member_of_row].to(device, dtype).T.reshape(table.shape[1], *axes)
-
-    weight = rule.effective_weight(process.options)
-    guided = _guided_rows(weight)
-    guided = (guided if guided.shape[0] > 1 else guided.expand(members, -1))[member_of_row]  # (B, T), on the host
-    options = {name: rows_of(value) for name, value in {**process.options, "weight": weight}.items()}
-    grid = process.grid
-    level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")}
-    times = rows_of(grid.time).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
-    how = ["all" if row.all() else "some" if row.any() else "none" for row in guided.T]
-
-    cond, both = _conditions(process, batch, sample_of_row.to(device), bool(guided.any()))
-    noise = Noise(batch.seeds, model.shape)
-
-    def draw(given: Tensor | None = None) -> Tensor:
-        own = noise.draw()
-        return (own if given is None else given).to(device, dtype)[sample_of_row.to(device)]
-
-    def step(i: int, x_t: Tensor, memory: Memory, state: Tensor | None, fresh: Tensor | None):  # type: ignore[no-untyped-def]
-        at = Step(i, i == grid.steps - 1, *(level[k][i] for k in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")))
-        predict = Prediction(model.prediction, x_t, at.alpha_t, at.sigma_t)
-        step_options = {name: value[i] for name, value in options.items()}
-        halves = _halves(process, x_t, times[i], cond, both, how[i], guided[:, i])
-        output = halves[-1]
-        if len(halves) == 2:
-            output, state = rule.combine(halves[1], halves[0], step_options, predict, state)
-        x_s, memory = sampler.step(at, x_t, predict.x_0(output), predict.eps(output), memory, fresh)
-        return x_s, memory, state
-
-    run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = step
+    rows = Rows(process, batch, paired=paired)
+    run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = rows.step
     if checkpoint:
 
         def run(*args):  # type: ignore[no-untyped-def]
-            return recompute(step, *args, use_reentrant=False, preserve_rng_state=False)
+            return recompute(rows.step, *args, use_reentrant=False, preserve_rng_state=False)
 
-    x_t, memory, state = draw(start) * grid.noise_scale, (), None
-    for i in range(grid.steps):
-        x_t, memory, state = run(i, x_t, memory, state, draw() if sampler.stochastic else None)
+    x_t, memory, state = rows.first(start), (), None
+    for i in range(rows.steps):
+        x_t, memory, state = run(i, x_t, memory, state, rows.fresh())
     return x_t
+
+
+class Denoised(NamedTuple):
+    """What is said of x_t = alpha_t x_0 + sigma_t eps, and the guidance rule's own state."""
+
+    x_0: Tensor
+    eps: Tensor
+    state: Tensor | None
+
+
+class Rows:
+    """The rows of a batch made ready: all that does not depend on x_t, and the parts of a step that do."""
+
+    def __init__(self, process: Process, batch: Batch, *, paired: bool = False) -> None:
+        model, n, members, grid = process.model, len(batch), process.members, process.grid
+        if paired and members not in (1, n):
+            raise ValueError(f"paired sampling needs a member a sample: {members} members, {n} samples")
+        self.process, self.steps = process, grid.steps
+        rows = n if paired else members * n
+        sample_of_row = torch.arange(rows) % n
+        member_of_row = torch.arange(rows) if paired else torch.arange(rows) // n
+        axes = (-1, *(1,) * len(model.shape))
+
+        def rows_of(table: Tensor) -> Tensor:
+            """(M, T) -> T tensors of (B, 1, ...), moved to the device in one copy."""
+            table = table if table.shape[0] > 1 else table.expand(members, -1)
+            return table[member_of_row].to(model.device, model.dtype).T.reshape(table.shape[1], *axes)
+
+        weight = process.rule.effective_weight(process.options)
+        guided = _guided_rows(weight)
+        guided = guided if guided.shape[0] > 1 else guided.expand(members, -1)
+        self.guided = guided[member_of_row]  # (B, T), on the host
+        self.how = ["all" if row.all() else "some" if row.any() else "none" for row in self.guided.T]
+        self.options = {name: rows_of(value) for name, value in {**process.options, "weight": weight}.items()}
+        self.level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")}
+        self.times = rows_of(grid.time).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
+        self.prompts = [batch.prompts[i] for i in sample_of_row.tolist()]
+        self.sample_of_row = sample_of_row.to(model.device)
+        self.cond, self.both = _conditions(process, batch, self.sample_of_row, bool(self.guided.any()))
+        self.noise = Noise(batch.seeds, model.shape)
+
+    # -- noise -------------------------------------------------------------------------------------------------------
+
+    def first(self, start: Tensor | None = None) -> Tensor:
+        """x_T, from noise that is given (N, *shape) or from each sample's own, which is drawn in any case."""
+        own = self.noise.draw()
+        return self._spread(own if start is None else start) * self.process.grid.noise_scale
+
+    def fresh(self) -> Tensor | None:
+        """The noise of the next step, where the sampler wants any."""
+        return self._spread(self.noise.draw()) if self.process.sampler.stochastic else None
+
+    def _spread(self, noise: Tensor) -> Tensor:
+        return noise.to(self.process.model.device, self.process.model.dtype)[self.sample_of_row]
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def step(
+        self, i: int, x_t: Tensor, memory: Memory, state: Tensor | None, fresh: Tensor | None
+    ) -> tuple[Tensor, Memory, Tensor | None]:
+        now = self.denoise(i, x_t, state)
+        x_s, memory = self.process.sampler.step(self.at(i), x_t, now.x_0, now.eps, memory, fresh)
+        return x_s, memory, now.state
+
+    def at(self, i: int) -> Step:
+        level = (self.level[name][i] for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s"))
+        return Step(i, i == self.steps - 1, *level)
+
+    def denoise(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
+        """The prediction as the process makes it: guided, and steered where it has a steer."""
+        return self.denoised_twice(i, x_t, state)[1]
+
+    def denoised_twice(self, i: int, x_t: Tensor, state: Tensor | None) -> tuple[Denoised, Denoised]:
+        """The guided prediction as it is, and steered, from one call of the network."""
+        if self.process.steer is None:
+            plain = self._guided(i, x_t, state)
+            return plain, plain
+        kept = torch.is_grad_enabled()  # else nobody will go back through this step, and its graph goes at once
+        with torch.enable_grad():
+            live = x_t if kept and x_t.requires_grad else x_t.detach().requires_grad_()
+            plain = self._guided(i, live, state)
+            towards = self._towards(self.process.steer.score, plain.x_0, live, kept)
+        if not kept:
+            plain = Denoised(*(None if x is None else x.detach() for x in plain))  # type: ignore[arg-type]
+        return plain, _moved(plain, towards, self.at(i), self.process.steer.most)
+
+    def _guided(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
+        process, at = self.process, self.at(i)
+        predict = Prediction(process.model.prediction, x_t, at.alpha_t, at.sigma_t)
+        halves = _halves(process, x_t, self.times[i], self.cond, self.both, self.how[i], self.guided[:, i])
+        output = halves[-1]
+        if len(halves) == 2:
+            options = {name: value[i] for name, value in self.options.items()}
+            output, state = process.rule.combine(halves[1], halves[0], options, predict, state)
+        return Denoised(predict.x_0(output), predict.eps(output), state)
+
+    def _towards(self, climbed: Score, x_0: Tensor, x_t: Tensor, kept: bool) -> Tensor:
+        """The gradient in x_t of each row's own score of the image that x_0 decodes to."""
+        images = self.process.model.decode(x_0)
+        self.process.meter.reward_images += len(images)
+        score = climbed(images, self.prompts)
+        if not score.requires_grad:
+            raise ValueError("nothing to steer by: the score has no gradient; take a differentiable reward")
+        (towards,) = torch.autograd.grad(score.sum(), x_t, create_graph=kept)
+        return towards
+
+
+def _moved(plain: Denoised, towards: Tensor, at: Step, most: float) -> Denoised:
+    """eps and x_0 moved together. At no signal at all, alpha_t = 0, no image is in sight and nothing is moved."""
+    seen = at.alpha_t > 0
+    move = _shortened((at.sigma_t * towards).where(seen, 0.0), most)
+    share = at.sigma_t / at.alpha_t.where(seen, 1.0)
+    return Denoised(plain.x_0 + share * move, plain.eps - move, plain.state)
+
+
+def _shortened(move: Tensor, most: float) -> Tensor:
+    """Each row as it is, or in its own direction where it is longer than `most`."""
+    if most == math.inf:
+        return move
+    axes = tuple(range(1, move.ndim))
+    length = move.square().mean(axes, keepdim=True).clamp(min=TINY).sqrt()
+    return move * (most / length).clamp(max=1)
 
 
 def _guided_rows(weight: Tensor) -> Tensor:

@@ -25,8 +25,12 @@ class Ddim:
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
         if noise is None:
             return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory
-        # sigma_{t|s}, eq. 16: the part of x_s's noise that is drawn anew
+        mean, scale = self.transition(at, x_t, x_0, eps)
+        return mean + scale * noise, memory
+
+    def transition(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_s given x_t: the mean, eq. 12, and sigma_{t|s}, eq. 16, the part of x_s's noise that is drawn anew."""
         ratio = (at.alpha_t / at.alpha_s) ** 2
         fresh = self.eta * (at.sigma_s / at.sigma_t) * (1 - ratio).clamp(min=0).sqrt()
         kept = (at.sigma_s**2 - fresh**2).clamp(min=0).sqrt()
-        return at.alpha_s * x_0 + kept * eps + fresh * noise, memory
+        return at.alpha_s * x_0 + kept * eps, fresh
