@@ -1,6 +1,8 @@
 """A tuned folder: a plain diffusers pipeline, and `genbo.json` beside it for what diffusers cannot store.
 
-`export` writes it, `load` reads it and applies everything by itself.
+`export` writes it, `load` reads it and applies everything by itself. A network that was fine-tuned stands in it merged,
+so that whatever loads the folder draws from the tuned model; where LoRA did it, `lora/` holds the adapter alone, for
+`load_lora_weights` on top of the pretrained pipeline.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from genbo.diffusion.process import Process
+    from genbo.schedules.clock import Clock
 
 SCHEMA = 1
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
@@ -30,37 +34,84 @@ def settings(process: Process) -> dict[str, Any]:
     for name, value in process.options.items():
         numbers = value[0].tolist()
         rule[name] = numbers[0] if len(set(numbers)) == 1 else numbers
-    return {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    said = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
+
+
+def _stops_as_the_model_does(process: Process) -> bool:
+    import torch
+
+    own, here = process.model.grid(process.sampler), process.grid
+    levels = ("time", "alpha_t", "sigma_t", "alpha_s", "sigma_s")
+    return all(torch.equal(getattr(own, name), getattr(here, name)) for name in levels)
 
 
 def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     """Write the pipeline and `genbo.json` into `folder`, which must not exist; `about` is added to the latter.
 
-    The weights are the pretrained ones, copied file by file; the scheduler is the one that the sampler's kind asks for.
-    A model without a folder (an exact world) leaves `genbo.json` alone.
+    The weights are the pretrained ones, copied file by file, but for those that were trained, which are written in
+    float32; the scheduler is the one that the sampler's kind asks for. A model without a folder (an exact world) leaves
+    `genbo.json` alone, with the numbers in it that were trained.
     """
     folder.mkdir(parents=True)
     model: Any = process.model
     document = {"schema": SCHEMA, **settings(process), **about}
+    if "timesteps" in document and hasattr(model, "arguments"):
+        document["diffusers"] = model.arguments(process.sampler, process.grid)
     if hasattr(model, "pipeline"):
-        _copy(model.folder, folder)
+        _copy(model.folder, folder, model.variant)
+        if model.network:
+            _merge(model, folder)
         scheduler = model.scheduler(process.sampler)
         scheduler.save_pretrained(folder / "scheduler")
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         document["negative_prompt"] = model.negative_prompt
+    elif weights := getattr(model, "weights", {}):
+        document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, variant: str | None) -> None:
+    """The files that the pipeline was made of, under the names that they have without a variant."""
     index = json.loads((source / "model_index.json").read_text())
     shutil.copyfile(source / "model_index.json", target / "model_index.json")
     for name in (n for n, entry in index.items() if isinstance(entry, list) and entry[0] is not None):
         (target / name).mkdir()
-        for file in sorted((source / name).iterdir()):
-            if file.suffix in KEPT and file.is_file():
-                shutil.copyfile(file, target / name / file.name)
+        for file, plain in _of_variant(source / name, variant):
+            if ".index." in file.name:
+                (target / name / plain).write_text(
+                    file.read_text().replace(f".{variant}", "") if variant else file.read_text()
+                )
+            else:
+                shutil.copyfile(file, target / name / plain)
+
+
+def _of_variant(folder: Path, variant: str | None) -> Iterator[tuple[Path, str]]:
+    """Files and their plain names: of the weights those of the variant, and where it has none those without any."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in KEPT and file.is_file()]
+    weights = [file for file in files if ".safetensors" in file.name]
+    tagged = [file for file in weights if variant and f".{variant}" in file.name]
+    plain = [file for file in weights if "." not in file.name.split(".safetensors")[0]]
+    for file in files:
+        if file not in weights or file in (tagged or plain):
+            yield file, file.name.replace(f".{variant}", "") if file in tagged else file.name
+
+
+def _merge(model: Any, folder: Path) -> None:
+    """The trained weights in place of the copied ones, and LoRA's by themselves."""
+    from safetensors.torch import load_file, save_file
+
+    unet, stored = folder / "unet", {}
+    for file in unet.glob("*.safetensors"):
+        stored.update(load_file(file))
+    for file in unet.glob("*.safetensors*"):
+        file.unlink()
+    merged = {**stored, **model.network.merged(stored)}
+    save_file(merged, unet / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    if lora := model.network.lora():
+        type(model.pipeline).save_lora_weights(folder / "lora", unet_lora_layers=lora)
 
 
 class Tuned:
@@ -111,7 +162,30 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
         negative_prompt=document.get("negative_prompt", ""),
     ).open()
     rule = _make("guidance", document["guidance"])
-    return Tuned(process_of(model, _make("samplers", document["sampler"]), rule), document)
+    process = process_of(model, _make("samplers", document["sampler"]), rule)
+    return Tuned(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+
+
+def _stopping_at(process: Process, times: object) -> Process:
+    """The process with its sampler's stops moved to these times."""
+    import torch
+
+    from genbo.diffusion.process import Timed
+
+    numbers = [t for t in times if isinstance(t, (int, float))] if isinstance(times, list) else []
+    if len(numbers) != process.steps or len(numbers) != len(times):  # type: ignore[arg-type]
+        raise Refused(f"genbo.json: timesteps must be a list of {process.steps} numbers, one a step")
+    model = process.model
+    if not isinstance(model, Timed) or not _falls(model.clock, numbers):
+        raise Refused(f"genbo.json: timesteps {numbers} do not lead from noise to image in this model's times")
+    return process.with_grid(model.grid_at(process.sampler, torch.tensor([numbers], dtype=torch.float64)))
+
+
+def _falls(clock: Clock, times: Sequence[float]) -> bool:
+    """Whether times lie within the clock's, in its order."""
+    low, high = sorted((clock.noisiest, clock.cleanest))
+    inside = all(low <= t <= high for t in times)
+    return inside and all(a != b and (a > b) is clock.falls for a, b in pairwise(times))
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,17 @@ class Diffusers:
         folder = bundled.model_folder(self.pretrained) or Path(self.pretrained).expanduser()
         return folder if folder.exists() else None
 
+    @property
+    def time_range(self) -> tuple[float, float] | None:
+        """What the network may be told, noisiest first: its training steps; None where they are not known yet."""
+        if self.folder is None:
+            return None
+        try:
+            config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
+            return float(config["num_train_timesteps"]) - 1, 0.0
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
     def mistakes(self) -> list[str]:
         """What stops this model from being loaded, a sentence each; looks at the folder, loads nothing."""
         if self.folder is None:

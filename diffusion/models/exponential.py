@@ -11,19 +11,20 @@ Its skew tells a KL divergence from the same with its arguments swapped, which a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
-from genbo.diffusion.models._worlds import log_snr_grid, refuse_strangers
+from genbo.diffusion.models._worlds import ToldLogSnr, refuse_strangers, trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Condition, Sampler
-    from genbo.schedules.grid import Grid
+    from genbo.diffusion.adapt import Adapter
+    from genbo.diffusion.process import Condition
+    from genbo.diffusion.seed import Seed
 
 FAR = 30.0  # k from which the cut at 0 is not felt: phi(30) is 1e-196
 
@@ -35,6 +36,11 @@ class Exponential:
     means: dict[str, list[float]] = field(default_factory=lambda: {"short": [0.5], "long": [1.0]})
     spread: Annotated[float, Gt(0)] = 1.2
     log_snr_max: Annotated[float, Gt(0)] = 8.0
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """What the network may be told, noisiest first: log-SNRs."""
+        return -self.log_snr_max, self.log_snr_max
 
     @property
     def known_prompts(self) -> list[str]:
@@ -51,33 +57,40 @@ class Exponential:
         return ExponentialModel(self)
 
 
-class ExponentialModel:
-    """The opened world."""
+class ExponentialModel(ToldLogSnr):
+    """The opened world. Its numbers are `log_means`, a row a prompt."""
 
+    options: Exponential
     prediction = "sample"
 
-    def __init__(self, options: Exponential) -> None:
+    def __init__(self, options: Exponential, weights: Mapping[str, Tensor] | None = None) -> None:
         import torch
 
         self.options = options
         self.device, self.dtype = torch.device("cpu"), torch.float64
-        self.shape = (len(next(iter(options.means.values()))), 1, 1)
+        numbers = {"log_means": torch.tensor(list(options.means.values()), dtype=self.dtype).log()}
+        self.numbers: Mapping[str, Tensor] = weights or numbers
+        self.weights: Mapping[str, Tensor] = weights or {}
+        self.shape = (numbers["log_means"].shape[1], 1, 1)
+
+    def adapted(self, adapter: Adapter, seed: Seed) -> ExponentialModel:
+        return ExponentialModel(self.options, trainable(ExponentialModel(self.options).numbers, adapter))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The mean of each coordinate, (rows, d)."""
-        known = self.options.means
-        refuse_strangers(self.options.known_prompts, prompts)
-        return self._condition([known[prompt] for prompt in prompts])
+        from genbo.diffusion.process import Condition
+
+        known = self.options.known_prompts
+        refuse_strangers(known, prompts)
+        log_means = self.numbers["log_means"][[known.index(prompt) for prompt in prompts]]
+        return Condition({"mean": log_means.exp()})
 
     def unconditional(self) -> Condition:
-        return self._condition([[self.options.spread] * self.shape[0]])
-
-    def _condition(self, means: list[list[float]]) -> Condition:
         import torch
 
         from genbo.diffusion.process import Condition
 
-        return Condition({"mean": torch.tensor(means, dtype=self.dtype)})
+        return Condition({"mean": torch.full((1, self.shape[0]), self.options.spread, dtype=self.dtype)})
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         alpha, sigma = time.sigmoid().sqrt()[:, None], (-time).sigmoid().sqrt()[:, None]
@@ -86,9 +99,6 @@ class ExponentialModel:
 
     def decode(self, x: Tensor) -> Tensor:
         return x
-
-    def grid(self, sampler: Sampler) -> Grid:
-        return log_snr_grid(self.options.log_snr_max, sampler.steps)
 
 
 def hazard(k: Tensor) -> Tensor:

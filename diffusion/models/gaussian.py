@@ -8,19 +8,20 @@ weight at any step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
-from genbo.diffusion.models._worlds import log_snr_grid, refuse_strangers
+from genbo.diffusion.models._worlds import ToldLogSnr, refuse_strangers, trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Condition, Sampler
-    from genbo.schedules.grid import Grid
+    from genbo.diffusion.adapt import Adapter
+    from genbo.diffusion.process import Condition
+    from genbo.diffusion.seed import Seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Gaussian:
     std: Annotated[float, Gt(0)] = 0.5
     spread: Annotated[float, Gt(0)] = 1.2
     log_snr_max: Annotated[float, Gt(0)] = 8.0
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """What the network may be told, noisiest first: log-SNRs."""
+        return -self.log_snr_max, self.log_snr_max
 
     @property
     def known_prompts(self) -> list[str]:
@@ -45,34 +51,43 @@ class Gaussian:
         return GaussianModel(self)
 
 
-class GaussianModel:
-    """The opened world."""
+class GaussianModel(ToldLogSnr):
+    """The opened world. Its numbers are `means`, a row a prompt, and `log_std`."""
 
+    options: Gaussian
     prediction = "sample"
 
-    def __init__(self, options: Gaussian) -> None:
+    def __init__(self, options: Gaussian, weights: Mapping[str, Tensor] | None = None) -> None:
         import torch
 
         self.options = options
         self.device, self.dtype = torch.device("cpu"), torch.float64
-        self.shape = (len(next(iter(options.means.values()))), 1, 1)
+        means = torch.tensor(list(options.means.values()), dtype=self.dtype)
+        numbers = {"means": means, "log_std": torch.tensor(options.std, dtype=self.dtype).log()}
+        self.numbers: Mapping[str, Tensor] = weights or numbers
+        self.weights: Mapping[str, Tensor] = weights or {}
+        self.shape = (means.shape[1], 1, 1)
+
+    def adapted(self, adapter: Adapter, seed: Seed) -> GaussianModel:
+        return GaussianModel(self.options, trainable(GaussianModel(self.options).numbers, adapter))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """The mean and the standard deviation of each prompt's Gaussian: (rows, d) and (rows, 1)."""
-        known = self.options.means
-        refuse_strangers(self.options.known_prompts, prompts)
-        return self._condition([known[prompt] for prompt in prompts], self.options.std)
+        known = self.options.known_prompts
+        refuse_strangers(known, prompts)
+        means = self.numbers["means"][[known.index(prompt) for prompt in prompts]]
+        return self._condition(means, self.numbers["log_std"].exp())
 
     def unconditional(self) -> Condition:
-        return self._condition([[0.0] * self.shape[0]], self.options.spread)
-
-    def _condition(self, means: list[list[float]], std: float) -> Condition:
         import torch
 
+        nowhere = torch.zeros(1, self.shape[0], dtype=self.dtype)
+        return self._condition(nowhere, torch.tensor(self.options.spread, dtype=self.dtype))
+
+    def _condition(self, means: Tensor, std: Tensor) -> Condition:
         from genbo.diffusion.process import Condition
 
-        mean = torch.tensor(means, dtype=self.dtype)
-        return Condition({"mean": mean, "std": torch.full((len(mean), 1), std, dtype=self.dtype)})
+        return Condition({"mean": means, "std": std.expand(len(means), 1)})
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         mean, variance = condition.tensors["mean"], condition.tensors["std"] ** 2
@@ -83,6 +98,3 @@ class GaussianModel:
 
     def decode(self, x: Tensor) -> Tensor:
         return x
-
-    def grid(self, sampler: Sampler) -> Grid:
-        return log_snr_grid(self.options.log_snr_max, sampler.steps)

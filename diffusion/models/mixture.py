@@ -9,19 +9,20 @@ place of a time; everything is in float64, so gradients of guidance through it a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
-from genbo.diffusion.models._worlds import log_snr_grid, refuse_strangers
+from genbo.diffusion.models._worlds import ToldLogSnr, refuse_strangers, trainable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Condition, Sampler
-    from genbo.schedules.grid import Grid
+    from genbo.diffusion.adapt import Adapter
+    from genbo.diffusion.process import Condition
+    from genbo.diffusion.seed import Seed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Mixture:
     weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])
     std: Annotated[float, Gt(0)] = 0.6
     log_snr_max: Annotated[float, Gt(0)] = 8.0
+
+    @property
+    def time_range(self) -> tuple[float, float]:
+        """What the network may be told, noisiest first: log-SNRs."""
+        return -self.log_snr_max, self.log_snr_max
 
     @property
     def known_prompts(self) -> list[str]:
@@ -57,19 +63,33 @@ class Mixture:
         return MixtureModel(self)
 
 
-class MixtureModel:
-    """The opened world."""
+class MixtureModel(ToldLogSnr):
+    """The opened world. Its numbers are `means` and `log_weights`, a row a component, and `log_std`.
 
+    Where they are trained, the world without a prompt keeps the weights that it had: how large one prompt's share of it
+    is, no prompt can say.
+    """
+
+    options: Mixture
     prediction = "sample"
 
-    def __init__(self, options: Mixture) -> None:
+    def __init__(self, options: Mixture, weights: Mapping[str, Tensor] | None = None) -> None:
         import torch
 
         self.options = options
         self.device, self.dtype = torch.device("cpu"), torch.float64
-        self.means = torch.tensor(options.means, dtype=self.dtype)  # (K, d)
-        self.log_weights = torch.tensor(options.weights, dtype=self.dtype).log()
-        self.shape = (self.means.shape[1], 1, 1)
+        numbers = {
+            "means": torch.tensor(options.means, dtype=self.dtype),  # (K, d)
+            "log_weights": torch.tensor(options.weights, dtype=self.dtype).log(),
+            "log_std": torch.tensor(options.std, dtype=self.dtype).log(),
+        }
+        self.all_log_weights = numbers["log_weights"]
+        self.numbers: Mapping[str, Tensor] = weights or numbers
+        self.weights: Mapping[str, Tensor] = weights or {}
+        self.shape = (numbers["means"].shape[1], 1, 1)
+
+    def adapted(self, adapter: Adapter, seed: Seed) -> MixtureModel:
+        return MixtureModel(self.options, trainable(MixtureModel(self.options).numbers, adapter))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Log-weights of the components, -inf for those of another class: (rows, K)."""
@@ -79,24 +99,22 @@ class MixtureModel:
 
         refuse_strangers(self.options.known_prompts, prompts)
         mask = torch.tensor([[label == prompt for label in self.options.labels] for prompt in prompts])
-        return Condition({"log_weights": self.log_weights.where(mask, torch.tensor(-torch.inf, dtype=self.dtype))})
+        return Condition({"log_weights": self.numbers["log_weights"].where(mask, -torch.inf)})
 
     def unconditional(self) -> Condition:
         from genbo.diffusion.process import Condition
 
-        return Condition({"log_weights": self.log_weights[None]})
+        return Condition({"log_weights": self.all_log_weights[None]})
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        means, var_0 = self.numbers["means"], (2 * self.numbers["log_std"]).exp()
         x = x_t.flatten(1)[:, None]  # (B, 1, d)
         alpha_2, sigma_2 = time.sigmoid()[:, None, None], (-time).sigmoid()[:, None, None]
-        alpha, variance = alpha_2.sqrt(), alpha_2 * self.options.std**2 + sigma_2
-        away = x - alpha * self.means  # (B, K, d)
+        alpha, variance = alpha_2.sqrt(), alpha_2 * var_0 + sigma_2
+        away = x - alpha * means  # (B, K, d)
         log_r = condition.tensors["log_weights"] - (away**2).sum(-1) / (2 * variance[..., 0])
-        x_0 = self.means + alpha * self.options.std**2 / variance * away
+        x_0 = means + alpha * var_0 / variance * away
         return (log_r.softmax(-1)[..., None] * x_0).sum(1).reshape(x_t.shape)
 
     def decode(self, x: Tensor) -> Tensor:
         return x
-
-    def grid(self, sampler: Sampler) -> Grid:
-        return log_snr_grid(self.options.log_snr_max, sampler.steps)

@@ -6,20 +6,26 @@ is meant: diffusers switches guidance off at a weight of 1 or less; here 0 is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from genbo.diffusion.adapt import Adapter, Network, network_with
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
-from genbo.schedules.grid import Grid, grid_of_sigmas
+from genbo.diffusion.seed import Seed
+from genbo.schedules.clock import Clock
+from genbo.schedules.grid import Grid, grid_of_levels, grid_of_sigmas
+from genbo.schedules.schedule import of_log_snr
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
-    from genbo.diffusion.process import Sampler
+    from genbo.diffusion.process import Sampler, Spacing
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -27,17 +33,20 @@ SCHEDULERS = {
     "dpmpp": "DPMSolverMultistepScheduler",
 }
 
+NO_SIGNAL = 2.0**-24  # signal power at zero terminal SNR, for samplers that divide by it
+PLAIN_TIMES = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), False)
+
 
 def open_pipeline(pipeline: Any, options: Diffusers) -> StableDiffusionModel:
     """The pipeline as a `Model`."""
-    return StableDiffusionModel(pipeline, options.negative_prompt)
+    return StableDiffusionModel(pipeline, options.negative_prompt, options.variant)
 
 
 class StableDiffusionModel:
     """A U-Net over the latents of a VAE, told of the prompt by a CLIP text encoder."""
 
-    def __init__(self, pipeline: Any, negative_prompt: str = "") -> None:
-        self.pipeline, self.negative_prompt = pipeline, negative_prompt
+    def __init__(self, pipeline: Any, negative_prompt: str = "", variant: str | None = None) -> None:
+        self.pipeline, self.negative_prompt, self.variant = pipeline, negative_prompt, variant
         self.unet, self.vae = (
             pipeline.unet.eval().requires_grad_(False),
             pipeline.vae.eval().requires_grad_(False),
@@ -49,6 +58,18 @@ class StableDiffusionModel:
         self.prediction = str(pipeline.scheduler.config.prediction_type)
         self.device, self.dtype = torch.device(pipeline.device), pipeline.unet.dtype
         self._rows: dict[str, Tensor] = {}
+        self.network: Network | None = None  # the U-Net, where it has weights of its own
+
+    def adapted(self, adapter: Adapter, seed: Seed) -> StableDiffusionModel:
+        """The same pipeline around a trainable twin of its U-Net; everything else is shared."""
+        new = copy.copy(self)
+        new.network = network_with(self.unet, adapter, seed)
+        return new
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is trained: of the U-Net alone."""
+        return self.network.weights if self.network else {}
 
     @property
     def folder(self) -> Path:
@@ -68,7 +89,7 @@ class StableDiffusionModel:
         return self.encode([self.negative_prompt])
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        output: Tensor = self.unet(x_t, time, **condition.tensors, return_dict=False)[0]
+        output: Tensor = (self.network or self.unet)(x_t, time, **condition.tensors, return_dict=False)[0]
         return output
 
     def decode(self, x: Tensor) -> Tensor:
@@ -82,23 +103,88 @@ class StableDiffusionModel:
         scheduler = self.scheduler(sampler)
         scheduler.set_timesteps(sampler.steps)
         time = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)[None]
-        if type(scheduler).__name__ == SCHEDULERS["ddim"]:
+        if _is_ddim(scheduler):
             return _ddim_grid(scheduler, sampler.steps)
         sigmas = scheduler.sigmas.double()[None]
         initial = float(scheduler.init_noise_sigma)
         return grid_of_sigmas(time, sigmas, None if _unit_variance(scheduler) else initial)
 
-    def scheduler(self, sampler: Sampler) -> Any:
-        """diffusers' scheduler for a sampler's kind, with the pipeline's own settings."""
+    @property
+    def clock(self) -> Clock:
+        """Log-SNR at the training steps; where the last has no signal, what diffusers puts in its place."""
+        from diffusers import DDIMScheduler
+
+        bar = DDIMScheduler.from_config(self.pipeline.scheduler.config).alphas_cumprod.double().clamp(min=NO_SIGNAL)
+        return Clock(len(bar) - 1.0, 0.0, bar.log() - (1 - bar).log())
+
+    def stops(self, sampler: Sampler, spacing: Spacing) -> Tensor:
+        """diffusers' own times: `uniform` is its linspace."""
+        if spacing == "own":
+            return self.grid(sampler).time[0]
+        plain = {**PLAIN_TIMES, "timestep_spacing": {"uniform": "linspace"}.get(spacing, spacing)}
+        scheduler = self.scheduler(sampler, **plain)
+        scheduler.set_timesteps(sampler.steps)
+        return torch.as_tensor(scheduler.timesteps, dtype=torch.float64)
+
+    def grid_at(self, sampler: Sampler, times: Tensor) -> Grid:
+        """The levels of the training steps, and straight lines in log-SNR between them.
+
+        DDIM's own steps may end elsewhere than the next begins (`Grid` says when); these join.
+        """
+        scheduler = self.scheduler(sampler)
+        scheduler.set_timesteps(sampler.steps)
+        alpha, sigma = of_log_snr(self.clock.log_snr(times))
+        if scheduler.alphas_cumprod[-1] == 0:
+            without = times == len(scheduler.alphas_cumprod) - 1
+            alpha, sigma = alpha.masked_fill(without, 0.0), sigma.masked_fill(without, 1.0)
+        if _is_ddim(scheduler):
+            last, scale = scheduler.final_alpha_cumprod.double().sqrt(), 1.0
+        else:
+            last = (1 + scheduler.sigmas[-1].double() ** 2).rsqrt()
+            scale = 1.0 if _unit_variance(scheduler) else float(sigma[0, 0])  # sigma_max, in units of x_t
+        end = last.expand_as(alpha[:, :1])
+        return grid_of_levels(
+            times, torch.cat([alpha, end], dim=1), torch.cat([sigma, (1 - end**2).sqrt()], dim=1), scale
+        )
+
+    def arguments(self, sampler: Sampler, grid: Grid) -> dict[str, list[float]] | None:
+        """What to hand to a diffusers call to stop there: `timesteps`, or `sigmas`; None where it takes neither.
+
+        The scheduler itself is asked, and what it makes of them is compared.
+        """
+        taken = inspect.signature(self.scheduler(sampler).set_timesteps).parameters
+        sigmas = grid.sigma_t[0] / grid.alpha_t[0]
+        whole = [round(float(t)) for t in grid.time[0]]
+        end = float(grid.sigma_s[0, -1] / grid.alpha_s[0, -1])
+        for name, numbers in (("timesteps", whole), ("sigmas", [*sigmas.tolist(), end])):
+            if name in taken and self._stops_there(sampler, {name: numbers}, sigmas):
+                return {name: numbers}
+        return None
+
+    def _stops_there(self, sampler: Sampler, given: Mapping[str, list[float]], sigmas: Tensor) -> bool:
+        scheduler = self.scheduler(sampler)
+        try:
+            scheduler.set_timesteps(**given)
+        except ValueError:  # the pipeline's own settings leave no room for times
+            return False
+        made = scheduler.sigmas[:-1].double()
+        return made.shape == sigmas.shape and torch.allclose(made, sigmas.detach(), rtol=1e-4, atol=0)
+
+    def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
+        """diffusers' scheduler for a sampler's kind, with the pipeline's own settings, or others."""
         import diffusers
 
-        own = self.pipeline.scheduler.config
+        own = {**self.pipeline.scheduler.config, **settings}
         for setting in ("clip_sample", "thresholding"):
             if own.get(setting):
                 raise Refused(f"pretrained: this model's scheduler sets {setting}, which genbo's samplers do not apply")
         kind = type(sampler).__name__.lower()
         extra = {"algorithm_type": "dpmsolver++", "solver_order": 2} if kind == "dpmpp" else {}
         return getattr(diffusers, SCHEDULERS[kind]).from_config({**own, "clip_sample": False, **extra})
+
+
+def _is_ddim(scheduler: Any) -> bool:
+    return type(scheduler).__name__ == SCHEDULERS["ddim"]
 
 
 def _unit_variance(scheduler: Any) -> bool:

@@ -1,0 +1,284 @@
+"""Fine-tuning: weights whose samples follow the tilted law, so that a tuned checkpoint exists.
+
+    weighted    sum_i w_i E |eps(x_t) - eps|^2 over samples x_i of the pretrained model; w_i their weights at lambda
+    gradient    KL(path || path of the pretrained model) - E[r2] / lambda, by gradients of r2 through every step
+
+The minimiser of either is p_lambda, where the network can say it. `weighted` takes any reward and asks the network for
+nothing but denoising; what it can reach is what the samples hold. `gradient` wants a differentiable reward and is not
+bound to samples that are there already; it never cuts the chain of steps short, and each costs a network pass there,
+two back, and one of the pretrained model.
+
+As a lower level (`solver`): the law at lambda is measured on the tuned process' own samples, its KL along their paths
+under DDIM with eta = 1 (`diffusion.path_kl`). Let in the upper reward, and z is trained on from y with the same draws,
+
+    y = argmin L(r2),   z = argmin L(r2 + r1 / gamma), started at y
+
+so the value gap's two terms share all their noise. This is the paper's general algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.bilevel.bank import Bank
+    from genbo.bilevel.finetuning import Loss, Moment, Training
+    from genbo.bilevel.law import Fit, Law
+    from genbo.bilevel.source import Weighted
+    from genbo.diffusion.process import Model, Process
+    from genbo.diffusion.seed import Batch, Seed
+
+WORLD_ROWS = {"weighted": 16384, "gradient": 512}  # of a step
+WORLD_STEPS = 160  # of a path whose KL is measured: 5 % too much is left of it
+HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """`samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
+    network, and every number of an exact world, those by L-BFGS. `anchor` takes the pretrained model's own error on the
+    samples out of the weighted loss.
+    """
+
+    method: Literal["weighted", "gradient"] = "weighted"
+    adapter: Literal["auto", "lora", "full"] = "auto"
+    rank: Annotated[int, Ge(1)] = 16
+    layers: Literal["attention", "all"] = "all"
+    samples: Annotated[int, Ge(2)] = 256
+    steps: Annotated[int, Ge(1)] = 100
+    batch: Annotated[int, Ge(1)] = 32
+    lr: Annotated[float, Gt(0)] = 1e-3
+    anchor: bool = True
+    free: ClassVar[bool] = False  # another lambda is another training
+    slope: ClassVar[str] = "value_gap"
+    law: ClassVar[str] = "the law of weights that were tuned at lambda, which learn the tilt as far as they can"
+
+    def why_not(self, model: Any, *rewards: Any) -> str | None:
+        """None, or a sentence; the last of the rewards are those of the lower level."""
+        lower = rewards[-1] if rewards else ()
+        if self.method == "gradient" and not all(reward.differentiable for _, reward in lower):
+            return "finetune with method: gradient needs a differentiable lower reward; use method: weighted"
+        return None
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def adapted(self, process: Process, seed: Seed) -> Process:
+        """The process with a trainable model, which says what the pretrained one says."""
+        from genbo.diffusion.adapt import Adapter, adapt
+
+        how = ("full" if is_world(process.model) else "lora") if self.adapter == "auto" else self.adapter
+        return replace(process, model=adapt(process.model, Adapter(how, self.rank, self.layers), seed.child("adapter")))
+
+    def weighted(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        samples: Tensor,
+        logw: Tensor,
+        seed: Seed,
+        *,
+        start: Process | None = None,
+        proposal: Tensor | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Training:
+        """Training on samples (C, n, *shape) of the process, log-weights (C, n); what runs through it trains.
+
+        `start` is a trained process to go on from, `proposal` the weights by which samples are drawn where not `logw`,
+        `state` that of a training that was left.
+        """
+        from genbo.bilevel.finetuning import Denoise
+
+        base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
+        loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, base, hold)
+        return self._training(process, loss, seed, start, state)
+
+    def gradient(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        reward: Weighted,
+        lam: float,
+        seed: Seed,
+        *,
+        start: Process | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Training:
+        """Training by gradients of a reward through the steps of DDIM with eta = 1."""
+        from genbo.bilevel.finetuning import Climb
+
+        loss = Climb(noisy(process), prompts, reward, lam, self._rows(process), seed)
+        training = self._training(noisy(process), loss, seed, start and noisy(start), state)
+        return training
+
+    def train(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        samples: Tensor,
+        logw: Tensor,
+        seed: Seed,
+        on_step: Callable[[Moment], None] = lambda moment: None,
+    ) -> Process:
+        """`weighted` to its end: the process with the tuned model."""
+        training = self.weighted(process, prompts, samples, logw, seed)
+        for moment in training:
+            on_step(moment)
+        return training.process
+
+    def _training(
+        self, process: Process, loss: Loss, seed: Seed, start: Process | None, state: Mapping[str, Tensor] | None
+    ) -> Training:
+        from genbo.bilevel.finetuning import Pace, Training
+        from genbo.diffusion.adapt import restore, tensors
+
+        own = self.adapted(process, seed)
+        if start is not None:
+            restore(own.model, tensors(start.model))  # type: ignore[arg-type]
+        return Training(own, loss, Pace(self.steps, self.lr, newton=is_world(process.model)), state)
+
+    def _rows(self, process: Process) -> int:
+        """Of a step. An exact world is cheap, and its draws stay the same: there are many."""
+        return max(self.batch, WORLD_ROWS[self.method]) if is_world(process.model) else self.batch
+
+    # -- the lower level ---------------------------------------------------------------------------------------------
+
+    def solver(
+        self, process: Process, prompts: Sequence[str], upper: Weighted, lower: Weighted, seed: Seed, bank: Bank | None
+    ) -> Solver:
+        """A `law.Solve` by training; `weighted` learns from the samples in `bank`."""
+        if self.method == "weighted" and (bank is None or bank.x is None):
+            raise ValueError("a weighted fine-tune learns from samples: draw a bank that keeps them")
+        return Solver(self, process, tuple(prompts), upper, lower, seed, bank)
+
+
+def is_world(model: Model) -> bool:
+    """Whether this is an exact world: a few numbers, in double precision."""
+    import torch
+
+    return model.dtype == torch.float64
+
+
+def noisy(process: Process) -> Process:
+    """The same model at the same guidance under DDIM with eta = 1, whose paths have densities.
+
+    An exact world takes steps enough for the path's KL to be that of the samples, if its guidance stays the same.
+    """
+    from genbo.diffusion.samplers.ddim import Ddim
+
+    same = all(bool((value == value[:, :1]).all()) for value in process.options.values())
+    steps = max(process.steps, WORLD_STEPS) if same and is_world(process.model) else process.steps
+    sampler = Ddim(steps=steps, eta=1.0)
+    if process.sampler == sampler:
+        return process
+    options = {name: value[:, :1].expand(-1, steps) if same else value for name, value in process.options.items()}
+    return replace(process, sampler=sampler, options=options, grid=process.model.grid(sampler))
+
+
+@dataclass
+class Solver:
+    """The law at lambda, by training there and looking at what comes of it. What was trained is kept."""
+
+    options: Finetune
+    process: Process
+    prompts: tuple[str, ...]
+    upper: Weighted
+    lower: Weighted
+    seed: Seed
+    bank: Bank | None
+    trained: dict[tuple[float, float | None], Process] = field(default_factory=dict)
+
+    def __call__(self, lam: float, gamma: float | None = None) -> Law:
+        if not lam > 0:
+            raise ValueError(f"lambda must be greater than 0, not {lam:g}")
+        law = measured(self.tuned(lam, gamma), self.process, self.batch, self.upper, self.lower, lam, gamma)
+        return law if self.bank is None else replace(law, fit=self._learned_from(lam, law.fit))
+
+    def _learned_from(self, lam: float, own: Fit) -> Fit:
+        """How well the bank's samples speak of lambda, where that is worse: no training knows more than they do."""
+        from genbo.bilevel.law import VERDICTS
+        from genbo.bilevel.lower.reweight import fit_of
+
+        assert self.bank is not None
+        fit = fit_of(self.bank.r2 / lam + self.bank.log_ratio)
+        return max(own, fit, key=lambda f: VERDICTS.index(f.verdict))
+
+    def tuned(self, lam: float, gamma: float | None = None) -> Process:
+        """The process that was trained at lambda: y, or with gamma z, from y."""
+        if (lam, gamma) not in self.trained:
+            self.trained[lam, gamma] = self.training(lam, gamma).run()
+        return self.trained[lam, gamma]
+
+    def training(self, lam: float, gamma: float | None = None) -> Training:
+        """The training at lambda, before it is run; z wants y to have been trained."""
+        y = None if gamma is None else self.tuned(lam)
+        if self.options.method == "gradient":
+            let_in = [] if gamma is None else [(weight / gamma, reward) for weight, reward in self.upper]
+            reward = [*self.lower, *let_in]
+            return self.options.gradient(self.process, self.prompts, reward, lam, self.seed, start=y)
+        assert self.bank is not None and self.bank.x is not None
+        of_y = self.bank.r2 / lam + self.bank.log_ratio
+        logw = of_y if gamma is None else of_y + self.bank.r1 / (gamma * lam)
+        return self.options.weighted(
+            self.process, self.prompts, self.bank.x, logw, self.seed, start=y, proposal=None if gamma is None else of_y
+        )
+
+    @property
+    def batch(self) -> Batch:
+        """What every law is measured on: the same noise for all of them."""
+        from genbo.diffusion.seed import Batch
+
+        names = [(c, n) for c in range(len(self.prompts)) for n in range(self.options.samples)]
+        seeds = tuple(self.seed.child("law", c, n).value for c, n in names)
+        return Batch(tuple(self.prompts[c] for c, _ in names), seeds)
+
+
+def measured(
+    tuned: Process,
+    base: Process,
+    batch: Batch,
+    upper: Weighted,
+    lower: Weighted,
+    lam: float,
+    gamma: float | None = None,
+) -> Law:
+    """A law as its own samples show it, and its KL as the same noise does under DDIM with eta = 1.
+
+    The batch holds as many of each prompt, one prompt after another.
+    """
+    import torch
+
+    from genbo.bilevel.law import Fit, Law
+    from genbo.bilevel.source import total
+    from genbo.diffusion.path_kl import sample_with_kl
+    from genbo.diffusion.sample import sample
+
+    rows = []
+    with torch.no_grad():
+        for chunk in batch.chunks(base.batch):
+            x, kl = sample_with_kl(noisy(tuned), noisy(base), chunk)
+            images = base.model.decode(x if noisy(tuned).sampler == tuned.sampler else sample(tuned, chunk))
+            base.meter.reward_images += len(images)
+            scores = [total(rewards, images, chunk.prompts) for rewards in (upper, lower)]
+            rows.append(torch.stack([*scores, kl]).cpu())
+    prompts = len(dict.fromkeys(batch.prompts))
+    r1, r2, kl = torch.cat(rows, dim=1).reshape(3, prompts, -1)
+    n = r1.shape[1]
+    away = r1 - r1.mean(1, keepdim=True)
+    fit = Fit(ess=float(prompts * n), max_weight=1 / (prompts * n), khat=0.0, samples=n)
+    covariance = _mean(away * (r2 - r2.mean(1, keepdim=True)))
+    r1_sd = away.square().mean().sqrt().item()
+    return Law(lam, gamma, _mean(r1), _mean(r2), _mean(kl), covariance, r1_sd, fit)
+
+
+def _mean(x: Tensor) -> Any:
+    """Of each prompt, (C, n) -> (C,), and what every sample did to it."""
+    from genbo.bilevel.law import Measured
+
+    mean = x.mean(1)
+    return Measured(mean, (x - mean[:, None]) / x.shape[1])
