@@ -66,6 +66,7 @@ emoji: $(VENV)/installed  ## rebuild the bundled models from the registries' pac
 	$(RUN) training.emoji.pack
 	$(RUN) training.emoji.train_diffusion
 	$(RUN) training.emoji.train_clip
+	$(RUN) training.emoji.train_style
 	$(RUN) training.emoji.prompts
 	$(RUN) training.emoji.evaluate
 	$(RUN) training.emoji.card

@@ -37,6 +37,20 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def random_resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A safetensors file of torchvision's ResNet-18 before training, with 1,000 classes."""
+    import torch
+    from safetensors.torch import save_file
+    from torchvision.models import resnet18
+
+    file = tmp_path_factory.mktemp("random-resnet18") / "resnet18.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_file(resnet18().state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline folder: 16 x 16 images, latents of (4, 8, 8), with SD's DDIM."""
     import torch

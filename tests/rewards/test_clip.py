@@ -15,7 +15,9 @@ from PIL import Image
 from torch.nn import functional
 
 from genbo.rewards import Refused
-from genbo.rewards.clip import FAMILIES, Clip, prepare
+from genbo.rewards._prepare import prepare
+from genbo.rewards._tower import FAMILIES, Tower
+from genbo.rewards.clip import Clip
 
 PROMPTS = ["a red apple", "a dog"]
 
@@ -241,7 +243,7 @@ def test_a_weights_file_with_its_architecture_and_family(tiny_clip, monkeypatch)
 
     config = json.loads((tiny_clip / "open_clip_config.json").read_text())["model_cfg"]
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", config)
-    monkeypatch.setattr("genbo.rewards.clip._name_mistakes", lambda model: [])
+    monkeypatch.setattr(Tower, "_name_mistakes", lambda tower: [])
     weights = str(tiny_clip / "open_clip_model.safetensors")
     reward = Clip(weights, model="tiny", preprocess="siglip").open()
     assert reward.preprocess["mean"] == (0.5, 0.5, 0.5) and reward.preprocess["resize_mode"] == "squash"

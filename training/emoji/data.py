@@ -18,6 +18,7 @@ PACKED = CACHE / "emoji.npz"
 EVALUATION = CACHE / "evaluation"
 PIPELINE = Path("diffusion/bundled/emoji")
 CLIP = Path("rewards/bundled/emoji-clip")
+STYLE = Path("rewards/bundled/emoji-style")
 PROMPTS = Path("diffusion/bundled/prompts")
 
 
