@@ -116,7 +116,11 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
     """Maxima where the curve ends: it has one at each end towards which F still rises."""
     found = []
     first, last = reach[0], reach[-1]
-    if clear[0].sign < 0 and not whole:
+    if clear[0].sign < 0 and not whole and not first.sign:
+        top = max(reach, key=lambda p: p.law.r1.mean)
+        said = f"r1 rises as lambda falls to {top.lam:.3g}, and the samples do not show whether it turns there"
+        found.append(_named("out_of_reach", top, f"{said}; draw more samples"))
+    elif clear[0].sign < 0 and not whole:
         said = f"r1 still rises where the samples fall silent, at lambda = {first.lam:.3g}: the optimum lies below"
         found.append(_named("out_of_reach", first, said))
     elif clear[0].sign < 0 and first.sign < 0:
@@ -129,6 +133,46 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
         said = f"r1 only ever rises with lambda: the optimum is the upper bound {last.lam:g}, no tuning at all"
         found.append(_named("upper_bound", last, said))
     return found
+
+
+def settled(curve: Sequence[Point], bounds: tuple[float, float]) -> Optimum:
+    """The highest point as far as lambdas that were asked one by one tell it, without asking another.
+
+    Between the last gradient that clearly rises and the first that clearly falls, a line through both has the root.
+    """
+    clear = [p for p in curve if p.sign and p.law.fit.verdict != "refuse"]
+    if not clear:
+        said = "at no lambda so far can the gradient be told from 0; draw more samples, or take other rewards"
+        return _named("unclear", max(curve, key=lambda p: p.law.r1.mean), said)
+    found = [_on_a_line(a, b, curve) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
+    first, last = clear[0], clear[-1]
+    if first.sign < 0:
+        at_bound = math.log(first.lam / bounds[0]) < NEARBY
+        said = f"r1 still rises as lambda falls to {first.lam:.3g}"
+        kind: Kind = "lower_bound" if at_bound else "out_of_reach"
+        found.append(_named(kind, first, f"{said}, the lower bound" if at_bound else said))
+    if last.sign > 0:
+        at_bound = math.log(bounds[1] / last.lam) < NEARBY
+        said = f"r1 still rises with lambda at {last.lam:.3g}"
+        kind = "upper_bound" if at_bound else "out_of_reach"
+        found.append(_named(kind, last, f"{said}, the upper bound" if at_bound else said))
+    best = max(found, key=lambda o: o.r1)
+    others = tuple(o.lam for o in found if o is not best and o.kind == "interior")
+    return Optimum(**{**vars(best), "others": others})
+
+
+def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
+    """The root between a, whose gradient is above 0, and b, whose gradient is below, and its error bar."""
+    width, fall = math.log(b.lam / a.lam), a.grad.mean - b.grad.mean
+    share = a.grad.mean / fall
+    se = math.hypot((1 - share) * a.grad.se, share * b.grad.se) * width / fall
+    lam = a.lam * math.exp(share * width)
+    at = min(curve, key=lambda p: abs(math.log(p.law.lam / lam)))
+    half = quantile(len(at.grad.value)) * se
+    interval = (lam * math.exp(-half), lam * math.exp(half))
+    said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
+    verdict = max((p.law.fit.verdict for p in (a, b)), key=VERDICTS.index)
+    return Optimum("interior", lam, at.law.r1.mean, verdict, said, se, interval, evaluations=len(curve))
 
 
 def _named(kind: Kind, at: Point, reason: str) -> Optimum:

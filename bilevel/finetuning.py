@@ -60,14 +60,15 @@ class Denoise:
     """The denoising loss of samples x (C, n, *shape) with log-weights (C, n), which count within a prompt.
 
     `proposal` are the log-weights that samples are drawn by, where they are others: so two losses share their draws.
-    With a `base`, what the pretrained model gets wrong about these very samples is taken out,
+    `prior` are those under which the samples are the pretrained model's, where they do not all count the same. With a
+    `base`, what the pretrained model gets wrong about these very samples is taken out,
 
-        grad = sum_i w_i grad |eps(x_t) - eps|^2 - 1/n sum_i 2 (eps_base(x_t) - eps) . grad eps(x_t)
+        grad = sum_i w_i grad |eps(x_t) - eps|^2 - sum_i v_i 2 (eps_base(x_t) - eps) . grad eps(x_t),  v_i of prior
 
     whose second sum has mean 0 where the samples are the pretrained model's own and it tells their noise as well as can
-    be told. It is a control variate: where the weights are even the gradient at the base is exactly 0, so n samples are
-    no reason to leave it; nor is what the sampler's steps made of them. Samples are then drawn half by their weights,
-    half evenly, so that neither sum has a large factor. For a network that can tell samples apart the second sum has no
+    be told. It is a control variate: where w = v the gradient at the base is exactly 0, so n samples are no reason to
+    leave it; nor is what the sampler's steps made of them. Samples are then drawn half by w and half by v, so that
+    neither sum has a large factor. For a network that can tell samples apart the second sum has no
     bottom; `hold` |eps(x_t) - eps_base(x_t)|^2 over all samples gives it one.
     """
 
@@ -77,6 +78,7 @@ class Denoise:
     rows: int
     seed: Seed
     proposal: Tensor | None = None
+    prior: Tensor | None = None
     base: Process | None = None
     hold: float = 0.0
 
@@ -84,29 +86,32 @@ class Denoise:
         dtype, loss = torch.promote_types(process.model.dtype, torch.float32), 0.0
         generator, by = self.seed.child("draws", step).generator(), self._drawn_by()
         drawn, chosen = draw(self.x.to(dtype), self.prompts, by, process.steps, self.rows, generator)
-        own, even = (_share(logw, by)[chosen] for logw in (self.logw, torch.zeros_like(self.logw)))
+        own, before = (_share(logw, by)[chosen] for logw in (self.logw, self._prior()))
         for at in parts(len(drawn), process.batch):
             here = drawn.part(at)
             eps = predicted_eps(process, here)
             live = own[at].to(eps.device) @ _mean_square(eps.to(dtype) - here.eps.to(eps.device)).double()
             if self.base is not None:
-                live = live + even[at].to(eps.device) @ self._anchored(here, eps.to(dtype)).double()
-            (live / len(drawn)).backward()  # type: ignore[no-untyped-call]
+                live = live + before[at].to(eps.device) @ self._anchored(here, eps.to(dtype)).double()
+            (live / len(drawn)).backward()
             loss += live.item() / len(drawn)
         return loss
 
     def _drawn_by(self) -> Tensor:
         """Log-weights."""
         by = (self.logw if self.proposal is None else self.proposal).double().log_softmax(1)
-        return by if self.base is None else torch.logaddexp(by, torch.full_like(by, -math.log(by.shape[1])))
+        return by if self.base is None else torch.logaddexp(by, self._prior().log_softmax(1)) - math.log(2)
+
+    def _prior(self) -> Tensor:
+        return torch.zeros_like(self.logw).double() if self.prior is None else self.prior.double()
 
     def _anchored(self, drawn: Draw, eps: Tensor) -> Tensor:
         """What the base adds to the loss of each row."""
         assert self.base is not None
         with torch.no_grad():
-            before = predicted_eps(self.base, drawn).to(eps.dtype)
-        known = before - drawn.eps.to(before)
-        return self.hold * _mean_square(eps - before) - 2 * (known * eps).flatten(1).mean(1)
+            told = predicted_eps(self.base, drawn).to(eps.dtype)
+        known = told - drawn.eps.to(told)
+        return self.hold * _mean_square(eps - told) - 2 * (known * eps).flatten(1).mean(1)
 
 
 def _share(logw: Tensor, by: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ class Climb:
             images = process.model.decode(x)
             process.meter.reward_images += len(images)
             live = (kl - total(self.reward, images, chunk.prompts) / self.lam).sum() / self.rows
-            live.backward()  # type: ignore[no-untyped-call]
+            live.backward()
             loss += live.item()
         return loss
 

@@ -21,7 +21,9 @@ from torch import Tensor
 
 MANY_PROMPTS = 8  # from here on the error bar counts prompts, and speaks of prompts like these
 
+ALONE = 4.0  # effective samples a prompt, below which it hangs on one or two
 MEANLESS = 0.99  # a tail so heavy that no number of samples is enough
+EVEN = 2.0  # the largest weight, in units of the average: up to here the shape of the tail does not matter
 
 Verdict = Literal["reliable", "doubtful", "refuse"]
 VERDICTS: tuple[Verdict, ...] = ("reliable", "doubtful", "refuse")
@@ -68,17 +70,24 @@ class Fit:
     max_weight: float
     khat: float
     samples: float
+    prompts: int = 1
+
+    @property
+    def tail(self) -> float:
+        """k where it matters: it has no scale, and weights that are nearly even have tails of any shape."""
+        return self.khat if self.max_weight * self.ess > EVEN else min(self.khat, 0.0)
 
     @property
     def enough(self) -> float:
         """Samples that a prompt needs at the very least where weights have this tail (Vehtari et al. 1507.02646)."""
-        return 10 ** (1 / (1 - max(self.khat, 0.0))) if self.khat < MEANLESS else math.inf
+        return 10 ** (1 / (1 - max(self.tail, 0.0))) if self.tail < MEANLESS else math.inf
 
     @property
     def verdict(self) -> Verdict:
-        if self.max_weight <= 0.01 and self.khat <= 0.5 and self.samples >= 2 * self.enough:
+        each = self.ess / self.prompts  # over many prompts no weight is large, and yet each may hang on one sample
+        if self.max_weight <= 0.01 and self.tail <= 0.5 and self.samples >= 2 * self.enough and each >= 2 * ALONE:
             return "reliable"
-        some = self.max_weight <= 0.05 and self.khat <= 0.7 and self.samples >= self.enough
+        some = self.max_weight <= 0.05 and self.tail <= 0.7 and self.samples >= self.enough and each >= ALONE
         return "doubtful" if some else "refuse"
 
 

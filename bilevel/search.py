@@ -10,16 +10,22 @@ best. Rounds are yielded as they end, and the banks are all the state there is: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
+from torch import Tensor
+
 from genbo.bilevel.bank import Bank, joined, mistakes
 from genbo.bilevel.bridge import ROUNDS, Shifts
-from genbo.bilevel.curve import Optimum, Point, optimum, trace, within_reach
+from genbo.bilevel.curve import Optimum, Point, optimum, point, settled, trace, within_reach
 from genbo.bilevel.law import VERDICTS, Law, Slope, Solve
+from genbo.bilevel.problem import Optimizer
 
 FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the optimum lies out of reach
+SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
 PILOT = 0.25  # samples that choose the shifts, for each that is kept
 
 After = Literal["done", "bridge", "more", "spent", "unusable"]
@@ -41,6 +47,23 @@ class Source(Protocol):
 
     def shifts(self, round: int, samples: int, lam: float) -> Shifts:
         """Shifts towards p_lambda, chosen on samples that are thrown away."""
+
+
+class Strength(Protocol):
+    """The tunable lambda: `bilevel/tunables/regularization.py`."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of lambda."""
+
+    def first(self, steps: int) -> Tensor:
+        """lambda at the start, (1,)."""
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        """lambda -> u."""
+
+    def value(self, u: Tensor) -> Tensor:
+        """u -> lambda."""
 
 
 class Lower(Protocol):
@@ -90,6 +113,35 @@ def search(
         if now.after not in ("bridge", "more"):
             return
         held = (*held, _fresh(source, now, budget))
+
+
+def walk(
+    solve: Solve, slope: Slope, tunable: Strength, optimizer: Optimizer, steps: int, banks: Sequence[Bank] = ()
+) -> Iterator[Round]:
+    """Where each lower solve costs network calls: an optimizer's step a round, from where lambda starts.
+
+    It ends when the step has become shorter than the error bar of the root, or than `SHORT`.
+    """
+    u, state = tunable.coordinates(tunable.first(1)), dict[str, Tensor]()
+    curve: tuple[Point, ...] = ()
+    for k in range(steps):
+        here = point(solve, slope, float(tunable.value(u)[0]))
+        if not math.isfinite(here.grad.mean):
+            reason = f"the gradient is not a finite number at lambda = {here.lam:.3g}; narrow the bounds"
+            yield Round(tuple(banks), curve, None, "unusable", reason)
+            return
+        curve = tuple(sorted((*curve, here), key=lambda p: p.lam))
+        best = settled(curve, tunable.bounds)
+        silent = here.law.fit.verdict == "refuse"  # what is learned from samples goes no farther than they do
+        u, state = optimizer.step(u, (1.0 if silent else here.grad.mean) * torch.ones_like(u), state, k / steps)
+        target = float(tunable.value(u)[0])
+        stride = abs(math.log(target / here.lam))
+        ended = best.kind.endswith("bound") or (best.kind == "interior" and stride < max(best.log_se or 0.0, SHORT))
+        after: After = "done" if ended else "spent" if k + 1 == steps else "more"
+        reason = best.reason if after != "more" else f"{best.reason}; asking at lambda = {target:.3g}"
+        yield Round(tuple(banks), curve, best, after, reason, target if after == "more" else None)
+        if ended:
+            return
 
 
 def speaking(lower: Lower, banks: Sequence[Bank]) -> Solve:

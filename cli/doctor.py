@@ -135,6 +135,7 @@ def bundled() -> Iterator[Finding]:
     from genbo.diffusion import bundled as models
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.rewards import bundled as rewards
+    from genbo.rewards.aesthetic import Aesthetic
     from genbo.rewards.clip import Clip
 
     if not models.model_names() or not rewards.names():
@@ -143,6 +144,8 @@ def bundled() -> Iterator[Finding]:
         yield _weights(name, models.model_folder(name), Diffusers(pretrained=name).mistakes())
     for name in rewards.names():
         yield _weights(name, rewards.folder(name), Clip(pretrained=name).mistakes())
+    for name in rewards.heads():
+        yield _weights(name, rewards.folder(name), Aesthetic(name).mistakes())
     for name in models.prompt_lists():
         path = models.prompts_file(name)
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()] if path else []

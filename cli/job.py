@@ -64,6 +64,18 @@ class LowerJob(Kind):
     reward: tuple[RewardJob, ...]
 
 
+class WeightsJob(BaseModel):
+    """Fine-tuning at the lambda that was found, and at `also` times it for comparison."""
+
+    model_config = FROZEN
+
+    options: Any
+    also: tuple[float, ...] = (0.1, 10.0)
+
+    def document(self) -> dict[str, Any]:
+        return {**catalog.document_of("lower", self.options), "also": list(self.also)}
+
+
 class KeepJob(Kind):
     """What must stay at or above a level: `at_least`, or the start's own level plus `at_least`."""
 
@@ -73,12 +85,16 @@ class KeepJob(Kind):
 
 
 class BudgetJob(BaseModel):
-    """`samples` a step; whichever of the others is reached first ends the tuning. With `lower:` a step is a round."""
+    """`samples` a step; `steps`, `denoiser_calls` or `minutes`, whichever is reached first, ends the tuning.
+
+    With a `pool` the samples of all steps come from that many, in turn. With `lower:` a step is a round.
+    """
 
     model_config = catalog.STRICT
 
     steps: Annotated[int, Ge(1), Lt(MAX_STEPS + 1)] = 20
     samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 64
+    pool: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] | None = None
     denoiser_calls: Annotated[int, Ge(1)] | None = None
     minutes: Annotated[float, Gt(0)] | None = None
 
@@ -123,6 +139,7 @@ class Job(BaseModel):
     tune: dict[str, Any]
     reward: tuple[RewardJob, ...]
     lower: LowerJob | None = None
+    finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
     estimator: Kind
     optimizer: Kind
@@ -168,6 +185,7 @@ class Job(BaseModel):
             "tune": {name: catalog.document_of("tunables", tunable) for name, tunable in self.tune.items()},
             "reward": _weighted(self.reward),
             "lower": {**self.lower.document("lower"), "reward": _weighted(self.lower.reward)} if self.lower else None,
+            "finetune": self.finetune.document() if self.finetune else "none",
             "keep": [{**k.document("rewards"), "at_least": _spoken_level(k)} for k in self.keep],
             "estimator": self.estimator.document("estimators"),
             "optimizer": self.optimizer.document("optimizers"),
@@ -184,8 +202,8 @@ class Job(BaseModel):
     def _unused(self) -> set[str]:
         """Keys that say nothing in this job."""
         if self.lower is None:
-            return {"lower"}
-        return {"budget.samples", "keep", *(["optimizer"] if self.lower.options.free else [])}
+            return {"lower", "finetune"}
+        return {"budget.samples", "budget.pool", "keep", *(["optimizer"] if self.lower.options.free else [])}
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -198,7 +216,7 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
-            tilted=self.lower is not None,
+            slope=self.lower.options.slope if self.lower else None,
             differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
             differentiable_model=getattr(self.model.options, "differentiable", True),
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,

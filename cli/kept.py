@@ -79,11 +79,14 @@ class Kept:
     def _found(self, place: Path, own: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
         tensors = read_tensors(place, {**self.words, **own})
         if tensors is not None:
-            said = words_in(place)
-            self._count(said)
-            for key, value in said["cost"].items():
-                setattr(self.meter, key, getattr(self.meter, key) + value)
+            self.add(words_in(place))
         return tensors
+
+    def add(self, said: Mapping[str, Any]) -> None:
+        """Count what an earlier process spent on a file with these words."""
+        self._count(said)
+        for key, value in said["cost"].items():
+            setattr(self.meter, key, getattr(self.meter, key) + value)
 
     def _write(self, place: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
         write_tensors(place, {key: value.contiguous() for key, value in tensors.items()}, {**self.words, **own})

@@ -53,6 +53,7 @@ def _bundled() -> str:
     names = {
         "models": models.model_names(),
         "reward networks": rewards.names(),
+        "reward heads": rewards.heads(),
         "prompt lists": models.prompt_lists(),
     }
     return "\n".join(f"bundled {what}: {', '.join(found) or 'none'}" for what, found in names.items())

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.kept import Kept
 from genbo.cli.run import fault, strict
+from genbo.cli.weights import tuned_weights
 from genbo.cli.work import Work, conclude, time_left
 
 if TYPE_CHECKING:
     from genbo.bilevel.bank import Bank
-    from genbo.bilevel.law import Solve
+    from genbo.bilevel.law import Law, Solve
     from genbo.bilevel.search import Round
     from genbo.bilevel.source import Sampled
     from genbo.cli.result import Tuned
@@ -37,14 +38,15 @@ def whole(work: Work) -> Document:
     last = searched(work, banks)
     a = work.assembled
     upper, lower = label(a.reward_names), label(a.lower_names)
-    found = partial(Searched, last, pretrained_of(last), upper, lower, work.job.lower.kind)  # type: ignore[union-attr]
+    found = partial(Searched, last, pretrained_of(last), upper, lower, work.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
     if (reason := no_answer(last)) is not None:
         end(work, first(work), found(None), [banks], "diverged", reason)
         raise Diverged(reason)
     evaluation = kept_in(work, "evaluation")
     tuned = tuned_of(last)
     pair = held_out(work, last, evaluation)
-    document = end(work, tuned, found(pair), [banks, evaluation], "done", None)
+    weights = tuned_weights(work, last, evaluation) if work.job.finetune else None
+    document = end(work, tuned, replace(found(pair), weights=weights), [banks, evaluation], "done", None)
     record_speed(work.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
     return document
@@ -90,14 +92,30 @@ def searched(work: Work, kept: Kept) -> Round:
 
 def rounds(work: Work, kept: Kept) -> Iterator[Round]:
     """Of the lower solver that the job names."""
-    from genbo.bilevel.search import Budget, search
+    from genbo.bilevel.search import Budget, search, walk
 
     a, job = work.assembled, work.job
     if not hasattr(a.lower, "samples"):
         yield on_paper(work)
         return
+    if not a.lower.free:
+        solve, banks = solver_of(work, kept)
+        yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
+        return
     budget = Budget(a.lower.samples, job.budget.steps, a.lower.precision)
     yield from search(source_of(work, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
+
+
+def solver_of(work: Work, kept: Kept) -> tuple[Solve, tuple[Bank, ...]]:
+    """A lower solver that calls the network at every lambda, and the bank that it learns from, if it does."""
+    a = work.assembled
+    source = source_of(work, kept, a.prompts, "search")
+    if not hasattr(a.lower, "solver"):
+        return partial(a.lower.solve, source), ()
+    banks = (source.draw(0, a.lower.samples, None),) if a.lower.method == "weighted" else ()
+    seed = a.seed.child("finetune")
+    solver = a.lower.solver(a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(banks or (None,)))
+    return solver, banks
 
 
 def on_paper(work: Work) -> Round:
@@ -137,7 +155,7 @@ def source_of(work: Work, kept: Kept, prompts: tuple[str, ...], role: str) -> Sa
         upper=a.problem.rewards,
         lower=a.lower_rewards,
         seed=a.seed.child(role),
-        shiftable=a.lower.bridge,
+        shiftable=getattr(a.lower, "bridge", False),
         gradients=all(getattr(part, "differentiable", True) for part in parts),
         samples_too=True,
         keep=kept,
@@ -197,11 +215,14 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     start, best = a.strength.start, last.optimum
     assert best is not None
     fresh = job.held_out_is_fresh_prompts
-    if not last.banks:
+    if not hasattr(a.lower, "samples"):
         solve = exact(work, a.held_out)
         return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh)
     prompts, samples = held_out_bank(job)
     source = source_of(work, kept, prompts, "evaluate")
+    if not a.lower.free:
+        before, after = (at_lambda(work, source, last, lam) for lam in (start, best.lam))
+        return Pair(before, after, True, prompts, len(prompts) * a.lower.samples, fresh)
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
@@ -216,6 +237,25 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
         return shared
     apart = speaking(a.lower, banks)
     return replace(shared, start=apart(start), tuned=apart(best.lam), shared=False)
+
+
+def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:
+    """The law at lambda on held-out prompts, where it takes the network to know it."""
+    from genbo.bilevel.lower.finetune import measured
+    from genbo.diffusion.seed import Batch
+
+    a = work.assembled
+    if not hasattr(a.lower, "solver"):
+        law: Law = a.lower.solve(source, lam)
+        return law
+    seed = a.seed.child("finetune")
+    solver = a.lower.solver(
+        a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(last.banks or (None,))
+    )
+    each = [(c, n) for c in range(len(source.prompts)) for n in range(a.lower.samples)]
+    seeds = tuple(source.seed.child("law", c, n).value for c, n in each)
+    batch = Batch(tuple(source.prompts[c] for c, _ in each), seeds)
+    return measured(solver.tuned(lam), a.problem.process, batch, a.problem.rewards, a.lower_rewards, lam)
 
 
 def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:

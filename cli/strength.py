@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.evaluate import Comparison
     from genbo.bilevel.law import Law, Measured
     from genbo.bilevel.search import Round
+    from genbo.cli.weights import Weights
 
 Document = dict[str, Any]
 
@@ -36,12 +37,16 @@ class Pair:
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
         from genbo.bilevel.curve import quantile
-        from genbo.bilevel.evaluate import Comparison
+        from genbo.bilevel.evaluate import Comparison, student_t
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
         gap = tuned.value - start.value
-        se = (tuned - start).se if self.shared else math.hypot(start.se, tuned.se)
-        mean, half = gap.mean().item(), quantile(len(gap)) * se
+        if self.fresh_prompts and len(gap) > 1:  # it is to speak of prompts never seen: prompts are what is counted
+            half = student_t(0.975, len(gap) - 1) * gap.std().item() / math.sqrt(len(gap))
+        else:
+            se = (tuned - start).se if self.shared else math.hypot(start.se, tuned.se)
+            half = quantile(len(gap)) * se
+        mean = gap.mean().item()
         interval = (mean - half, mean + half)
         return Comparison(start.mean, tuned.mean, mean, interval, self.samples, len(self.prompts))
 
@@ -55,7 +60,9 @@ class Searched:
     upper: str
     lower: str
     solver: str
+    law: str  # what the numbers at a lambda are those of, in words
     pair: Pair | None
+    weights: Weights | None = None
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -69,12 +76,14 @@ class Searched:
             "upper": self.upper,
             "lower": self.lower,
             "solver": self.solver,
+            "law": self.law,
             "curve": [row_of(point) for point in self.last.curve],
             "reach": [reach[0].lam, reach[-1].lam] if reach else None,
             "pretrained": None if self.pretrained is None else dict(zip(("r1", "r2"), self.pretrained, strict=True)),
             "optimum": None if best is None else {**vars(best), "others": list(best.others)},
             "after": self.last.after,
             "samples": [bank.samples for bank in self.last.banks],
+            "weights": self.weights.document() if self.weights else None,
         }
 
     def compared(self) -> tuple[Document | None, Document, Document]:
@@ -119,6 +128,9 @@ class Searched:
         from genbo.cli.result import about_held_out, remark
 
         said = [*self._about_optimum(), *self._about_samples()]
+        said.append(remark("note", f"Numbers at a lambda are those of {self.law}."))
+        if self.weights is not None:
+            said += self.weights.remarks(self.upper, self.lower)
         if self.pair is None or not self.pair.samples:
             return said
         if not self.pair.speaks:
@@ -127,6 +139,7 @@ class Searched:
         return [*said, *about_held_out(document)]
 
     def _about_optimum(self) -> list[Document]:
+        from genbo.bilevel.law import MANY_PROMPTS
         from genbo.cli.result import remark
 
         best = self.last.optimum
@@ -137,6 +150,10 @@ class Searched:
         if best.interval is not None:
             low, high = (figures.number(bound) for bound in best.interval)
             said.append(remark("good", f"A 95 % interval of the best lambda is {low} to {high}."))
+        few = len(self.last.curve[0].law.r1.value) if self.last.banks else MANY_PROMPTS
+        if few < MANY_PROMPTS:
+            text = f"It speaks of these {figures.plural(few, 'prompt')} only; from {MANY_PROMPTS} on it counts prompts."
+            said.append(remark("note", text))
         if best.others:
             lams = ", ".join(figures.number(lam) for lam in best.others)
             said.append(remark("note", f"There are lower maxima at lambda = {lams}."))
@@ -150,8 +167,10 @@ class Searched:
         from genbo.cli.result import remark
 
         best, curve = self.last.optimum, self.last.curve
-        if best is None or not self.last.banks:
-            return [remark("good", "Both laws are known on paper: no samples, no noise.")] if best else []
+        if best is None:
+            return []
+        if self.solver == "closed_form":
+            return [remark("good", "Both laws are known on paper: no samples, no noise.")]
         at = min(curve, key=lambda point: abs(point.lam - best.lam)).law
         fit = at.fit
         figure = (

@@ -7,6 +7,11 @@ from typing import Any
 
 from genbo.bilevel.problem import Facts
 
+SLOPES = {
+    "covariance": "lambda moves the mean of r1 by its covariance with r2: no bias, no step",
+    "value_gap": "two lower levels, the second with the upper reward let in: what trained weights can be asked",
+    "difference": "this lower level does not end in the tilt, so only two of its solves tell its slope",
+}
 FEW = 8  # parameters up to which differences beat a backward pass at an equal number of samplings
 
 
@@ -14,12 +19,8 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 class Auto:
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
         """The name of an estimator, its options, and the reason in a sentence."""
-        if facts.tilted:
-            return (
-                "covariance",
-                {},
-                "lambda moves the mean of r1 by its covariance with r2: no bias, no step",
-            )
+        if facts.slope is not None:
+            return facts.slope, {}, SLOPES[facts.slope]
         number = f"{facts.parameters} parameter{'s' * (facts.parameters > 1)}"
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"

@@ -35,6 +35,8 @@ class ClosedForm:
     """It takes no options: there is nothing to choose in what is exact."""
 
     free: ClassVar[bool] = True
+    slope: ClassVar[str] = "covariance"
+    law: ClassVar[str] = "the tilt p0 exp(r2 / lambda), on paper"
 
     def why_not(self, model: Any, *rewards: Sequence[Weighted]) -> str | None:
         """None, or a sentence: why this world and these rewards have no closed form here."""

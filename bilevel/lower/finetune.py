@@ -85,17 +85,19 @@ class Finetune:
         *,
         start: Process | None = None,
         proposal: Tensor | None = None,
+        prior: Tensor | None = None,
         state: Mapping[str, Tensor] | None = None,
     ) -> Training:
         """Training on samples (C, n, *shape) of the process, log-weights (C, n); what runs through it trains.
 
         `start` is a trained process to go on from, `proposal` the weights by which samples are drawn where not `logw`,
-        `state` that of a training that was left.
+        `prior` their log p0 / q where they were not drawn from the process as it is, `state` that of a training that
+        was left.
         """
         from genbo.bilevel.finetuning import Denoise
 
         base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
-        loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, base, hold)
+        loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, prior, base, hold)
         return self._training(process, loss, seed, start, state)
 
     def gradient(
@@ -225,7 +227,14 @@ class Solver:
         of_y = self.bank.r2 / lam + self.bank.log_ratio
         logw = of_y if gamma is None else of_y + self.bank.r1 / (gamma * lam)
         return self.options.weighted(
-            self.process, self.prompts, self.bank.x, logw, self.seed, start=y, proposal=None if gamma is None else of_y
+            self.process,
+            self.prompts,
+            self.bank.x,
+            logw,
+            self.seed,
+            start=y,
+            proposal=None if gamma is None else of_y,
+            prior=self.bank.log_ratio,
         )
 
     @property

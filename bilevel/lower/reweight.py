@@ -42,6 +42,8 @@ class Reweight:
     precision: Annotated[float, Gt(0)] = 0.1
     bridge: bool = True
     free: ClassVar[bool] = True  # another lambda costs no network call
+    slope: ClassVar[str] = "covariance"
+    law: ClassVar[str] = "the tilt p0 exp(r2 / lambda), by the weights of samples of the pretrained model"
 
     def why_not(self, model: Any, *rewards: Any) -> str | None:
         return None
@@ -90,7 +92,7 @@ def fit_of(logw: Tensor) -> Fit:
     w = logw.softmax(1)
     _, khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))
     ess = (1 / w.square().sum(1)).sum().item()
-    return Fit(ess=ess, max_weight=w.max().item() / len(w), khat=khat.item(), samples=logw.shape[1])
+    return Fit(ess=ess, max_weight=w.max().item() / len(w), khat=khat.item(), samples=logw.shape[1], prompts=len(w))
 
 
 class _Weighted:

@@ -242,10 +242,14 @@ def test_auto_takes_the_jackknife_over_many_prompts_and_smooths_few():
         (Fit(1000, 0.01, 0.51, 1000), "doubtful"),
         (Fit(1000, 0.05, 0.6, 1000), "doubtful"),
         (Fit(1000, 0.051, 0.2, 1000), "refuse"),
-        (Fit(1000, 0.001, 0.71, 10_000), "refuse"),
-        (Fit(1000, 0.001, 0.5, 199), "doubtful"),  # 10^(1 / (1 - k)) = 100 samples, and twice that
-        (Fit(1000, 0.001, 0.5, 99), "refuse"),
-        (Fit(1000, 0.001, math.inf, 10_000), "refuse"),
+        (Fit(1000, 0.003, 0.71, 10_000), "refuse"),
+        (Fit(1000, 0.003, 0.5, 199), "doubtful"),  # 10^(1 / (1 - k)) = 100 samples, and twice that
+        (Fit(1000, 0.003, 0.5, 99), "refuse"),
+        (Fit(1000, 0.003, math.inf, 10_000), "refuse"),
+        (Fit(1000, 0.003, math.nan, 10_000), "refuse"),
+        (Fit(1000, 0.002, 0.9, 20), "reliable"),  # nearly even weights have no tail that matters
+        (Fit(1000, 0.002, 0.9, 19), "doubtful"),
+        (Fit(1000, 0.002, 0.9, 9), "refuse"),
         (Fit(1000, 0.001, math.nan, 10_000), "refuse"),
     ],
 )

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genbo.bilevel.bank import bank_of
-from genbo.bilevel.curve import falling_root, matched, optimum, quantile, trace, within_reach
+from genbo.bilevel.curve import Point, falling_root, matched, optimum, quantile, settled, trace, within_reach
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.law import EXACT, Law, Measured
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.optimizers.bisection import Bisection
-from genbo.bilevel.search import Budget, Round, is_shifted, search
+from genbo.bilevel.search import Budget, Round, is_shifted, search, walk
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
@@ -330,3 +330,65 @@ def test_equal_rewards_have_no_optimum_inside():
     solve = partial(Reweight().solve, bank_of(x, x))
     found = optimum(solve, Covariance(), trace(solve, Covariance(), (0.9, 20.0)))
     assert found.kind == "lower_bound" and found.lam == pytest.approx(0.9)
+
+
+# -- where a lower solve is not free -----------------------------------------------------------------------------------
+
+
+def walked(solve, bounds=BOUNDS, start=5.0, steps=12, optimizer=None) -> list[Round]:
+    tunable = Regularization(start=start, bounds=bounds)
+    return list(walk(solve, Covariance(), tunable, optimizer or Bisection(), steps))
+
+
+@pytest.mark.parametrize("start", [0.1, 0.5, 5.0, 19.0])
+def test_a_walk_closes_in_on_the_optimum_from_either_side(start):
+    rounds = walked(exactly(1.5), start=start, steps=20)
+    end = rounds[-1]
+    assert end.after == "done" and end.optimum is not None and end.optimum.kind == "interior"
+    assert end.optimum.lam == pytest.approx(2 / 3, rel=0.02)
+    assert all(now.after == "more" and now.target is not None for now in rounds[:-1])
+    assert [len(now.curve) for now in rounds] == list(range(1, len(rounds) + 1)), "a solve a round"
+
+
+def test_a_walk_asks_of_each_lambda_once():
+    asked = []
+
+    def solve(lam: float, gamma: float | None = None) -> Law:
+        asked.append(lam)
+        return exactly(1.5)(lam, gamma)
+
+    walked(solve)
+    assert len(asked) == len(set(asked))
+
+
+def test_a_walk_that_runs_into_a_bound_says_which():
+    up = walked(exactly(0.01), bounds=(0.05, 2.0), start=1.0, steps=20)[-1]  # the optimum is lambda = 100
+    assert up.optimum is not None and up.optimum.kind == "upper_bound" and up.after == "done"
+    down = walked(exactly(50.0), bounds=(0.5, 20.0), start=1.0, steps=20)[-1]  # and lambda = 0.02
+    assert down.optimum is not None and down.optimum.kind == "lower_bound"
+
+
+def test_a_walk_whose_budget_is_spent_says_so():
+    end = walked(exactly(1.5), start=19.0, steps=2)[-1]
+    assert end.after == "spent" and end.optimum is not None and end.optimum.kind == "out_of_reach"
+
+
+def test_the_error_bar_of_a_root_on_a_line_is_that_of_its_ends():
+    """Two points with gradients +1 and -1, sd 0.1 each, at log lambda = -1 and 1: the root is 0 +- 0.0707."""
+    ends = []
+    for lam, g in ((math.exp(-1), 1.0), (math.exp(1), -1.0)):
+        law = exactly(1.5)(lam)
+        influence = torch.full((1, 100), 0.01, dtype=torch.float64)
+        ends.append(Point(lam, law, Measured(torch.tensor([g], dtype=torch.float64), influence)))
+    found = settled(ends, BOUNDS)
+    assert found.lam == pytest.approx(1.0) and found.log_se == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_a_gradient_that_is_no_number_ends_the_walk():
+    def solve(lam: float, gamma: float | None = None) -> Law:
+        law = exactly(1.5)(lam, gamma)
+        broken = Measured(law.covariance.value * math.nan, law.covariance.influence)
+        return Law(**{**vars(law), "covariance": broken})
+
+    (end,) = walked(solve)
+    assert end.after == "unusable" and end.optimum is None and "not a finite number" in end.reason

@@ -90,6 +90,41 @@ def test_the_plan_is_what_the_meter_shows(estimator: str, tuned: str, keep: list
     assert planned.total == sum(planned.evaluation.values(), planned.tuning)
 
 
+# What is tuned beside a teacher, the rule, and what else the job says.
+TAUGHT: dict[str, Any] = {
+    "times": ({"timesteps": {}}, 2.0, {}),
+    "times-unguided": ({"timesteps": {"start": "trailing"}}, 1.0, {}),
+    "times-and-guidance": (
+        {"timesteps": {}, "guidance": {"start": 1.0, "shape": "per_step"}},
+        [2.0, 1.0, 1.0, 3.0],
+        {},
+    ),
+    "guidance-through-1": ({"guidance": {"start": [0, 2, 1], "shape": {"knots": 3}}}, [1.0, 1.0, 2.0, 1.0], {}),
+    "from-a-pool": ({"timesteps": {}}, 2.0, {"budget": {"steps": 4, "samples": 16, "pool": 40}}),
+    "kept": ({"timesteps": {}}, 2.0, {"keep": [START, {"kind": "teacher", "steps": 7, "at_least": "start"}]}),
+    "twice": ({"timesteps": {}}, 1.0, {"reward": [{"kind": "teacher", "steps": s} for s in (9, 9, 6)]}),
+    "interval": ({"timesteps": {}}, {"kind": "interval", "weight": 3.0, "start": 0.3, "stop": 0.6}, {}),
+}
+
+
+@pytest.mark.parametrize("taught", TAUGHT)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_teachers_are_in_the_plan(estimator: str, taught: str) -> None:
+    """Each sample's once a step, or once a run where samples come from a pool, whatever the members are."""
+    tune, guidance, own = TAUGHT[taught]
+    job = job_of(ESTIMATORS[estimator], tune, guidance, **{"reward": {"kind": "teacher", "steps": 9}, **own})
+    planned = plan(job)
+    assert planned.inexact is None
+    assert [planned.tuning, *planned.evaluation.values()] == run(job)
+
+
+@pytest.mark.parametrize("limit", [1, 60, 61, 120, 200, 10_000])
+def test_a_budget_of_calls_with_a_teacher(limit: int) -> None:
+    budget = {"steps": 5, "samples": 16, "pool": 24, "denoiser_calls": limit}
+    job = job_of("auto", {"timesteps": {}}, 2.0, reward={"kind": "teacher", "steps": 9}, budget=budget)
+    assert plan(job).tuning == run(job)[0]
+
+
 def test_calls_stay_exact_where_rows_cannot_be() -> None:
     job = job_of("auto", {"guidance.stop": {"start": 0.5}}, {"kind": "interval"})
     planned = plan(job)

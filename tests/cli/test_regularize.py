@@ -36,7 +36,7 @@ JOB: dict[str, Any] = {
     "evaluate": {"samples": 1024},
     "output": "run",
 }
-LAM = 2 / 3  # 1 / c_1, docs/regularization.md section 8
+LAM = 2 / 3  # 1 / c_1, docs/regularization.md section 9
 
 
 def report_of(run: Path) -> dict[str, Any]:
@@ -71,6 +71,20 @@ def test_the_known_optimum_lies_in_its_interval(done):
     assert best["kind"] == "interior" and low < LAM < high
     assert report["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.06)
     assert report["phi"]["regularization"]["se"] == pytest.approx(best["lam"] * best["log_se"])
+
+
+@pytest.mark.slow
+def test_the_example_finds_what_is_known_and_its_intervals_hold_it(workplace):
+    """`genbo tune examples/regularization-gaussian.yaml` at a hundred seeds."""
+    example = Path(__file__).parents[2] / "examples" / "regularization-gaussian.yaml"
+    found = []
+    for seed in range(100):
+        overrides = [f"seed={seed}", "output=run", "evaluate.samples=256"]
+        found.append(tune.tune(example, overrides, overwrite=True).document["search"]["optimum"])
+    held = sum(low <= LAM <= high for low, high in (best["interval"] for best in found))
+    errors = sorted(abs(best["lam"] / LAM - 1) for best in found)
+    assert held >= 90
+    assert errors[50] < 0.01 and errors[90] < 0.02
 
 
 def test_the_verdict_is_that_of_the_closed_form(done):
@@ -135,6 +149,34 @@ def test_every_estimator_finds_it(workplace, estimator):
     assert report_of(workplace / "run")["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.05)
 
 
+NOISY = {**MODEL, "means": {"a": [0.0, 0.0]}, "sampler": {"kind": "ddim", "steps": 48, "eta": 1.0}}
+
+
+def test_guided_sampling_walks_to_its_own_optimum_and_says_whose_it_is(workplace):
+    """On a Gaussian world with a linear r2 the guided law is the tilt, so it is the same optimum."""
+    lower = {"kind": "guided", "reward": JOB["lower"]["reward"], "samples": 512, "most": None}
+    job = {**JOB, "model": NOISY, "lower": lower, "budget": {"steps": 9}, "evaluate": {"samples": 64}}
+    assert plan(read_job(job)).inexact is not None
+    tune.run(job, [], quiet=True)  # type: ignore[arg-type]
+    report = report_of(workplace / "run")
+    assert report["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.1)
+    assert report["estimator"]["kind"] == "difference" and report["verdict"] == "better"
+    assert any("guided sampler's own law" in line["text"] for line in report["trust"])
+    lines = [json.loads(line) for line in (workplace / "run" / "steps.jsonl").read_text().splitlines()]
+    assert lines[-1]["after"] == "done" and len(report["search"]["curve"]) == len(lines) > 4
+
+
+@pytest.mark.slow
+def test_fine_tuning_at_every_lambda_finds_it_by_the_value_gap(workplace):
+    """The paper's general algorithm: two trainings a lambda, y and z, and the gap of their values."""
+    lower = {"kind": "finetune", "reward": JOB["lower"]["reward"], "samples": 1024, "steps": 60}
+    job = {**JOB, "model": NOISY, "lower": lower, "budget": {"steps": 9}, "evaluate": {"samples": 64}}
+    tune.run(job, [], quiet=True)  # type: ignore[arg-type]
+    report = report_of(workplace / "run")
+    assert report["estimator"]["kind"] == "value_gap"
+    assert report["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.2)  # as well as 1,024 samples tell it
+
+
 @pytest.mark.parametrize(
     ("reward", "kind", "said"),
     [
@@ -150,6 +192,78 @@ def test_where_there_is_no_optimum_inside_it_says_so(workplace, reward, kind, sa
     report = report_of(workplace / "run")
     assert report["search"]["optimum"]["kind"] == kind
     assert any(said in line["text"] for line in report["trust"])
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, tiny_sd, tiny_clip) -> Path:
+    """A small pipeline, tuned towards plain pictures, with its weights at lambda and at a tenth of it."""
+    place = tmp_path_factory.mktemp("weights")
+    job = {
+        "version": 1,
+        "model": {
+            "pretrained": str(tiny_sd),
+            "sampler": {"kind": "ddim", "steps": 3},
+            "guidance": 2.0,
+            "device": "cpu",
+        },
+        "prompts": ["a red apple", "a dog"],
+        "tune": {"regularization": {"start": 5.0, "bounds": [0.5, 50]}},
+        "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
+        "lower": {"kind": "reweight", "reward": {"kind": "compressibility"}, "samples": 64, "bridge": False},
+        "finetune": {"steps": 3, "batch": 4, "also": [0.1]},
+        "budget": {"steps": 1},
+        "evaluate": {"prompts": ["a cat", "a house"], "samples": 32},
+        "output": str(place / "run"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        assert tune.run(job, [], quiet=True) == 0  # type: ignore[arg-type]
+        planned = plan(read_job(job))
+    (place / "plan.json").write_text(json.dumps(planned.document()))
+    return place / "run"
+
+
+def test_tuned_weights_cost_what_was_planned(tuned):
+    planned = json.loads((tuned.parent / "plan.json").read_text())
+    cost = report_of(tuned)["cost"]
+    assert planned["exact"] and {key: cost[key] for key in planned["total"]} == planned["total"]
+
+
+def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
+    report = report_of(tuned)
+    rows = report["search"]["weights"]
+    assert [row["factor"] for row in rows] == [None, 1.0, 0.1]
+    assert rows[2]["lam"] == pytest.approx(0.1 * report["phi"]["regularization"]["tuned"])
+    assert rows[0]["r1_gain"] is None and all(row["kl"] > 0 for row in rows[1:])
+    for row in rows[1:]:
+        for level in ("r1", "r2"):
+            assert row[f"{level}_gain"]["difference"] == pytest.approx(row[level] - rows[0][level], abs=1e-5)
+    page = (tuned / "report.html").read_text()
+    assert "What tuned weights do" in page and "at 0.1 λ" in page
+
+
+def test_plain_diffusers_draws_from_the_tuned_weights(tuned):
+    """The merged folder, and LoRA on top of the pretrained one, are not the pretrained model, and are the same."""
+    from diffusers import DiffusionPipeline
+
+    def unet(folder: str, lora: Path | None = None) -> Any:
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        if lora:
+            pipeline.load_lora_weights(lora)
+        return pipeline.unet
+
+    job = report_of(tuned)["job"]
+    model = job["model"]["pretrained"].replace("~", str(Path.home()))
+    merged, adapted, plain = unet(str(tuned / "tuned")), unet(model, tuned / "tuned" / "lora"), unet(model)
+    x = torch.randn(1, plain.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.randn(1, 7, plain.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    said = [u(x, 500, text).sample.detach() for u in (merged, adapted, plain)]
+    torch.testing.assert_close(said[0], said[1], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(said[0], said[2], atol=1e-5)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genbo.cli import show, tune
+from genbo.cli import ground, show, tune
 from genbo.cli.errors import ArtifactRefused, Diverged, OutOfMemory, UserMistake
 
 JOB_DICT = {
@@ -213,7 +213,7 @@ def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_other_weights_are_refused_on_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "files_of", lambda part: {"weights.safetensors": "another hash"})
+        patch.setattr(ground, "files_of", lambda part: {"weights.safetensors": "another hash"})
         with pytest.raises(UserMistake, match=r"inputs\.model\.weights\.safetensors"):
             tune.tune("job.yaml", resume=True)
     assert status_of(stopped)["resumable"]
@@ -221,8 +221,8 @@ def test_other_weights_are_refused_on_resume(stopped: Path, monkeypatch: pytest.
 
 
 def test_another_version_is_noted_on_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tune.environment_of
-    monkeypatch.setattr(tune, "environment_of", lambda assembled: {**real(assembled), "python": "2.7"})
+    real = ground.environment_of
+    monkeypatch.setattr(ground, "environment_of", lambda assembled: {**real(assembled), "python": "2.7"})
     trust = tune.tune("job.yaml", resume=True).document["trust"]
     assert any("is 2.7" in said["text"] and "bit for bit" in said["text"] for said in trust)
 
