@@ -20,9 +20,10 @@ from genbo.diffusion.seed import Batch
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores (K, n) and images (n, C, H, W) at phi (P,), a chunk of the batch at a time."""
     for chunk in problem.chunks(batch, members=1):
-        images = problem.images(phi, chunk)[0]
         with torch.no_grad():
-            yield problem.score(images, chunk.prompts).cpu(), images.float().cpu()
+            drawn = problem.drawn(phi, chunk)
+            scores = problem.score(drawn)
+        yield scores.cpu(), drawn.images.float().cpu()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from genbo.diffusion.teacher import Lesson, Teachers
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class Tunable(Protocol):
-    """A hyperparameter phi and the link u -> phi; a file in `bilevel/tunables/` each, whose fields are its options."""
+    """A hyperparameter phi and the link u -> phi; a file in `bilevel/tunables/` each, whose fields are its options.
+
+    Options that must see the process to become a tunable have `of(process)`, which gives it. A tunable whose numbers
+    cannot all be written down has `settled(phi)`, the nearest phi that can.
+    """
 
     @property
     def name(self) -> str:
@@ -57,6 +63,31 @@ class Reward(Protocol):
         """(B, C, H, W) in [0, 1] and B prompts -> (B,) in float32 or float64, each row by itself."""
 
 
+@runtime_checkable
+class Taught(Reward, Protocol):
+    """A reward that holds each sample against what the same noise becomes in more steps."""
+
+    steps: int
+    sampler: str | None  # the kind of the teacher's sampler, where it is another than the job's
+    latent: bool  # whether samples are compared, and not the images that they decode to
+
+    def beside(self, mine: Tensor, teachers: Tensor) -> Tensor:
+        """Both (B, ...), row by row of the same noise -> (B,); differentiable in `mine`."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples (M * N, *shape) of a batch of N, member by member, and the images that they decode to."""
+
+    batch: Batch
+    samples: Tensor
+    images: Tensor
+
+    @property
+    def members(self) -> int:
+        return len(self.samples) // len(self.batch)
+
+
 @dataclass(frozen=True)
 class Constraint:
     """Hold the mean of a reward at or above a level: `at_least`, or the start's own level plus `at_least`."""
@@ -75,10 +106,15 @@ class Facts:
     differentiable_reward: bool = True
     differentiable_model: bool = True
     half_precision: bool = False
-    tilted: bool = False  # lambda is tuned: what is sampled is the law that a lower level ends in
+    slope: str | None = None  # where lambda is tuned: the estimator that its lower solver is followed by
+
+    @property
+    def tilted(self) -> bool:
+        """Whether what is sampled is the law that a lower level ends in."""
+        return self.slope is not None
 
 
-SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: covariance or value_gap"
+SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: auto"
 
 
 @dataclass(frozen=True)
@@ -144,6 +180,7 @@ class Problem:
     tunables: tuple[Tunable, ...]
     rewards: tuple[tuple[float, Reward], ...]
     constraints: tuple[Constraint, ...] = ()
+    teachers: Teachers = field(default_factory=Teachers, compare=False)
 
     # -- coordinates ---------------------------------------------------------------------------------------------
 
@@ -197,24 +234,25 @@ class Problem:
         """The batch in parts whose members all fit into one call of the network; a sample's members stay together."""
         return batch.chunks(samples_per_call(self.process.batch, members))
 
-    def images(self, phi: Tensor, batch: Batch) -> Tensor:
-        """Images (M, N, C, H, W) at phi, without gradients."""
-        import torch
-
+    def drawn(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Drawn:
+        """Samples and images at phi, all members in one call of the network; differentiable in phi."""
         from genbo.diffusion.sample import sample
 
-        process, parts = self.at(phi), []
-        with torch.no_grad():
-            for chunk in self.chunks(batch, process.members):
-                images = process.model.decode(sample(process, chunk))
-                parts.append(images.unflatten(0, (-1, len(chunk))))
-        return torch.cat(parts, dim=1)
+        process = self.at(phi)
+        samples = sample(process, chunk, paired=paired, checkpoint=checkpoint)
+        return Drawn(chunk, samples, process.model.decode(samples))
+
+    def prepare(self, batch: Batch) -> None:
+        """Draw the teachers' samples of a whole batch, before it is split among members into small parts."""
+        for lesson in {_lesson(reward): None for reward in self.scorers if isinstance(reward, Taught)}:
+            self.teachers.samples(self.process, lesson, batch)
 
     def scores(self, phi: Tensor, batch: Batch) -> Tensor:
         """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
         import torch
 
         parts = []
+        self.prepare(batch)
         with torch.no_grad():
             for chunk in self.chunks(batch, len(phi)):
                 parts.append(self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk))).cpu())
@@ -222,23 +260,41 @@ class Problem:
 
     def live_scores(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
         """Scores (K, M * N), or (K, N) when paired, of one chunk; differentiable in phi."""
-        from genbo.diffusion.sample import sample
+        return self.score(self.drawn(phi, chunk, paired=paired, checkpoint=checkpoint))
 
-        process = self.at(phi)
-        samples = sample(process, chunk, paired=paired, checkpoint=checkpoint)
-        images = process.model.decode(samples)
-        return self.score(images, chunk.prompts * (len(images) // len(chunk)))
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B, C, H, W) -> (K, B) in float64."""
+    def score(self, drawn: Drawn) -> Tensor:
+        """(K, M * N) in float64."""
         import torch
 
-        self.process.meter.reward_images += len(images)
-        return torch.stack([reward(images, prompts).double() for reward in self.scorers])
+        self.process.meter.reward_images += len(drawn.images)
+        return torch.stack([self._score(reward, drawn).double() for reward in self.scorers])
+
+    def _score(self, reward: Reward, drawn: Drawn) -> Tensor:
+        import torch
+
+        if not isinstance(reward, Taught):
+            return reward(drawn.images, drawn.batch.prompts * drawn.members)
+        teachers = self.teachers.samples(self.process, _lesson(reward), drawn.batch)
+        if not reward.latent:
+            with torch.no_grad():
+                teachers = self.process.model.decode(teachers)
+        of_row = torch.arange(len(drawn.samples), device=teachers.device) % len(drawn.batch)
+        return reward.beside(drawn.samples if reward.latent else drawn.images, teachers[of_row])
+
+    def settled(self, phi: Tensor) -> Tensor:
+        """phi (P,) as it can be written down and used: what a tunable has to round is rounded."""
+        import torch
+
+        parts = zip(self.tunables, phi.split(self.sizes), strict=True)
+        return torch.cat([getattr(tunable, "settled", lambda part: part)(part) for tunable, part in parts])
 
     @property
     def device(self) -> torch.device:
         return self.process.model.device
+
+
+def _lesson(reward: Taught) -> Lesson:
+    return Lesson(reward.steps, reward.sampler)
 
 
 def samples_per_call(batch: int, members: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.problem import Estimate, Estimator, Optimizer, Problem
-from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.seed import Batch, Seed, batch_of
 
 PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step
 PATIENCE = 3  # steps without a usable gradient after which the loop gives up
@@ -26,11 +26,16 @@ PATIENCE = 3  # steps without a usable gradient after which the loop gives up
 
 @dataclass(frozen=True)
 class Budget:
-    """`samples` a step; whichever of the others is reached first ends the run."""
+    """`samples` a step; `steps` or `denoiser_calls`, whichever is reached first, ends the run.
+
+    With a `pool` the samples of all steps come from that many, in turn: what belongs to a sample whatever phi is, such
+    as a teacher's, is then made once.
+    """
 
     steps: int = 20
     samples: int = 64
     denoiser_calls: int | None = None
+    pool: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,21 +93,31 @@ def tune(
     while state.steps < budget.steps and state.wasted < PATIENCE:
         if budget.denoiser_calls is not None and meter.denoiser_calls >= budget.denoiser_calls:
             return
-        step = _step(problem, estimator, optimizer, prompts, budget, seed.child("tune", state.steps), state)
+        batch = batch_of_step(prompts, budget, seed, state.steps)
+        step = _step(problem, estimator, optimizer, batch, budget, seed.child("tune", state.steps), state)
         yield step
         state = step.state
+
+
+def batch_of_step(prompts: Sequence[str], budget: Budget, seed: Seed, step: int) -> Batch:
+    """Fresh samples, or the next of the pool."""
+    if budget.pool is None:
+        return batch_of(prompts, budget.samples, seed.child("tune", step))
+    whole = batch_of(prompts, budget.pool, seed.child("pool"))
+    rows = [n % budget.pool for n in range(step * budget.samples, (step + 1) * budget.samples)]
+    return Batch(tuple(whole.prompts[n] for n in rows), tuple(whole.seeds[n] for n in rows))
 
 
 def _step(
     problem: Problem,
     estimator: Estimator,
     optimizer: Optimizer,
-    prompts: Sequence[str],
+    batch: Batch,
     budget: Budget,
     seed: Seed,
     state: State,
 ) -> Step:
-    batch = batch_of(prompts, budget.samples, seed)
+    problem.prepare(batch)
     reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     weights = torch.cat([reward_weights, state.multipliers])
     estimate, estimator_state = estimator(problem, state.u, batch, weights, seed, state.estimator)
@@ -135,7 +150,7 @@ def _step(
     )
 
 
-def _gaps(problem: Problem, scores: Tensor, batch) -> Tensor:  # type: ignore[no-untyped-def]
+def _gaps(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:
     """How far each constraint is above its level; a relative level is measured at the start's phi on the same noise."""
     if not problem.constraints:
         return torch.zeros(0, dtype=torch.float64)

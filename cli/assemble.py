@@ -9,10 +9,10 @@ from genbo.cli.job import Job, Kind
 
 if TYPE_CHECKING:
     from genbo.bilevel.law import Slope
-    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward
+    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward, Tunable
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.bilevel.tune import Budget
-    from genbo.diffusion.process import Model
+    from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Seed
 
 
@@ -69,12 +69,12 @@ def assemble(job: Job) -> Assembled:
     if reason := chosen.options.why_not(job.facts(half)):
         raise UserMistake(f"estimator: {reason}")
     return Assembled(
-        problem=Problem(process, tuple(job.tune.values()), rewards, constraints),
+        problem=Problem(process, tuple(_of(process, t) for t in job.tune.values()), rewards, constraints),
         estimator=chosen.options,
         estimator_name=chosen.name,
         estimator_reason=chosen.reason,
         optimizer=job.optimizer.options,
-        budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls),
+        budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls, job.budget.pool),
         prompts=job.prompts,
         held_out=job.held_out,
         held_out_is_fresh_prompts=job.held_out_is_fresh_prompts,
@@ -85,6 +85,18 @@ def assemble(job: Job) -> Assembled:
         lower_rewards=tuple((r.weight, opened(r)) for r in below),
         lower_names=tuple(r.name for r in below),
     )
+
+
+def _of(process: Process, options: Any) -> Tunable:
+    """The tunable itself, where its options must see the process first."""
+    from genbo.cli.errors import UserMistake
+
+    if not hasattr(options, "of"):
+        return cast("Tunable", options)
+    try:
+        return cast("Tunable", options.of(process))
+    except ValueError as problem:
+        raise UserMistake(f"tune.{options.name}: {problem}") from problem
 
 
 def is_half(model: Model) -> bool:

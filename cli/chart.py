@@ -190,6 +190,56 @@ def schedule(
     return svg(joined(parts), name)
 
 
+@dataclass(frozen=True)
+class Stops:
+    """Where a sampler stops: how much noise there is, and the time that the network is told."""
+
+    log_snr: Sequence[float]
+    times: Sequence[float]
+
+
+def stops(start: Stops, tuned: Stops, *, name: str) -> Markup:
+    """Both grids over log-SNR from noise to image, the start above; a thin line shows where each stop went."""
+    frame = Frame(padded([*start.log_snr, *tuned.log_snr], 0.04), (0.0, 1.0), height=170)
+    above, below = frame.py(0.8), frame.py(0.2)
+    parts = [_axis_of_log_snr(frame)]
+    for a, b in zip(start.log_snr, tuned.log_snr, strict=True):
+        parts.append(tag("line", x1=frame.px(a), y1=above, x2=frame.px(b), y2=below, class_="grid"))
+    for side, y, word in ((start, 0.8, "start"), (tuned, 0.2, "tuned")):
+        label = frame.py(y) + (-9 if word == "start" else 17)
+        parts.append(tag("text", word, x=frame.left - 8, y=frame.py(y) + 4, class_="tick end"))
+        for number, (x, time) in enumerate(zip(side.log_snr, side.times, strict=True), 1):
+            said = f"step {number}: time {figures.number(time)}, log-SNR {figures.number(x, 2)}"
+            parts.append(frame.dot(x, y, 4, class_=f"stop {word}", title=said))
+        parts += [
+            tag(
+                "text",
+                figures.number(time, 0 if time == round(time) else 1),
+                x=frame.px(x),
+                y=label,
+                class_="tick middle",
+            )
+            for x, time in _apart(frame, side)
+        ]
+    return svg(joined(parts), name, height=frame.height)
+
+
+def _apart(frame: Frame, side: Stops, least: float = 26.0) -> list[tuple[float, float]]:
+    """The stops whose times can be written without touching those before."""
+    kept: list[tuple[float, float]] = []
+    for x, time in zip(side.log_snr, side.times, strict=True):
+        if not kept or abs(frame.px(x) - frame.px(kept[-1][0])) >= least:
+            kept.append((x, time))
+    return kept
+
+
+def _axis_of_log_snr(frame: Frame) -> Markup:
+    marks, base = ticks(*frame.x, 6), frame.height - BOTTOM
+    parts = [tag("text", marks.label(x), x=frame.px(x), y=base + 17, class_="tick middle") for x in marks.values]
+    name = "log-SNR, noise to image"
+    return joined([*parts, tag("text", name, x=frame.width - RIGHT, y=frame.height - 4, class_="tick end")])
+
+
 def difference(low: float, value: float, high: float, *, name: str) -> Markup:
     """The interval of a difference on a line with its zero: left of it is worse, right of it better."""
     width, height, y = 440, 74, 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
@@ -31,6 +32,7 @@ def whole(work: Work) -> Document:
         conclude(work, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
         raise Diverged(reason)
     tuned = result.tuned_of(problem, records)
+    tuned = replace(tuned, phi=problem.settled(tuned.phi))
     held_out = evaluate(work, tuned, last)
     sides = (held_out.start, held_out.tuned)
     cost = {key: spent + sum(side.cost[key] for side in sides) for key, spent in last.state.cost.items()}

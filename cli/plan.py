@@ -10,16 +10,16 @@ The counts are exact: a run's own meter shows the same, unless it ends early or 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.figures import duration
-from genbo.cli.job import Chosen, Job, likely_device
+from genbo.cli.job import Chosen, Job, WeightsJob, likely_device
 from genbo.cli.memory import Memory, memory
 from genbo.cli.speed import expected_s, record_speed
 
@@ -179,6 +179,9 @@ class _Counter:
         self.draws: list[list[Member]] = estimator.draws(job.parameters)
         self.passes: int = estimator.network_passes()
         self.differentiated = any(member is None for draw in self.draws for member in draw)
+        self.common: bool = getattr(estimator, "common", True)  # whether all draws of a step share their samples
+        self.lessons = _lessons([*job.reward, *job.keep])
+        self.of_levels = any(not hasattr(tunable, "option") for tunable in job.tune.values())
         options = {getattr(tunable, "option", "") for tunable in job.tune.values()}
         self.weight_is_tuned = "weight" in options
         switching = set(vars(self.rule)) - {"weight"} if self.effective_at else set()
@@ -188,8 +191,8 @@ class _Counter:
 
     @cached_property
     def numbers(self) -> list[float]:
-        """phi as the user wrote it, all tunables joined."""
-        return [n for tunable in self.job.tune.values() for n in tunable.numbers(self.steps)]
+        """phi as the user wrote it, all tunables joined; 0 for what has no place in the guidance rule."""
+        return [n for tunable in self.job.tune.values() for n in _numbers(tunable, self.steps)]
 
     @cached_property
     def at_start(self) -> list[bool]:
@@ -202,21 +205,29 @@ class _Counter:
 
     def guided(self, numbers: Sequence[float]) -> list[bool]:
         """Which steps compute the unconditional half at these phi."""
-        options = self._options(numbers)
+        return self._guided(self._options(numbers))
+
+    def _guided(self, options: Mapping[str, list[float]]) -> list[bool]:
+        steps = len(next(iter(options.values())))
         effective = self.effective_at or (lambda step, steps, now: now["weight"])
-        at = [{name: values[i] for name, values in options.items()} for i in range(self.steps)]
-        return [abs(effective(i, self.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+        at = [{name: values[i] for name, values in options.items()} for i in range(steps)]
+        return [abs(effective(i, steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
 
     def _options(self, numbers: Sequence[float]) -> dict[str, list[float]]:
         """Every number of the rule, a value a step, with phi in its place."""
-        fixed = {n: v for n, v in vars(self.rule).items() if isinstance(v, (int, float, list))}
-        options = {n: v if isinstance(v, list) else [v] * self.steps for n, v in fixed.items()}
-        at = 0
+        options, at = self._fixed, 0
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
-            options[tunable.option] = tunable.spread(numbers[at : at + size], self.steps)
+            if hasattr(tunable, "option"):
+                options = {**options, tunable.option: tunable.spread(numbers[at : at + size], self.steps)}
             at += size
         return options
+
+    @property
+    def _fixed(self) -> dict[str, list[float]]:
+        """The same as the job's model has it."""
+        fixed = {n: v for n, v in vars(self.rule).items() if isinstance(v, (int, float, list))}
+        return {n: v if isinstance(v, list) else [v] * self.steps for n, v in fixed.items()}
 
     def _member(self, member: Member, first: bool) -> list[bool]:
         """Which steps of one member are guided: what is differentiated always is."""
@@ -232,6 +243,8 @@ class _Counter:
         """A start as the link gives it back: one that stands on a bound begins a little inside."""
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
+            if index < size and not hasattr(tunable, "option"):
+                return 0.0
             if index < size:
                 low, high = tunable.bounds
                 edge = EDGE * (high - low)
@@ -241,8 +254,37 @@ class _Counter:
 
     # -- what it costs -------------------------------------------------------------------------------------
 
-    def step(self, *, first: bool) -> Cost:
-        """One step of tuning."""
+    def step(self, number: int) -> Cost:
+        """One step of tuning; what a step in the middle costs is known from the second."""
+        other = 0 if self.common else len(self.draws) - 1  # draws whose samples no other has
+        first, later = self._students
+        return (later if number else first) + self.taught(self._new(number)) + self.taught(self.samples) * other
+
+    def _new(self, number: int) -> int:
+        """Samples of this step that no step before has drawn."""
+        pool = self.job.budget.pool
+        return self.samples if pool is None else min(self.samples, max(0, pool - number * self.samples))
+
+    def taught(self, samples: int) -> Cost:
+        """Of drawing the teachers of so many samples."""
+        costs = (Cost(calls(samples, 1, self.batch, steps), samples * rows) for steps, rows in self._teachers)
+        return sum(costs, Cost())
+
+    @cached_property
+    def _teachers(self) -> list[tuple[int, int]]:
+        """The steps of every teacher, and the rows that they take of a sample."""
+        found = []
+        for steps in self.lessons:
+            options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
+            found.append((steps, sum(1 + guided for guided in self._guided(options))))
+        return found
+
+    @cached_property
+    def _students(self) -> tuple[Cost, Cost]:
+        """Of what the first step draws at phi, and every later one."""
+        return self._drawn(first=True), self._drawn(first=False)
+
+    def _drawn(self, *, first: bool) -> Cost:
         total = Cost()
         for draw in self.draws:
             total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
@@ -251,11 +293,12 @@ class _Counter:
         return total
 
     def tuning(self) -> Cost:
-        return self.step(first=True) + self.step(first=False) * (self.tuning_steps() - 1)
+        return sum((self.step(number) for number in range(self.tuning_steps())), Cost())
 
     def evaluation(self) -> dict[str, Cost]:
         sides = {"start": self.at_start, "tuned": self.moved}
-        return {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
+        found = {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
+        return {**found, "start": found["start"] + self.taught(self.job.evaluate.samples)}
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
@@ -266,7 +309,7 @@ class _Counter:
 
     def _passes(self, guided: list[bool], step: int) -> int:
         """How often a step is computed: before phi has touched anything there is nothing to go back for."""
-        return self.passes if any(guided[: step + 1]) else 1
+        return self.passes if self.of_levels or any(guided[: step + 1]) else 1
 
     def rows(self) -> int:
         """Images in the largest call, without their unconditional halves."""
@@ -278,8 +321,12 @@ class _Counter:
         steps, limit = self.job.budget.steps, self.job.budget.denoiser_calls
         if limit is None:
             return steps
-        first, later = (self.step(first=which).denoiser_calls for which in (True, False))
-        return min(steps, 1 + max(0, math.ceil((limit - first) / later)))
+        spent = 0
+        for number in range(steps):
+            spent += self.step(number).denoiser_calls
+            if spent >= limit:
+                return number + 1
+        return steps
 
     def inexact(self) -> str | None:
         """Why the counts may differ from the run's own, if they may."""
@@ -296,6 +343,18 @@ class _Counter:
         if self.job.evaluate.samples < len(set(self.job.held_out)):
             held_out = len(set(self.job.held_out))
             yield f"{self.job.evaluate.samples} held-out samples do not reach all {held_out} prompts"
+
+
+def _numbers(tunable: Any, steps: int) -> list[float]:
+    """phi at the start, or zeros for what has no place in the guidance rule: where it starts, the model knows."""
+    numbers: list[float] = tunable.numbers(steps) if hasattr(tunable, "option") else [0.0] * tunable.size(steps)
+    return numbers
+
+
+def _lessons(rewards: Sequence[Any]) -> list[int]:
+    """The steps of every teacher; those that draw the same draw once."""
+    lessons = {lesson for reward in rewards if (lesson := getattr(reward.options, "lesson", None))}
+    return [steps for steps, _ in lessons]
 
 
 class _Searching:
@@ -321,13 +380,34 @@ class _Searching:
         return self.job.budget.steps
 
     def tuning(self) -> Cost:
-        return self._cost(len(self.job.prompts) * self.samples)
+        return self._cost(len(self.job.prompts) * self.samples) if self.lower.free else Cost()
 
     def evaluation(self) -> dict[str, Cost]:
-        if not self.samples:
+        if not self.samples or not self.lower.free:
             return {}
         prompts, samples = held_out_bank(self.job)
-        return {"held_out": self._cost(len(prompts) * samples)}
+        found = {"held_out": self._cost(len(prompts) * samples)}
+        if self.job.finetune:
+            found |= self._weights(self.job.finetune)
+        return found
+
+    def _weights(self, weights: WeightsJob) -> dict[str, Cost]:
+        """Of fine-tuning at every factor, and of the samples of each and of the pretrained model."""
+        options, laws = weights.options, 1 + len(weights.also)
+        pairs = min(self.job.evaluate.samples, PAIRS)
+        paths = self._cost(min(pairs, PATHS)) * 2  # the tuned and the pretrained network at every step
+        drawn = self._cost(pairs) * (laws + 1) + Cost(paths.denoiser_calls, paths.image_forwards) * laws
+        return {"fine_tuning": self._training(options) * laws, "weights": drawn}
+
+    def _training(self, options: Finetune) -> Cost:
+        rows = options.batch
+        if options.method == "gradient":
+            each = self._cost(rows)
+            passes = 3 * each.denoiser_calls, 3 * each.image_forwards  # there, the pretrained one, and once again back
+            return Cost(*passes, rows) * options.steps
+        networks = calls(rows, 1, self.batch, 1) * (1 + options.anchor)
+        share = sum(1 + guided for guided in self.guided) / len(self.guided)
+        return Cost(networks, round(rows * share) * (1 + options.anchor)) * options.steps
 
     def _cost(self, samples: int) -> Cost:
         rows = sum(1 + guided for guided in self.guided)
@@ -337,25 +417,32 @@ class _Searching:
         return self.batch
 
     def inexact(self) -> str | None:
+        if not self.lower.free:
+            law = self._cost(len(self.job.prompts) * self.samples).image_forwards
+            return f"not counted: every lambda calls the network anew, {law:,} image forwards and their gradients a law"
+        if self.job.finetune and self.job.finetune.options.method == "gradient":
+            return "estimated: fine-tuning by gradients goes there, by the pretrained model, and back by each step"
         if self.job.budget.steps == 1 or not self.samples:
             return None
         return f"the first bank; up to {self.job.budget.steps - 1} more are drawn where its samples cannot speak"
 
     def warnings(self) -> Iterator[str]:
         yield from _warnings(self.job)
-        prompts, _ = held_out_bank(self.job)
+        prompts, samples = held_out_bank(self.job)
         if len(prompts) < len(self.job.held_out):
             listed = f"{len(prompts)} of the {len(self.job.held_out)} held-out prompts"
-            yield f"{self.job.evaluate.samples} held-out samples are {BANK} each of {listed}"
+            yield f"lambda is judged on {samples} samples each of {listed}; more evaluate.samples are more prompts"
 
 
-BANK = 16  # held-out samples a prompt, at least: fewer cannot be reweighted
+PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
 
 
 def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
-    """The prompts of the held-out bank, the first where samples are too few for all, and samples of each."""
-    samples = max(BANK, job.evaluate.samples // len(job.held_out))
-    return job.held_out[: max(1, job.evaluate.samples // samples)], samples
+    """The prompts of the held-out bank, and samples of each: as many as the search has, or it could not say as much."""
+    assert job.lower is not None
+    samples = min(job.evaluate.samples, getattr(job.lower.options, "samples", job.evaluate.samples))
+    number = min(len(job.held_out), job.evaluate.samples // samples)
+    return job.held_out[:number], job.evaluate.samples // number
 
 
 def _warnings(job: Job) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
-from genbo.cli.job import MAX_STEPS, BudgetJob, EvaluateJob, Job, KeepJob, Kind, LowerJob, ModelJob, Prompts, RewardJob
+from genbo.cli.job import (
+    MAX_STEPS,
+    BudgetJob,
+    EvaluateJob,
+    Job,
+    KeepJob,
+    Kind,
+    LowerJob,
+    ModelJob,
+    Prompts,
+    RewardJob,
+    WeightsJob,
+)
 from genbo.cli.places import Mistake, Node, Place, below, node_of_value
 from genbo.cli.sentences import sentences_of, shown
 
@@ -25,6 +38,7 @@ TOP = (
     "tune",
     "reward",
     "lower",
+    "finetune",
     "keep",
     "estimator",
     "optimizer",
@@ -34,6 +48,8 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
+PATHS = ("pretrained", "clip")  # options that may name a file or a folder, or something bundled
+OPTIONAL = ("lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
 
@@ -67,6 +83,7 @@ class Reading:
             "tune": self.tune(at("tune")),
             "reward": self.rewards(at("reward")),
             "lower": lower,
+            "finetune": self.finetune(at("finetune"), lower, model),
             "keep": self.keep(at("keep")),
             "estimator": self.kind(
                 at("estimator") or Node("auto", root.place, "estimator"), "estimators", "an estimator"
@@ -81,7 +98,7 @@ class Reading:
         }
         if model is not None:
             self._known_prompts(model, root, parts)
-        if self.mistakes or any(part is None for name, part in parts.items() if name != "lower"):
+        if self.mistakes or any(part is None for name, part in parts.items() if name not in OPTIONAL):
             return None
         job = Job.model_construct(None, **parts)
         self._combination(job, root)
@@ -338,15 +355,36 @@ class Reading:
         found = self.rewards(reward)
         return LowerJob.model_construct(**kind.__dict__, reward=found) if kind and found else None
 
+    def finetune(self, node: Node | None, lower: LowerJob | None, model: ModelJob | None) -> WeightsJob | None:
+        """`none`, or options; without a word, the usual ones for a model that has weights to tune."""
+        if node is None or node.value == "auto":
+            tilted = lower is not None and lower.kind in ("reweight", "finetune")
+            has_weights = tilted and model is not None and model.kind == "diffusers"
+            same = lower.options if lower and lower.kind == "finetune" else catalog.options_of("lower", "finetune")()
+            return WeightsJob(options=same) if has_weights else None
+        if node.value == "none":
+            return None
+        if not self._mapping(node, "steps: 300"):
+            return None
+        bare, also = self._without(node, "also")
+        kind = self._of_kind(bare, "lower", "finetune", also=("also",))
+        factors = [0.1, 10.0] if also is None else also.plain()
+        if not isinstance(factors, list) or not all(_is_factor(x) for x in factors):
+            assert also is not None
+            self.note(also, "must be a list of factors of lambda greater than 0 and other than 1, like [0.1, 10]")
+            return None
+        return WeightsJob(options=kind.options, also=tuple(map(float, factors))) if kind else None
+
     def budget(self, node: Node, lower: Node | None) -> BudgetJob | None:
         """With a lower level a step is a round of the search, and how many samples it draws stands there."""
         found = self.validated(BudgetJob, node)
         if found is None or lower is None or lower.value is None:
             return found
         assert isinstance(node.value, dict)
-        if "samples" in node.value:
-            message = "a search for lambda draws lower.samples a prompt; set that instead, and delete this"
-            self.note(node.value["samples"], message)
+        for key in ("samples", "pool"):
+            if key in node.value:
+                message = "a search for lambda draws lower.samples a prompt; set that instead, and delete this"
+                self.note(node.value[key], message)
         return found if "steps" in node.value else found.model_copy(update={"steps": ROUNDS})
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
@@ -462,11 +500,10 @@ class Reading:
         return None if wrong else Kind(kind=name, options=options)
 
     def _with_paths(self, values: BaseModel) -> BaseModel:
-        """With a `pretrained` that is a path made absolute."""
-        written = getattr(values, "pretrained", None)
-        if not isinstance(written, str):
-            return values
-        return values.model_copy(update={"pretrained": resolved(written, self.base)})
+        """With every option that is a path made absolute."""
+        written = {name: getattr(values, name, None) for name in PATHS}
+        found = {name: resolved(text, self.base) for name, text in written.items() if isinstance(text, str) and text}
+        return values.model_copy(update=found)
 
     def _option_mistakes(self, options: Any) -> list[str]:
         device = getattr(options, "device", "auto")
@@ -527,16 +564,48 @@ class Reading:
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
 
     def _combination(self, job: Job, root: Node) -> None:
+        self._times(job, root)
+        self._taught(job, root)
+        if job.budget.pool is not None and job.budget.pool < job.budget.samples and job.lower is None:
+            message = (
+                f"{job.budget.samples} samples a step cannot come from a pool of {job.budget.pool}; make it larger"
+            )
+            self.note(root.find(["budget", "pool"]), message)
         if self._two_levels(job, root):
             for part, options in (("estimator", job.chosen().options), ("optimizer", job.optimizer.options)):
                 why_not = getattr(options, "why_not", None)
                 if why_not and (reason := why_not(job.facts())):
                     self.note(root.find([part]), reason, where=part)
 
+    def _times(self, job: Job, root: Node) -> None:
+        """Whether the times of a tunable are such as this model's sampler can stop at."""
+        for key, tunable in job.tune.items():
+            if not hasattr(tunable, "of"):
+                continue
+            at = root.find(["tune", key, "start"])
+            if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
+                self.note(at, reason)
+
+    def _taught(self, job: Job, root: Node) -> None:
+        """A teacher draws the very noise of each sample again, so there must be such a noise, and no other."""
+        listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
+        for key, rewards in listed:
+            kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
+            if kinds and job.lower is not None:
+                said = (
+                    "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
+                )
+                self.note(root.find([key]), f"{kinds[0]} {said}")
+            elif kinds and job.model.sampler.options.stochastic:
+                said = "compares two ways from the same noise, and this sampler draws more on its way; set eta: 0"
+                self.note(root.find(["model", "sampler"]), f"{kinds[0]} {said}")
+
     def _two_levels(self, job: Job, root: Node) -> bool:
         """Whether lambda is tuned with a lower level to tune it for, or neither is there."""
         before = len(self.mistakes)
         lower, name = job.lower, "regularization"
+        if lower is None and "finetune" in (root.value if isinstance(root.value, dict) else ()):
+            self.note(root.find(["finetune"]), "no lower level to tune weights for; add lower:, or delete this")
         if lower is None:
             if name in job.tune:
                 message = "missing; lambda is the strength of a lower level: write lower: {kind: reweight, reward: ...}"
@@ -567,6 +636,10 @@ _MISSING = {
     "reward": "missing; say what to maximise, like reward: {kind: clip, pretrained: emoji-clip}",
 }
 _LEVEL = re.compile(r"start(?:\s*([-+])\s*([0-9.]+(?:[eE][-+]?[0-9]+)?))?")
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf and value != 1
 
 
 def level_of(value: object) -> tuple[float, bool] | None:

@@ -46,7 +46,8 @@ def whole(work: Work) -> Document:
     tuned = tuned_of(last)
     pair = held_out(work, last, evaluation)
     weights = tuned_weights(work, last, evaluation) if work.job.finetune else None
-    document = end(work, tuned, replace(found(pair), weights=weights), [banks, evaluation], "done", None)
+    search = replace(found(pair), weights=weights, tilt=tilt_beside(work, last, banks))
+    document = end(work, tuned, search, [banks, evaluation], "done", None)
     record_speed(work.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
     return document
@@ -116,6 +117,20 @@ def solver_of(work: Work, kept: Kept) -> tuple[Solve, tuple[Bank, ...]]:
     seed = a.seed.child("finetune")
     solver = a.lower.solver(a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(banks or (None,)))
     return solver, banks
+
+
+def tilt_beside(work: Work, last: Round, kept: Kept) -> Law | None:
+    """Where the lower level does not end in the tilt: the tilt of the same E[r2], if one within the bounds has it."""
+    from genbo.bilevel.curve import matched
+    from genbo.bilevel.lower.reweight import Reweight
+
+    a, best = work.assembled, last.optimum
+    if a.lower.slope != "difference" or best is None:
+        return None
+    solve = partial(Reweight().solve, source_of(work, kept, a.prompts, "tilt").draw(0, a.lower.samples, None))
+    here = min(last.curve, key=lambda point: abs(point.lam - best.lam)).law
+    lam = matched(solve, lambda law: law.r2, here.r2.mean, a.strength.bounds)
+    return None if lam is None else solve(lam)
 
 
 def on_paper(work: Work) -> Round:

@@ -140,6 +140,7 @@ class PhiView:
     value: Mapping[str, Any]
     path: Markup
     schedule: Markup
+    stops: Markup
     many: bool
 
 
@@ -151,7 +152,7 @@ def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView
         if "tuned_over_steps" in value:
             both = value["start_over_steps"], value["tuned_over_steps"]
             stairs = chart.schedule(*both, value["se"], name=f"{name} over the steps")
-        return PhiView(name, value, chart.bundle(rows, name=f"path of {name}"), stairs, True)
+        return PhiView(name, value, chart.bundle(rows, name=f"path of {name}"), stairs, stops_chart(name, value), True)
     drawing = chart.path(
         walked,
         None,
@@ -160,7 +161,15 @@ def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView
         answer=value["tuned"],
         answer_se=value["se"],
     )
-    return PhiView(name, value, drawing, Markup(""), False)
+    return PhiView(name, value, drawing, Markup(""), Markup(""), False)
+
+
+def stops_chart(name: str, value: Mapping[str, Any]) -> Markup:
+    """Where the sampler's steps stop, before and after."""
+    if "tuned_log_snr" not in value:
+        return Markup("")
+    sides = (chart.Stops(value[f"{side}_log_snr"], value[side]) for side in ("start", "tuned"))
+    return chart.stops(*sides, name=f"{name}, start and tuned")
 
 
 def curves(document: Document) -> list[tuple[str, Markup]]:

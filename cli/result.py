@@ -134,9 +134,11 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[torch.Tenso
 
 
 def _through_link(problem: Problem, found: Answer) -> list[float | None]:
-    h = 1e-5
-    slope = (problem.value(found.u + h) - problem.value(found.u - h)) / (2 * h)
-    return [x if math.isfinite(x) else None for x in (slope.abs() * found.u_se).tolist()]
+    import torch
+
+    slope = torch.autograd.functional.jacobian(problem.value, found.u)  # (P, P), diagonal but for times
+    variance = (slope * found.u_se).square().where(slope != 0, 0.0).sum(1)
+    return [x if math.isfinite(x) else None for x in variance.sqrt().tolist()]
 
 
 def _phi(found: Findings) -> Document:
@@ -147,6 +149,8 @@ def _phi(found: Findings) -> Document:
         here = slice(at, at + size)
         se = found.tuned.se[here]
         tuned = tunable.spoken(phi[here])
+        if isinstance(tuned, list):
+            se = [*[0.0] * (len(tuned) - size), *se]  # numbers that stay where they start are spoken first
         bounds = getattr(tunable, "bounds", None)
         pieces[tunable.name] = {
             "start": tunable.spoken(first[here]),
@@ -160,7 +164,9 @@ def _phi(found: Findings) -> Document:
 
 
 def _over_steps(tunable: Any, steps: int, first: Tensor, phi: Tensor) -> Document:
-    """The values that the sampler sees, one a step, where the tunable is a schedule."""
+    """The values that the sampler sees, one a step, where the tunable is a schedule; or where its steps stop."""
+    if hasattr(tunable, "log_snr"):
+        return {"start_log_snr": tunable.log_snr(first), "tuned_log_snr": tunable.log_snr(phi)}
     if not hasattr(tunable, "over_steps") or len(phi) == 1:
         return {}
     both = {"start_over_steps": first, "tuned_over_steps": phi}

@@ -7,7 +7,7 @@ from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import BaseModel, Field, create_model
 
 from genbo.cli import catalog
@@ -44,6 +44,7 @@ def job_model() -> type[BaseModel]:
         tune=(_tune(), ...),
         reward=(reward | Annotated[list[reward], MinLen(1)], ...),  # type: ignore[valid-type]
         lower=(_room("lower", reward=(reward | Annotated[list[reward], MinLen(1)], ...)) | None, None),  # type: ignore[valid-type]
+        finetune=(Literal["auto", "none"] | _finetune(), "auto"),
         keep=(keep | list[keep] | None, None),  # type: ignore[valid-type]
         estimator=(_room("estimators"), "auto"),
         optimizer=(_room("optimizers"), "adam"),
@@ -52,6 +53,11 @@ def job_model() -> type[BaseModel]:
         seed=(Annotated[int, Ge(0), Lt(2**63)], 0),
         output=(Annotated[str, MinLen(1)], "runs/tune"),
     )
+
+
+def _finetune() -> type[BaseModel]:
+    factors = list[Annotated[float, Gt(0)]]
+    return create_model("Weights", __base__=catalog.model_of("lower", "finetune"), also=(factors, [0.1, 10.0]))
 
 
 def _models() -> Any:

@@ -63,6 +63,7 @@ class Searched:
     law: str  # what the numbers at a lambda are those of, in words
     pair: Pair | None
     weights: Weights | None = None
+    tilt: Law | None = None  # of the same E[r2], where the numbers are those of another law
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -81,6 +82,7 @@ class Searched:
             "reach": [reach[0].lam, reach[-1].lam] if reach else None,
             "pretrained": None if self.pretrained is None else dict(zip(("r1", "r2"), self.pretrained, strict=True)),
             "optimum": None if best is None else {**vars(best), "others": list(best.others)},
+            "tilt": None if self.tilt is None else {"lam": self.tilt.lam, "verdict": self.tilt.fit.verdict},
             "after": self.last.after,
             "samples": [bank.samples for bank in self.last.banks],
             "weights": self.weights.document() if self.weights else None,
@@ -129,6 +131,10 @@ class Searched:
 
         said = [*self._about_optimum(), *self._about_samples()]
         said.append(remark("note", f"Numbers at a lambda are those of {self.law}."))
+        if self.tilt is not None:
+            lam = figures.number(self.tilt.lam)
+            text = f"The tilt has the same {self.lower} at lambda = {lam} (samples there are {self.tilt.fit.verdict})."
+            said.append(remark("note", text.replace("refuse", "too few")))
         if self.weights is not None:
             said += self.weights.remarks(self.upper, self.lower)
         if self.pair is None or not self.pair.samples:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genbo.cli.plan import Plan
     from genbo.cli.result import HeldOut, Names, Tuned
     from genbo.cli.strength import Searched
+    from genbo.diffusion.process import Process
 
 Document = dict[str, Any]
 
@@ -112,7 +113,8 @@ def conclude(
     )
     document = without_secrets(strict({**result.document_of(found), "use": use_of(work, tuned)}))
     if document["held_out"] is not None:
-        export_tuned(work, tuned, document)
+        weights = search.weights if search else None
+        export_tuned(work, weights.tuned if weights else a.problem.at(tuned.phi), document)
     fault("report.begin")
     write_json(run.path / "report.json", document)
     fault("report.json")
@@ -125,7 +127,7 @@ def planned_cost(planned: Plan) -> dict[str, float]:
     return {key: getattr(planned, key) for key in ("denoiser_calls", "image_forwards", "reward_images")}
 
 
-def export_tuned(work: Work, tuned: Tuned, document: Document) -> None:
+def export_tuned(work: Work, process: Process, document: Document) -> None:
     from genbo.diffusion.tuned import export
 
     held_out = document["held_out"]
@@ -137,7 +139,7 @@ def export_tuned(work: Work, tuned: Tuned, document: Document) -> None:
         "reproduce": document["reproduce"],
     }
     with folder_in_place(work.run.path / "tuned") as beside:
-        export(work.assembled.problem.at(tuned.phi), beside, about)
+        export(process, beside, about)
 
 
 def use_of(work: Work, tuned: Tuned) -> Document:
@@ -145,18 +147,21 @@ def use_of(work: Work, tuned: Tuned) -> Document:
     from genbo.diffusion.tuned import settings
 
     folder = f"{work.job.output}/tuned"
-    said = settings(work.assembled.problem.at(tuned.phi))
-    if not hasattr(work.assembled.problem.process.model, "pipeline"):
+    process = work.assembled.problem.at(tuned.phi)
+    model: Any = process.model
+    said = settings(process)
+    if not hasattr(model, "pipeline"):
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
-    arguments = diffusers_arguments(said)
+    stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
+    arguments = None if "timesteps" in said and stops is None else diffusers_arguments(said, stops)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline(prompt, {arguments}).images[0]"
     own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
     return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
 
 
-def diffusers_arguments(said: Mapping[str, Any]) -> str | None:
-    """The arguments of a diffusers call, or None where it has none for these values."""
+def diffusers_arguments(said: Mapping[str, Any], stops: Mapping[str, list[float]] | None = None) -> str | None:
+    """The arguments of a diffusers call, or None where it has none for these values; `stops` take the steps' place."""
     rule = said["guidance"]
     names = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
     if rule["kind"] not in ("plain", "rescaled") or not all(isinstance(rule[k], float) for k in names if k in rule):
@@ -165,4 +170,7 @@ def diffusers_arguments(said: Mapping[str, Any]) -> str | None:
         return None  # diffusers switches guidance off there
     values = [f"{names[key]}={float(f'{rule[key]:.4g}')}" for key in names if key in rule]
     eta = [f"eta={said['sampler']['eta']}"] if said["sampler"].get("eta") else []
-    return ", ".join([*values, f"num_inference_steps={said['sampler']['steps']}", *eta])
+    steps = [
+        f"{name}={numbers}" for name, numbers in (stops or {"num_inference_steps": said["sampler"]["steps"]}).items()
+    ]
+    return ", ".join([*values, *steps, *eta])

@@ -81,10 +81,10 @@ class Rows:
         member_of_row = torch.arange(rows) if paired else torch.arange(rows) // n
         axes = (-1, *(1,) * len(model.shape))
 
-        def rows_of(table: Tensor) -> Tensor:
+        def rows_of(table: Tensor, dtype: torch.dtype = model.dtype) -> Tensor:
             """(M, T) -> T tensors of (B, 1, ...), moved to the device in one copy."""
             table = table if table.shape[0] > 1 else table.expand(members, -1)
-            return table[member_of_row].to(model.device, model.dtype).T.reshape(table.shape[1], *axes)
+            return table[member_of_row].to(model.device, dtype).T.reshape(table.shape[1], *axes)
 
         weight = process.rule.effective_weight(process.options)
         guided = _guided_rows(weight)
@@ -93,7 +93,8 @@ class Rows:
         self.how = ["all" if row.all() else "some" if row.any() else "none" for row in self.guided.T]
         self.options = {name: rows_of(value) for name, value in {**process.options, "weight": weight}.items()}
         self.level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")}
-        self.times = rows_of(grid.time).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
+        exact = torch.promote_types(model.dtype, torch.float32)  # bfloat16 would make 1000 of 999
+        self.times = rows_of(grid.time, exact).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
         self.prompts = [batch.prompts[i] for i in sample_of_row.tolist()]
         self.sample_of_row = sample_of_row.to(model.device)
         self.cond, self.both = _conditions(process, batch, self.sample_of_row, bool(self.guided.any()))

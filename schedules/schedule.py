@@ -120,7 +120,7 @@ class Schedule:
         """The betas of one member, for a diffusers scheduler: its table is this one to a rounding of float32.
 
         diffusers multiplies the 1 - beta up in float32. Each beta is chosen against the product as it stands there, so
-        that roundings do not add up.
+        that roundings do not add up; and none is rounded up to 1, after which there would be nothing left to divide.
         """
         import numpy as np
 
@@ -128,7 +128,8 @@ class Schedule:
             raise ValueError(f"a diffusers scheduler holds one schedule, and this one has {self.members} members")
         product, betas = 1.0, []
         for wanted in self.alphas_cumprod(train_steps)[0].detach().tolist():
-            beta = np.float32(max(0.0, 1 - wanted / product))
+            most = np.nextafter(np.float32(1), np.float32(0)) if wanted > 0 else np.float32(1)
+            beta = min(np.float32(max(0.0, 1 - wanted / product)), most)
             product *= float(np.float32(1) - beta)
             betas.append(float(beta))
         return betas

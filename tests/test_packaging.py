@@ -75,7 +75,7 @@ def test_every_test_can_fail():
     def asserts(node: ast.AST) -> bool:
         return any(
             isinstance(n, (ast.Assert, ast.Raise))
-            or (isinstance(n, ast.Attribute) and n.attr in ("assert_close", "raises", "fail"))
+            or (isinstance(n, ast.Attribute) and n.attr in ("assert_close", "assert_allclose", "raises", "fail"))
             for n in ast.walk(node)
         )
 

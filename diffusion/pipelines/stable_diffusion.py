@@ -154,12 +154,13 @@ class StableDiffusionModel:
         """
         taken = inspect.signature(self.scheduler(sampler).set_timesteps).parameters
         sigmas = grid.sigma_t[0] / grid.alpha_t[0]
-        whole = [round(float(t)) for t in grid.time[0]]
         end = float(grid.sigma_s[0, -1] / grid.alpha_s[0, -1])
-        for name, numbers in (("timesteps", whole), ("sigmas", [*sigmas.tolist(), end])):
-            if name in taken and self._stops_there(sampler, {name: numbers}, sigmas):
-                return {name: numbers}
-        return None
+        ways: dict[str, list[float]] = {
+            "timesteps": [round(time) for time in grid.time[0].tolist()],
+            "sigmas": [*sigmas.tolist(), end],
+        }
+        found = (name for name in ways if name in taken and self._stops_there(sampler, {name: ways[name]}, sigmas))
+        return next(({name: ways[name]} for name in found), None)
 
     def _stops_there(self, sampler: Sampler, given: Mapping[str, list[float]], sigmas: Tensor) -> bool:
         scheduler = self.scheduler(sampler)

@@ -162,6 +162,9 @@ def test_guided_sampling_walks_to_its_own_optimum_and_says_whose_it_is(workplace
     assert report["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.1)
     assert report["estimator"]["kind"] == "difference" and report["verdict"] == "better"
     assert any("guided sampler's own law" in line["text"] for line in report["trust"])
+    best = report["search"]["optimum"]["lam"]
+    assert report["search"]["tilt"]["lam"] == pytest.approx(best, rel=0.15), "here both laws are one"
+    assert any("The tilt has the same linear at lambda" in line["text"] for line in report["trust"])
     lines = [json.loads(line) for line in (workplace / "run" / "steps.jsonl").read_text().splitlines()]
     assert lines[-1]["after"] == "done" and len(report["search"]["curve"]) == len(lines) > 4
 

@@ -9,7 +9,6 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +19,18 @@ ROOMS = {
     "sampler": "genbo.diffusion.samplers",
     "reward": "genbo.rewards",
     "tunable": "genbo.bilevel.tunables",
+    "lower_solver": "genbo.bilevel.lower",
     "estimator": "genbo.bilevel.estimators",
     "optimizer": "genbo.bilevel.optimizers",
 }
 
-# Options for the kinds that cannot do without; `tiny_clip` stands for the folder of that fixture.
+# Options for the kinds that cannot do without; a fixture's name stands for what it made.
+FIXTURES = ("tiny_clip", "random_resnet18")
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "Aesthetic": {"pretrained": "emoji-style"},
     "Clip": {"pretrained": "tiny_clip"},
     "Guidance": {"start": 5.0},
+    "Resnet18": {"pretrained": "random_resnet18"},
 }
 
 
@@ -59,13 +62,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def example(tiny_clip: Path) -> Callable[[type[Any]], Any]:
+def example(request: pytest.FixtureRequest) -> Callable[[type[Any]], Any]:
     """An instance of a room's dataclass: its defaults, and the example's options where it has none."""
 
     def build(cls: type[Any]) -> Any:
         options = EXAMPLES.get(cls.__name__, {})
         missing = sorted(set(required(cls)) - set(options))
         assert not missing, f"{cls.__name__} needs {missing}: add them to EXAMPLES in {__file__}"
-        return cls(**{k: str(tiny_clip) if v == "tiny_clip" else v for k, v in options.items()})
+        return cls(**{k: str(request.getfixturevalue(v)) if v in FIXTURES else v for k, v in options.items()})
 
     return build

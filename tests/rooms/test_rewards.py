@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+
+from genbo.bilevel.problem import Taught
 
 PROMPTS = ("a red apple", "a dog", "a blue house", "a dog", "nothing at all")
 
 
+class Beside:
+    """A reward that wants a teacher's sample beside each, with the same one beside all."""
+
+    def __init__(self, reward: Any) -> None:
+        self.reward, self.differentiable = reward, reward.differentiable
+
+    def __call__(self, images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        teacher = torch.linspace(0, 1, images[0].numel(), dtype=images.dtype).reshape(images[0].shape)
+        return self.reward.beside(images, teacher.expand_as(images))
+
+
 @pytest.fixture
 def reward(reward_class, example):
-    return example(reward_class).open("cpu")
+    opened = example(reward_class).open("cpu")
+    return Beside(opened) if isinstance(opened, Taught) else opened
 
 
 @pytest.fixture

@@ -66,6 +66,12 @@ def test_every_coordinate_is_a_valid_schedule(family, data, zero_terminal):
     assert ((betas >= 0) & (betas <= 1)).all()
 
 
+def test_a_level_that_falls_to_almost_nothing_leaves_betas_below_one():
+    """Where float32 would round a beta up to 1, the product would be 0 before the end."""
+    betas = schedule_of(Piecewise(log_snr_max=60.0, log_snr_min=-60.0)).trained_betas(4)
+    assert len(betas) == 4 and all(0 <= beta < 1 for beta in betas)
+
+
 @settings(deadline=None)
 @given(u=st.lists(any_number, min_size=3, max_size=3))
 def test_no_link_leaves_its_domain(u):
