@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.rewards import Refused
@@ -59,6 +60,11 @@ class Clip:
     def tower(self) -> Tower:
         return Tower(self.pretrained, self.model, self.preprocess)
 
+    @property
+    def folder(self) -> Path:
+        """Where the weights lie, when `pretrained` is a bundled name or a folder."""
+        return self.tower.folder
+
 
 class _Similarity(ImageTower):
     """The opened reward. The text tower sees each prompt once; the score is in float32."""
@@ -69,6 +75,7 @@ class _Similarity(ImageTower):
         import open_clip
 
         super().__init__(tower.load(), device)
+        self.folder = tower.folder
         self.template = template
         self.tokenize = open_clip.get_tokenizer(tower.identifier)
         self.known: dict[str, Tensor] = {}
