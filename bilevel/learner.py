@@ -1,6 +1,6 @@
 """A network in training, and how it answers a change of what it is trained for.
 
-The options and the mathematics stand in `bilevel/lower/_denoising.py`. A training step reads nothing back from the
+The options and the mathematics stand in `bilevel/lower/denoising.py`. A training step reads nothing back from the
 device and draws nothing but its minibatch, so it can be compiled or captured; minibatches are named by their seed, so
 that any two networks, and a run that was stopped and one that was not, see the same.
 """
@@ -8,7 +8,7 @@ that any two networks, and a run that was stopped and one that was not, see the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,10 @@ from torch.nn import Module
 
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.network import Network
+from genbo.diffusion.process import Meter
 
 if TYPE_CHECKING:
-    from genbo.bilevel.lower._denoising import Denoising
+    from genbo.bilevel.lower.denoising import Denoising
     from genbo.diffusion.seed import Seed
     from genbo.schedules.schedule import Schedule
 
@@ -36,9 +37,16 @@ class Learner:
     """Weights, their average and AdamW's state: y. `average` is what is sampled from, and what z starts from."""
 
     def __init__(
-        self, options: Denoising, module: Module, data: Tensor, labels: Tensor | None, classes: tuple[str, ...]
+        self,
+        options: Denoising,
+        module: Module,
+        data: Tensor,
+        labels: Tensor | None,
+        classes: tuple[str, ...],
+        meter: Meter | None = None,
     ) -> None:
         device = data.device
+        self.meter = meter or Meter()
         self.options, self.data, self.labels, self.classes = options, data, labels, classes
         self.module = module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
@@ -51,7 +59,7 @@ class Learner:
             options.train_steps,
         )
         self.forward: Callable[[Module, Schedule, Minibatch], Tensor] = self.loss
-        if options.compile:
+        if options.compile == "on" or (options.compile == "auto" and device.type == "cuda"):
             self.forward = torch.compile(self.loss.__call__, dynamic=False)
         self.params = list(self.module.parameters())
         self.lr = torch.zeros((), device=device)
@@ -103,6 +111,7 @@ class Learner:
             self.decay.fill_(min(self.options.ema, (self.steps + 1) / (self.steps + 10)))
             total += self.step(schedule, self.draw(seed.child("batch", k)))
             self.steps += 1
+        self._count(steps)
         mean = total.item() / steps
         if not (torch.isfinite(total) and all(p.isfinite().all() for p in self.params)):
             self.load(before)
@@ -133,6 +142,11 @@ class Learner:
                 kept.copy_(seen)
         return loss.detach()
 
+    def _count(self, minibatches: int) -> None:
+        """Calls of the network, there alone: the way back is not counted."""
+        self.meter.denoiser_calls += minibatches
+        self.meter.image_forwards += minibatches * self.options.batch
+
     @property
     def _bf16(self) -> bool:
         return self.options.bf16 == "on" or (self.options.bf16 == "auto" and self.device.type == "cuda")
@@ -150,13 +164,14 @@ class Learner:
             named |= {f"adamw.{i}.{k}": v for k, v in self.optimizer.state.get(p, {}).items()}
         return {k: v.detach().clone() for k, v in named.items()} | {"steps": torch.tensor(self.steps)}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`, wherever its tensors lie."""
         for prefix, module in (("module.", self.module), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         for i, p in enumerate(self._in_order()):
             mine = f"adamw.{i}."
-            self.optimizer.state[p] = {k.removeprefix(mine): v.clone() for k, v in state.items() if k.startswith(mine)}
+            own = {k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)}
+            self.optimizer.state[p] = {k: v.to(self.device, copy=True) for k, v in own.items()}
             if not self.optimizer.state[p]:
                 del self.optimizer.state[p]
         self.steps = int(state["steps"])
@@ -179,6 +194,7 @@ class Learner:
         params = list(z.parameters())
         scales, velocities = self._preconditioner(), [torch.zeros_like(p) for p in params]
         lr = self.options.lr * self.options.z_lr
+        self._count(steps)
         for k in range(steps):
             with torch.enable_grad():
                 grads = list(torch.autograd.grad(self.loss(z, schedule, self.draw(seed.child("batch", k))), params))
@@ -208,21 +224,22 @@ class Learner:
     def measured(self, module: Module, schedule: Schedule, batches: int, seed: Seed) -> Tensor:
         """L(theta; q) on `batches` minibatches, the same for every network and schedule; differentiable in q."""
         schedule = schedule.to(self.device)
+        self._count(batches)
         draws = [self.draw(seed.child("measure", k)) for k in range(batches)]
         return torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A learner as a `genbo.bilevel.penalty.TwoLevel`: q -> schedule, and a distance of its samples from the data.
+    """A learner as a `genbo.bilevel.penalty.TwoLevel`: q -> schedule, and what is wanted of samples at q.
 
-    `distance` is differentiable in the module's weights where the schedule has a part in the loss; it sees the same
-    noise at every call.
+    `wanted` is made small, and differentiable in the module's weights where the schedule has a part in the loss; it
+    sees the same noise at every call.
     """
 
     learner: Learner
     schedule: Callable[[Tensor], Schedule]
-    distance: Callable[[Schedule, Module], Tensor]
+    wanted: Callable[[Tensor, Module], Tensor]
     seed: Seed
 
     @property
@@ -232,12 +249,49 @@ class Answers:
     def solve(self, q: Tensor, tilt: float) -> Module:
         if not self.coupled and not tilt:
             return self.learner.average
-        schedule = self.schedule(q.detach())
+        q = q.detach()
         steps = self.learner.options.z_steps
-        return self.learner.answer(schedule, lambda z: self.distance(schedule, z), tilt, steps, self.seed)
+        return self.learner.answer(self.schedule(q), lambda z: self.wanted(q, z), tilt, steps, self.seed)
 
     def lower(self, q: Tensor, theta: Module) -> Tensor:
         return self.learner.measured(theta, self.schedule(q), self.learner.options.z_batches, self.seed)
 
     def upper(self, q: Tensor, theta: Module) -> Tensor:
-        return self.distance(self.schedule(q), theta)
+        return self.wanted(q, theta)
+
+
+@dataclass(frozen=True)
+class Apprentice:
+    """A learner as the lower level of a problem (`genbo.bilevel.problem.Learning`): phi -> schedule -> network."""
+
+    learner: Learner
+    schedule: Callable[[Tensor], Schedule]
+    start: Schedule
+
+    @property
+    def coupled(self) -> bool:
+        return self.learner.loss.coupled
+
+    @property
+    def moves(self) -> bool:
+        return self.learner.options.steps_of_update > 0
+
+    def update(self, phi: Tensor, seed: Seed) -> None:
+        """The options' `steps` of training under the schedule at phi (P,)."""
+        if self.moves:
+            self.learner.train(self.schedule(phi.detach()), self.learner.options.steps_of_update, seed)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.learner.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load(state)
+
+    def model(self, theta: Module | None = None) -> Network:
+        return self.learner.network(self.start, theta)
+
+    def answers(
+        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Module], Tensor], seed: Seed
+    ) -> Answers:
+        """The two levels in coordinates u, `value` being u -> phi."""
+        return Answers(self.learner, lambda u: self.schedule(value(u)), wanted, seed)

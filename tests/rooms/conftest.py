@@ -29,6 +29,10 @@ FIXTURES = ("tiny_clip", "random_resnet18")
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Aesthetic": {"pretrained": "emoji-style"},
     "Clip": {"pretrained": "tiny_clip"},
+    "Cmmd": {"features": "emoji-clip"},
+    "Fid": {"features": "pixels"},
+    "Kid": {"features": "pixels"},
+    "Mmd": {"features": "pixels"},
     "Guidance": {"start": 5.0},
     "Resnet18": {"pretrained": "random_resnet18"},
 }
