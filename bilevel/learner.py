@@ -10,14 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from genbo.diffusion.capture import Captured
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
-from genbo.diffusion.network import Network
+from genbo.diffusion.network import Network, call
 from genbo.diffusion.process import Meter
 
 if TYPE_CHECKING:
@@ -59,8 +60,13 @@ class Learner:
             options.train_steps,
         )
         self.forward: Callable[[Module, Schedule, Minibatch], Tensor] = self.loss
-        if options.compile == "on" or (options.compile == "auto" and device.type == "cuda"):
+        self.body: Callable[..., Any] = call
+        if options.compiles(device.type):
             self.forward = torch.compile(self.loss.__call__, dynamic=False)
+            self.body = torch.compile(call, dynamic=False)
+        self.captures = device.type == "cuda" and options.capture == "auto"
+        self.stepped: Captured | None = None  # the training step, and
+        self.replayed = Captured(self._called) if self.captures else None  # the average's call, as one launch
         self.params = list(self.module.parameters())
         self.lr = torch.zeros((), device=device)
         self.decay = torch.zeros((), device=device)
@@ -97,7 +103,14 @@ class Learner:
             device=self.device,
             dtype=self.data.dtype,
             autocast=None if exact or not self._bf16 else torch.bfloat16,
+            replay=self.replayed if module is None and exact else None,
         )
+
+    def _called(self, x_t: Tensor, told: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The averaged network."""
+        with torch.no_grad():
+            found: Tensor = self.body(self.average, x_t, told, labels)
+            return found
 
     # -- y -------------------------------------------------------------------------------------------------------------
 
@@ -113,7 +126,7 @@ class Learner:
             self.steps += 1
         self._count(steps)
         mean = total.item() / steps
-        if not (torch.isfinite(total) and all(p.isfinite().all() for p in self.params)):
+        if not torch.stack([total, *torch._foreach_norm([*self.params])]).isfinite().all():
             self.load(before)
             raise Diverged(
                 f"the training loss is {mean:g} after {done + steps} steps; lower lr ({self.options.lr:g}) or raise "
@@ -128,7 +141,22 @@ class Learner:
 
     def step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         """One step of AdamW and of the average; the loss, on the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+        if not self.captures:
+            return self._step(schedule, batch)
+        if self.stepped is None:
+            names, family, zero = list(schedule.values), schedule.family, schedule.zero_terminal
+
+            def of_tensors(x: Tensor, eps: Tensor, at: Tensor, *rest: Tensor) -> Tensor:
+                values = dict(zip(names, rest, strict=False))
+                labels = rest[len(names)] if len(rest) > len(names) else None
+                return self._step(type(schedule)(family, values, zero), Minibatch(x, eps, at, labels))
+
+            self.stepped = Captured(of_tensors, self._kept, self._put_back)
+        labels = [] if batch.labels is None else [batch.labels]
+        return self.stepped(batch.x, batch.eps, batch.at, *schedule.values.values(), *labels).clone()
+
+    def _step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=not self.captures):
             loss = self.forward(self.module, schedule, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -141,6 +169,23 @@ class Learner:
             for kept, seen in zip(self.average.buffers(), self.module.buffers(), strict=True):
                 kept.copy_(seen)
         return loss.detach()
+
+    def _moving(self) -> list[Tensor]:
+        """Every tensor that a step changes, in place."""
+        states = [v for p in self._in_order() for v in self.optimizer.state.get(p, {}).values()]
+        return [*self.module.state_dict().values(), *self.average.state_dict().values(), *states]
+
+    def _kept(self) -> list[Tensor]:
+        return [x.detach().clone() for x in self._moving()]
+
+    def _put_back(self, kept: list[Tensor]) -> None:
+        """As before; of AdamW's state what was not there yet is what it begins with, zeros."""
+        moving = self._moving()
+        with torch.no_grad():
+            for x, before in zip(moving, kept, strict=False):
+                x.copy_(before)
+            for x in moving[len(kept) :]:
+                x.zero_()
 
     def _count(self, minibatches: int) -> None:
         """Calls of the network, there alone: the way back is not counted."""
@@ -171,10 +216,19 @@ class Learner:
         for i, p in enumerate(self._in_order()):
             mine = f"adamw.{i}."
             own = {k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)}
-            self.optimizer.state[p] = {k: v.to(self.device, copy=True) for k, v in own.items()}
-            if not self.optimizer.state[p]:
-                del self.optimizer.state[p]
+            self._adamw(p, own)
         self.steps = int(state["steps"])
+
+    def _adamw(self, p: Tensor, own: Mapping[str, Tensor]) -> None:
+        """AdamW's state of a weight, in its place where there is one: a recorded step writes there."""
+        known = self.optimizer.state.get(p) or {}
+        if known and not own and self.stepped is None:
+            del self.optimizer.state[p]
+        elif known:
+            for name, value in known.items():
+                value.copy_(own[name]) if own else value.zero_()
+        elif own:
+            self.optimizer.state[p] = {k: v.to(self.device, copy=True) for k, v in own.items()}
 
     def _in_order(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

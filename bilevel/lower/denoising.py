@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Meter
 
 COUPLED_STEPS = 10  # of the paper's code
+LONG = 10_000  # steps of training that pay for compiling
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Denoising:
     `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
     there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every
     `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule. `compile: auto` does so on a
-    GPU, where `capture` makes one graph of a step.
+    GPU before long training; `capture` makes one CUDA graph of a step there.
     """
 
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
@@ -68,6 +69,10 @@ class Denoising:
     def coupled(self) -> bool:
         """Whether the schedule has a part in what the network is trained for."""
         return self.noise_levels == "schedule"
+
+    def compiles(self, device: str) -> bool:
+        """Whether networks are compiled there: it takes minutes, which only long training pays back."""
+        return self.compile == "on" or (self.compile == "auto" and device == "cuda" and self.pretrain >= LONG)
 
     @property
     def steps_of_update(self) -> int:
