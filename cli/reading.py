@@ -51,7 +51,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip")  # options that may name a file or a folder, or something bundled
+PATHS = ("pretrained", "clip", "like")  # options that may name a file or a folder, or something bundled
 OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -311,7 +311,7 @@ class Reading:
         values = self.validated(catalog.model_of("tunables", name), node)
         if values is None:
             return None
-        tunable = catalog.build("tunables", name, values, **given)
+        tunable = catalog.build("tunables", name, self._with_paths(values), **given)
         wrong = tunable.mistakes(self.steps) if self.steps else []
         self.sentences(node, wrong)
         return None if wrong or (of_rule and rule and not self._inside(tunable, node, option, rule)) else tunable
@@ -381,10 +381,10 @@ class Reading:
             return None
         bare, reward = self._without(node, "reward")
         kind = self.kind(bare, "lower", "a lower level", also=("reward",))
-        if kind is not None and hasattr(kind.options, "trains"):
+        if _trains(node):
             if reward is not None:
-                self.note(reward, f"{kind.kind} trains on data, for no reward of its own; write it as the job's reward")
-            return LowerJob.model_construct(**kind.__dict__, reward=())
+                self.note(reward, "training takes data, and no reward of its own; write it as the job's reward")
+            return LowerJob.model_construct(**kind.__dict__, reward=()) if kind else None
         if reward is None:
             self.note(node, _MISSING["lower.reward"], where=below(node.where, "reward"))
         found = self.rewards(reward)
@@ -658,7 +658,7 @@ class Reading:
             self.note(root.find(["lower"]), message)
         if job.trains and schedule is None:
             self.note(root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it")
-        if schedule is not None and not job.trains:
+        if schedule is not None and not job.trains and not learns:
             message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
             self.note(root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}")
         if schedule is None or not job.trains or job.lower is None:
@@ -674,12 +674,12 @@ class Reading:
             if job.tilts:
                 said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
                 self.note(root.find([key]), f"{reward.kind} {said}")
-            elif job.data is None:
+            elif job.data is None and not hasattr(job.model.options, "learns"):
                 said = (
                     f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
                 )
                 self.note(root, said, where="data")
-            elif not (job.data.validation and job.data.test):
+            elif job.data and not (job.data.validation and job.data.test):
                 said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
                 self.note(root.find(["data"]), f"validation and test {said}")
         if job.data is not None and not found and not hasattr(job.model.options, "learns"):
