@@ -79,7 +79,7 @@ class Resnet18:
         weights = read(self.path, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
         if not _has_head(held):
             weights |= random_head(self.seed)
-        return _Resnet(weights, PREPARE[self.preprocess], device)
+        return _Resnet(self.path, weights, PREPARE[self.preprocess], device)
 
     @property
     def path(self) -> Path:
@@ -91,7 +91,9 @@ class _Resnet:
 
     differentiable: bool = True
 
-    def __init__(self, weights: dict[str, Tensor], preparation: dict[str, Any], device: str | torch.device) -> None:
+    def __init__(
+        self, file: Path, weights: dict[str, Tensor], preparation: dict[str, Any], device: str | torch.device
+    ) -> None:
         import torch
         from torchvision.models import resnet18
 
@@ -99,7 +101,7 @@ class _Resnet:
             network = resnet18(num_classes=1)
         network.load_state_dict(weights, strict=False)  # all but the counts of batches, which evaluation ignores
         self.network: Any = network.to(device).eval().requires_grad_(False)
-        self.preparation, self.device = preparation, device
+        self.file, self.preparation, self.device = file, preparation, device
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         score: Tensor = self.network(self.prepare(images))

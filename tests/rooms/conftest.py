@@ -25,11 +25,15 @@ ROOMS = {
 }
 
 # Options for the kinds that cannot do without; a fixture's name stands for what it made.
-FIXTURES = ("tiny_clip", "random_resnet18")
+FIXTURES = ("tiny_clip", "random_resnet18", "tiny_image_reward", "tiny_pickscore", "tiny_timm")
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Aesthetic": {"pretrained": "emoji-style"},
+    "Classifier": {"pretrained": "tiny_timm", "label": "dog"},
     "Clip": {"pretrained": "tiny_clip"},
     "Guidance": {"start": 5.0},
+    "Hps": {"pretrained": "tiny_clip"},
+    "ImageReward": {"pretrained": "tiny_image_reward"},
+    "Pickscore": {"pretrained": "tiny_pickscore"},
     "Resnet18": {"pretrained": "random_resnet18"},
 }
 
