@@ -25,6 +25,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the job, like budget.steps=5; may be repeated."),
 ]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option("--allow-code", metavar="FILE.py", help="Let the job run this file of your own; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
 
 
@@ -42,11 +46,12 @@ def check(
     set_: Set = None,
     as_json: Json = False,
     measure: Annotated[bool, typer.Option("--measure", help="Load the model and time it, for the plan.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Every mistake of a job with line and column; else the job with its defaults, and what it will cost."""
     from genbo.cli import check as command
 
-    raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure))
+    raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure, allow_code=allow_code or ()))
 
 
 @app.command()
@@ -58,6 +63,7 @@ def tune(
     as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan, and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Tune what the job says, and leave a run folder with a report."""
     if resume and overwrite:
@@ -65,7 +71,8 @@ def tune(
     from genbo.cli import tune as command
 
     options = {"as_json": as_json, "dry_run": dry_run, "quiet": quiet}
-    raise typer.Exit(command.run(job, set_ or (), resume=resume, overwrite=overwrite, **options))
+    code = allow_code or ()
+    raise typer.Exit(command.run(job, set_ or (), resume=resume, overwrite=overwrite, allow_code=code, **options))
 
 
 @app.command()
@@ -74,12 +81,13 @@ def batch(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what earlier runs left.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Tune several jobs, each in turn, and print one table; goes on past a failed one."""
     from genbo.cli import batch as command
 
     options = [flag for flag, wanted in (("--overwrite", overwrite), ("--quiet", quiet)) if wanted]
-    raise typer.Exit(command.run(jobs, options, as_json=as_json))
+    raise typer.Exit(command.run(jobs, options, as_json=as_json, allow_code=allow_code or ()))
 
 
 @app.command()

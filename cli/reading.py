@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
+from genbo.cli.allowed import Allowed, not_allowed, sealed
 from genbo.cli.job import (
     MAX_STEPS,
     BudgetJob,
@@ -48,7 +49,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip")  # options that may name a file or a folder, or something bundled
+PATHS = ("pretrained", "clip", "file")  # options that may name a file or a folder, or something bundled
 OPTIONAL = ("lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -57,8 +58,8 @@ T = TypeVar("T", bound=BaseModel)
 class Reading:
     """One pass over a tree. Each part gives its value, or None with its mistakes noted: all are found."""
 
-    def __init__(self, base: Path, mistakes: list[Mistake]) -> None:
-        self.base, self.mistakes = base, mistakes
+    def __init__(self, base: Path, mistakes: list[Mistake], code: Allowed | None = None) -> None:
+        self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.rule: Kind | None = None  # what of the model is known where another part of it is wrong
         self.steps: int | None = None
 
@@ -494,8 +495,8 @@ class Reading:
         values = self.validated(catalog.model_of(room, name), rest, also)
         if values is None:
             return None
-        options = catalog.build(room, name, self._with_paths(values))
-        wrong = self._option_mistakes(options)
+        options = sealed(catalog.build(room, name, self._with_paths(values)), self.code)
+        wrong = self._option_mistakes(options) or not_allowed(options)
         self.sentences(rest, wrong)
         return None if wrong else Kind(kind=name, options=options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"label_names": labels, "label_descriptions": {"cat": "tabby, tabby cat", "dog": "dog", "hen": "hen"}}
     save_for_hf(network, folder, model_config=config, safe_serialization=True, data_config=preparation)
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python file of a user's own."""
+    file = tmp_path_factory.mktemp("own-reward") / "my_reward.py"
+    file.write_text("def score(images, prompts):\n    return images.float().mean((1, 2, 3))\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def own_reward_sha256(own_reward: Path) -> str:
+    return hashlib.sha256(own_reward.read_bytes()).hexdigest()
 
 
 def _tiny_tokenizer():  # type: ignore[no-untyped-def]
