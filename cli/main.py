@@ -123,6 +123,51 @@ def sample(
     raise typer.Exit(command.run(run, prompt, samples=samples, seed=seed, output=output))
 
 
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images.", show_default=False)],
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            "-r",
+            metavar="REWARD",
+            help="As in a job, like '{kind: clip, pretrained: emoji-clip}'; repeatable.",
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A prompt a line by order of file names, or a .csv or .json of both."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One prompt for all images.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Images to compare a whole set with.")] = None,
+    each: Annotated[bool, typer.Option("--each", help="A row for each image as well.")] = False,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A table for a spreadsheet on stdout.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images scored at once.")] = 16,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")] = "auto",
+    allow_code: Code = None,
+) -> None:
+    """How good the images of a folder are, by any rewards, with error bars."""
+    from genbo.cli import score as command
+
+    raise typer.Exit(
+        command.run(
+            images,
+            reward,
+            prompts=prompts,
+            prompt=prompt,
+            data=data,
+            each=each,
+            as_json=as_json,
+            as_csv=as_csv,
+            batch=batch,
+            device=device,
+            allow_code=allow_code or (),
+        )
+    )
+
+
 @app.command("list")
 def list_(room: Annotated[str | None, typer.Argument(help="One of the rooms, like rewards.")] = None) -> None:
     """What a job may name: models, rewards, estimators, ... with their options."""

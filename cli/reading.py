@@ -341,7 +341,7 @@ class Reading:
             assert node is not None
             self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
             return None
-        return tuple(RewardJob.model_construct(**reward) for reward in _named(found))
+        return tuple(RewardJob.model_construct(**reward) for reward in named(found))
 
     def lower(self, node: Node | None) -> LowerJob | None:
         """`{kind: reweight, reward: ..., <options>}`."""
@@ -390,7 +390,7 @@ class Reading:
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
         found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
-        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in _named(found))
+        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in named(found))
 
     def _many(self, node: Node, what: str, one: Callable[[Node], dict[str, Any] | None]) -> list[dict[str, Any]] | None:
         items = node.value if isinstance(node.value, list) else [node]
@@ -695,7 +695,7 @@ def _file_on(path: Path) -> Path | None:
     return None
 
 
-def _named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each with a `name`: its kind, numbered from its second appearance on."""
     seen: dict[str, int] = {}
     for part in found:
