@@ -177,6 +177,8 @@ class Tower:
         if path.is_file() and not self.preprocess:
             families = ", ".join(FAMILIES)
             return [f"preprocess: a weights file does not say how it wants its images; give one of {families}"]
+        if path.is_file() and path.suffix != ".safetensors":
+            return [f"{option}: {path} is no safetensors file; convert it, or save it again as one"]
         if self.preprocess and not path.is_file():
             return [f"preprocess: open_clip knows how the tag {self.pretrained!r} wants its images; leave it out"]
         return []

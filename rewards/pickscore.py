@@ -97,17 +97,10 @@ class _Picks:
     differentiable: bool = True
 
     def __init__(self, folder: Path, device: str | torch.device) -> None:
-        from transformers import CLIPTokenizer
-
         self.folder, self.device = folder, device
         self.network: Any = _network(folder).to(device)
-        self.tokenize = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.longest = self.network.config.text_config.max_position_embeddings
-        if len(self.tokenize) > (known := self.network.config.text_config.vocab_size):
-            raise Refused(
-                f"pretrained: the tokenizer in {folder} has {len(self.tokenize)} tokens, but the network {known}; "
-                f"put tokenizer.json of {TOKENIZER} there"
-            )
+        text = self.network.config.text_config
+        self.tokenize, self.longest = _tokenizer(folder, text.vocab_size), text.max_position_embeddings
         self.preparation = _preparation(folder, self.network.config.vision_config.image_size)
         self.scale = self.network.logit_scale.exp()
         self.known: dict[str, Tensor] = {}
@@ -139,6 +132,23 @@ class _Picks:
                 found = torch.nn.functional.normalize(self.network.text_projection(read), dim=-1)
             self.known.update(zip(new, found, strict=True))
         return torch.stack([self.known[prompt] for prompt in prompts])
+
+
+def _tokenizer(folder: Path, known: int) -> Any:
+    """CLIP's, from the folder alone."""
+    from transformers import CLIPTokenizer
+
+    remedy = f"put tokenizer.json of {TOKENIZER} there"
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises whatever the file leads it to
+        reason = " ".join(str(error).split())[:200]
+        raise Refused(f"pretrained: the tokenizer in {folder} cannot be read ({reason}); {remedy}") from error
+    if len(tokenizer) > known:
+        raise Refused(
+            f"pretrained: the tokenizer in {folder} has {len(tokenizer)} tokens, but the network {known}; {remedy}"
+        )
+    return tokenizer
 
 
 def _network(folder: Path) -> Any:

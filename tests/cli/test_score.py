@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from genbo.cli import score
 from genbo.cli.captions import captions
 from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
 from genbo.cli.job import JobMistakes, Kind
+from genbo.cli.main import main
 from genbo.rewards._diversity import Diversity
 from genbo.rewards._kid import Kid
 from genbo.rewards._precision_recall import PrecisionRecall
@@ -95,6 +97,16 @@ def test_several_rewards_of_a_kind_have_names_of_their_own(run: Run) -> None:
     document = json.loads(out)
     assert set(document["rewards"]) == {"compressibility", "compressibility-2"} and document["each"] is None
     assert document["rewards"]["compressibility-2"]["mean"] > document["rewards"]["compressibility"]["mean"]
+
+
+def test_on_the_command_line(images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["genbo", "score", "images", "-r", CLIP, "--prompts", "prompts.csv", "--csv", "--each", "--batch", "3"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    scores = [float(row["clip"]) for row in csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert scores == pytest.approx(by_hand(), abs=1e-5)
 
 
 def test_one_image_has_no_error_bar(run: Run, images: Path) -> None:

@@ -161,6 +161,12 @@ def test_a_preprocessor_that_cannot_be_is_a_sentence(folder, said):
         Pickscore(str(folder)).open()
 
 
+def test_a_tokenizer_that_cannot_be_read_is_a_sentence(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(Refused, match=r"the tokenizer in .* cannot be read \(.+\); put tokenizer.json of laion"):
+        Pickscore(str(folder)).open()
+
+
 def test_a_tokenizer_of_another_model_is_a_sentence(folder):
     held = load_file(folder / "model.safetensors")
     held["text_model.embeddings.token_embedding.weight"] = held["text_model.embeddings.token_embedding.weight"][:99]
