@@ -105,7 +105,7 @@ def nearest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     found = []
     for numbers in torch.arange(len(x), device=x.device).split(max(1, AT_ONCE // len(x))):
         apart = _distances(x[numbers], x)
-        apart[torch.arange(len(numbers)), numbers] = float("inf")
+        apart[torch.arange(len(numbers), device=x.device), numbers] = float("inf")
         found.append(apart.topk(k, largest=False))
     return torch.cat([values for values, _ in found]), torch.cat([who for _, who in found])
 

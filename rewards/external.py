@@ -47,19 +47,22 @@ class External:
     sha256: str = ""
 
     def mistakes(self) -> list[str]:
-        """What is wrong with the file, a sentence each; reads it and runs nothing."""
+        """What is wrong with the file, a sentence each; runs nothing, and reads only what was allowed."""
         if not self.file or self.path.suffix != ".py":
             return [f"file: {self.file or 'it'} is no Python file; give one with {EXAMPLE}"]
         if not self.path.is_file():
             return [f"file: there is no file {self.path}; correct the path"]
         if self.path.stat().st_size > MOST_BYTES:
             return [f"file: {self.path} has more than {MOST_BYTES} bytes; a reward is a short file"]
+        return self._code_mistakes() if self.sha256 else []
+
+    def _code_mistakes(self) -> list[str]:
+        """Python's own parser can be brought down by what is written to do so, so it sees no file of a stranger's."""
         try:
-            tree = ast.parse(self.path.read_bytes())
-        except (SyntaxError, ValueError) as error:
+            known = _names(ast.parse(self.path.read_bytes()))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             return [f"file: {self.path}{line} is not Python ({str(error).partition(' (')[0]}); correct it"]
-        known = list(_names(tree))
         if self.name in known:
             return []
         near = f"it has {', '.join(known[:5])}" if known else f"write {EXAMPLE}"

@@ -3,9 +3,9 @@
     r(x, c) = s <f(prepare(x)), g(c)> / (|f| |g|),      s = exp(logit_scale), about 100
 
 Values: [-100, 100], in practice 15 to 26; a difference d between two images says that people pick the better one with
-probability 1 / (1 + e^-d). The weights are the user's own: genbo fetches none. PickScore v1 (Kirstain et al.
-2305.01569) was published on the hub as yuvalkirstain/PickScore_v1 without a licence in its card; its code and the
-CLIP-H that it began from (LAION's) are under MIT.
+probability 1 / (1 + e^-d). The weights are the user's own: genbo fetches none. Those of PickScore v1 (Kirstain et al.
+2305.01569) are on the hub as yuvalkirstain/PickScore_v1, whose page has to be asked for their licence; the CLIP-H that
+they began from (LAION's) is under MIT.
 """
 
 from __future__ import annotations

@@ -63,26 +63,26 @@ class Resnet18:
             found.append(f"preprocess: {self.preprocess!r} is not one of {', '.join(PREPARE)}")
         if not self.pretrained:
             return [*found, f"pretrained: it is empty; give a file that you made with {REMEDY}"]
-        if wrong := file_mistake(self.path):
+        if wrong := file_mistake(self.file):
             return [*found, f"{wrong}, or make the file with {REMEDY}" if "no file" in wrong else wrong]
         try:
-            held = shapes(self.path)
+            held = shapes(self.file)
         except Refused as error:
             return [*found, str(error)]
-        return found + differences(self.path, _named(held), _wanted(held), "a ResNet-18")
+        return found + differences(self.file, _named(held), _wanted(held), "a ResNet-18")
 
     def open(self, device: str | torch.device = "cpu") -> _Resnet:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        held = shapes(self.path)
-        weights = read(self.path, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
+        held = shapes(self.file)
+        weights = read(self.file, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
         if not _has_head(held):
             weights |= random_head(self.seed)
-        return _Resnet(self.path, weights, PREPARE[self.preprocess], device)
+        return _Resnet(self.file, weights, PREPARE[self.preprocess], device)
 
     @property
-    def path(self) -> Path:
+    def file(self) -> Path:
         return Path(self.pretrained).expanduser()
 
 

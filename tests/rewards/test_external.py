@@ -124,6 +124,13 @@ def test_nothing_is_run_that_has_changed_since(own, tmp_path):
     assert not (tmp_path / "was-run").exists()
 
 
+def test_a_file_that_was_not_allowed_is_not_even_parsed(own, monkeypatch):
+    options = own("def skore(images, prompts): ...\n")
+    assert options.mistakes() != []
+    monkeypatch.setattr("ast.parse", lambda text: pytest.fail("it was parsed"))
+    assert External(options.file).mistakes() == []
+
+
 def test_mistakes_are_told_by_reading(own, tmp_path):
     assert own(_marking(tmp_path)).mistakes() == []
     assert not (tmp_path / "was-run").exists()
