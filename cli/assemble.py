@@ -139,8 +139,8 @@ def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
 
     def of(kind: Kind) -> Reward:
         reward: Any = opened(kind)
-        if split is not None and hasattr(reward, "against"):
-            reward = reward.against(split.pixels)
+        if hasattr(reward, "against"):
+            reward = reward.against(split.pixels) if split is not None else reward.against()
         return cast("Reward", reward)
 
     return of

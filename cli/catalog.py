@@ -40,7 +40,10 @@ DEFAULTS = {
     "estimators": "auto",
     "optimizers": "adam",
 }
-HIDDEN = {"tunables": ("option",)}  # options that the job writes elsewhere: `guidance.rescale:` is the key itself
+HIDDEN = {  # options that the job does not write: `guidance.rescale:` is the key itself; what is allowed is not its say
+    "tunables": ("option",),
+    "rewards": ("sha256",),
+}
 
 
 # -- what there is ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from genbo.bilevel.problem import Facts
 from genbo.cli import catalog
+from genbo.cli.allowed import Allowed
 from genbo.cli.places import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
 from genbo.diffusion.data import Data
 
@@ -291,8 +292,11 @@ def likely_half(options: Any) -> bool:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-    """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them."""
+def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), code: Allowed | None = None) -> Job:
+    """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them.
+
+    `code` is what it may run of the user's own: without it, nothing.
+    """
     from genbo.cli.overrides import override
     from genbo.cli.reading import Reading
 
@@ -307,7 +311,7 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
             override(root, text)
         except JobMistakes as found:
             mistakes += found.mistakes
-    job = Reading(base, mistakes).job(root)
+    job = Reading(base, mistakes, code or {}).job(root)
     if mistakes or job is None:
         raise JobMistakes(mistakes)
     return job

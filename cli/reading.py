@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
+from genbo.cli.allowed import Allowed, not_allowed, sealed
 from genbo.cli.job import (
     MAX_STEPS,
     NO_PROMPT,
@@ -51,7 +52,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip", "like")  # options that may name a file or a folder, or something bundled
+PATHS = ("pretrained", "clip", "like", "file")  # options that may name a file or a folder, or something bundled
 OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -60,8 +61,8 @@ T = TypeVar("T", bound=BaseModel)
 class Reading:
     """One pass over a tree. Each part gives its value, or None with its mistakes noted: all are found."""
 
-    def __init__(self, base: Path, mistakes: list[Mistake]) -> None:
-        self.base, self.mistakes = base, mistakes
+    def __init__(self, base: Path, mistakes: list[Mistake], code: Allowed | None = None) -> None:
+        self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.rule: Kind | None = None  # what of the model is known where another part of it is wrong
         self.steps: int | None = None
 
@@ -371,7 +372,7 @@ class Reading:
             assert node is not None
             self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
             return None
-        return tuple(RewardJob.model_construct(**reward) for reward in _named(found))
+        return tuple(RewardJob.model_construct(**reward) for reward in named(found))
 
     def lower(self, node: Node | None) -> LowerJob | None:
         """`{kind: reweight, reward: ..., <options>}`."""
@@ -424,7 +425,7 @@ class Reading:
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
         found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
-        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in _named(found))
+        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in named(found))
 
     def _many(self, node: Node, what: str, one: Callable[[Node], dict[str, Any] | None]) -> list[dict[str, Any]] | None:
         items = node.value if isinstance(node.value, list) else [node]
@@ -529,8 +530,8 @@ class Reading:
         values = self.validated(catalog.model_of(room, name), rest, also)
         if values is None:
             return None
-        options = catalog.build(room, name, self._with_paths(values))
-        wrong = self._option_mistakes(options)
+        options = sealed(catalog.build(room, name, self._with_paths(values)), self.code)
+        wrong = self._option_mistakes(options) or not_allowed(options)
         self.sentences(rest, wrong)
         return None if wrong else Kind(kind=name, options=options)
 
@@ -670,15 +671,18 @@ class Reading:
         """Distances to data need data, and samples that may be judged together."""
         listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
         found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
-        for key, reward in found[:1]:
+        for key, reward in found:
             if job.tilts:
                 said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
                 self.note(root.find([key]), f"{reward.kind} {said}")
+            elif not getattr(reward.options, "needs_data", True):
+                continue
             elif job.data is None and not hasattr(job.model.options, "learns"):
                 said = (
                     f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
                 )
                 self.note(root, said, where="data")
+                break
             elif job.data and not (job.data.validation and job.data.test):
                 said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
                 self.note(root.find(["data"]), f"validation and test {said}")
@@ -796,7 +800,7 @@ def _file_on(path: Path) -> Path | None:
     return None
 
 
-def _named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each with a `name`: its kind, numbered from its second appearance on."""
     seen: dict[str, int] = {}
     for part in found:

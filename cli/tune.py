@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo.cli.allowed import allowed, announce
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.ground import on_what
 from genbo.cli.run import Run, Signals, opened, read_json, storage, to_json, without_secrets
@@ -55,15 +56,18 @@ def tune(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
+    allow_code: Sequence[str | Path] = (),
 ) -> Result:
-    """Run a job, a file or a dict, as `genbo tune` does; raises `GenboError` where that would exit."""
+    """Run a job, a file or a dict, as `genbo tune` does; raises `GenboError` where that would exit.
+
+    `allow_code` lists the Python files that the job may run.
+    """
     from genbo.cli.job import read_job
     from genbo.cli.plan import plan
 
-    read = read_job(job, overrides)
-    document = carry_out(
-        read, plan(read), resume=resume, overwrite=overwrite, quiet=quiet, reproduce=command(job, overrides)
-    )
+    read = read_job(job, overrides, allowed(allow_code))
+    again = command(job, overrides, allow_code)
+    document = carry_out(read, plan(read), resume=resume, overwrite=overwrite, quiet=quiet, reproduce=again)
     return Result(Path(read.output), document)
 
 
@@ -76,22 +80,24 @@ def run(
     as_json: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    allow_code: Sequence[str | Path] = (),
 ) -> int:
     """The command; returns its exit code, or raises a `GenboError` that carries one."""
     from genbo.cli.job import read_job
     from genbo.cli.plan import plan
     from genbo.cli.show import last_lines
 
-    job = read_job(path, overrides)
+    code = allowed(allow_code)
+    announce(code)
+    job = read_job(path, overrides, code)
     planned = plan(job)
     if dry_run:
         say_plan(planned, as_json=as_json)
         return 0
     if not quiet:
         say_plan(planned, as_json=False, to_stderr=True)
-    document = carry_out(
-        job, planned, resume=resume, overwrite=overwrite, quiet=quiet, reproduce=command(path, overrides)
-    )
+    again = command(path, overrides, allow_code)
+    document = carry_out(job, planned, resume=resume, overwrite=overwrite, quiet=quiet, reproduce=again)
     if as_json:
         sys.stdout.write(to_json(document).decode())
     else:
@@ -99,10 +105,13 @@ def run(
     return 0
 
 
-def command(path: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> str:
+def command(
+    path: str | Path | Mapping[str, Any], overrides: Sequence[str], allow_code: Sequence[str | Path] = ()
+) -> str:
     """What to type to have the same run again."""
     job = "job.yaml" if isinstance(path, Mapping) else str(path)
-    return shlex.join(["genbo", "tune", job, *(part for text in overrides for part in ("--set", text))])
+    given = [("--set", text) for text in overrides] + [("--allow-code", str(code)) for code in allow_code]
+    return shlex.join(["genbo", "tune", job, *(part for pair in given for part in pair)])
 
 
 def say_plan(planned: Plan, *, as_json: bool, to_stderr: bool = False) -> None:

@@ -375,7 +375,7 @@ def _decoded(files: Sequence[Path], folder: Path, size: int | None, color: str) 
     for file in files:
         try:
             content = file.read_bytes()
-            image = _decode(content, color)
+            image = decode(content, color)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             said = str(error).partition("\n")[0].replace(str(file), "the file") or type(error).__name__
             broken.append(f"{file.relative_to(folder)} ({said})")
@@ -411,7 +411,7 @@ def _wrong(images: list[Tensor], broken: list[str], files: Sequence[Path], folde
     return []
 
 
-def _decode(content: bytes, color: str) -> Tensor:
+def decode(content: bytes, color: str) -> Tensor:
     """(1 or 3, H, W) in bytes, upright, on white where it is transparent."""
     import warnings
     from io import BytesIO
