@@ -33,6 +33,10 @@ class Condition:
 
         return Condition({name: torch.cat([value, other.tensors[name]]) for name, value in self.tensors.items()})
 
+    def told(self, numbers: Mapping[str, Tensor]) -> Condition:
+        """With more named tensors beside these."""
+        return Condition({**self.tensors, **numbers}) if numbers else self
+
 
 @dataclass
 class Meter:
@@ -72,6 +76,18 @@ class Model(Protocol):
 
     def grid(self, sampler: Sampler) -> Grid:
         """The levels that this model's own settings give the sampler (M = 1, float64, on the CPU)."""
+
+
+@runtime_checkable
+class Told(Model, Protocol):
+    """A model whose network is told a number a step beside the prompt, like guidance that it was distilled for.
+
+    They reach it as tensors (B,) of its condition.
+    """
+
+    @property
+    def told(self) -> Mapping[str, float]:
+        """Each number by name, as it stands where nobody tunes it."""
 
 
 @runtime_checkable
@@ -225,7 +241,8 @@ class Prediction:
 class Process:
     """Noise to samples at fixed hyperparameters.
 
-    `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T).
+    `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T); `told`
+    the numbers that the network itself is told at each step, (M, T).
     `batch` is how many images go through the network in one call, at most (a guided image is two rows).
     `steer` moves every prediction up its gradient: a network pass there and back for each step.
     """
@@ -238,6 +255,7 @@ class Process:
     batch: int = 32
     meter: Meter = field(default_factory=Meter, compare=False)
     steer: Steer | None = None
+    told: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -245,13 +263,20 @@ class Process:
 
     @property
     def members(self) -> int:
-        return max(self.grid.members, *(int(v.shape[0]) for v in self.options.values()))
+        tables = (*self.options.values(), *self.told.values())
+        return max(self.grid.members, *(int(v.shape[0]) for v in tables))
 
     def with_option(self, name: str, value: Tensor) -> Process:
         """A new process whose guidance option `name` is `value`, (M, T)."""
         if name not in self.options:
             raise KeyError(f"the guidance rule has no option {name!r}; it has {sorted(self.options)}")
         return replace(self, options={**self.options, name: value})
+
+    def with_told(self, name: str, value: Tensor) -> Process:
+        """A new process whose network is told `value`, (M, T), under this name."""
+        if name not in self.told:
+            raise KeyError(f"this network is told no {name!r}")
+        return replace(self, told={**self.told, name: value})
 
     def with_grid(self, grid: Grid) -> Process:
         return replace(self, grid=grid)
@@ -270,8 +295,10 @@ def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int
         for name, value in vars(rule).items()
         if isinstance(value, (int, float, list)) and not isinstance(value, bool)
     }
-    options = {
-        name: torch.as_tensor(value, dtype=torch.float64).expand(sampler.steps)[None].clone()
-        for name, value in numbers.items()
-    }
-    return Process(model, sampler, rule, options, model.grid(sampler), batch)
+
+    def tables(named: Mapping[str, float | list[float]]) -> dict[str, Tensor]:
+        every = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in named.items()}
+        return {name: value.expand(sampler.steps)[None].clone() for name, value in every.items()}
+
+    told = tables(dict(model.told)) if isinstance(model, Told) else {}
+    return Process(model, sampler, rule, tables(numbers), model.grid(sampler), batch, told=told)

@@ -32,8 +32,10 @@ class Lesson:
         """The teacher. A guidance weight a step holds for that step's share of the way."""
         sampler = self._sampler(student.sampler)
         step = [i * student.steps // self.steps for i in range(self.steps)]
-        options = {name: value[:, step] for name, value in student.options.items()}
-        return replace(student, sampler=sampler, options=options, grid=student.model.grid(sampler))
+        options, told = (
+            {name: value[:, step] for name, value in table.items()} for table in (student.options, student.told)
+        )
+        return replace(student, sampler=sampler, options=options, told=told, grid=student.model.grid(sampler))
 
     def _sampler(self, own: Sampler) -> Sampler:
         if self.sampler is None:
