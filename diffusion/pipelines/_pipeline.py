@@ -23,6 +23,7 @@ from genbo.diffusion.seed import Seed
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.process import Sampler
 
 Size = tuple[int, int]
 
@@ -31,6 +32,7 @@ class PipelineModel:
     """The network of an opened pipeline, in eval mode, with weights that want no gradients."""
 
     part: ClassVar[str] = "unet"
+    names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale"}  # our numbers, as the pipeline's call has them
     prediction: str
 
     def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
@@ -55,6 +57,10 @@ class PipelineModel:
     def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """The network's raw prediction (B, *shape)."""
         raise NotImplementedError
+
+    def prompted(self, sampler: Sampler) -> str | None:
+        """How the pipeline's own call takes a `prompt`, in Python; None where it cannot draw what genbo draws."""
+        return "prompt"
 
     @property
     def channels(self) -> int:

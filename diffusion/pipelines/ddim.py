@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DDPMModel:
+def open_pipeline(pipeline: Any, options: Diffusers) -> DDIMModel:
     """The pipeline as a `Model`."""
-    return DDPMModel(pipeline, options)
+    return DDIMModel(pipeline, options)
+
+
+class DDIMModel(DDPMModel):
+    """The pipeline takes no scheduler but DDIM's."""
+
+    drawn_by = ("Ddim",)

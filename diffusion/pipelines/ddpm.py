@@ -8,7 +8,7 @@ there is nothing to guide. diffusers' own pipeline cannot tell a class, so such 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from genbo.diffusion.process import Condition
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.process import Sampler
 
 
 def open_pipeline(pipeline: Any, options: Diffusers) -> DDPMModel:
@@ -28,6 +29,12 @@ def open_pipeline(pipeline: Any, options: Diffusers) -> DDPMModel:
 
 class DDPMModel(Discrete):
     """Told class labels (rows,), or nothing."""
+
+    names: ClassVar[Mapping[str, str]] = {}
+    drawn_by: tuple[str, ...] = ("Ddim", "Ddpm", "Dpmpp")  # samplers whose schedulers the pipeline's own call serves
+
+    def prompted(self, sampler: Sampler) -> str | None:
+        return "" if type(sampler).__name__ in self.drawn_by and not self.classes else None
 
     @property
     def classes(self) -> int:

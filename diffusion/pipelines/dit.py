@@ -17,6 +17,7 @@ from genbo.diffusion.pipelines._discrete import Discrete
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.process import Sampler
 
 
 def open_pipeline(pipeline: Any, options: Diffusers) -> DiTModel:
@@ -28,6 +29,12 @@ class DiTModel(Discrete):
     """Told class labels (rows,)."""
 
     part = "transformer"
+
+    def prompted(self, sampler: Sampler) -> str | None:
+        """diffusers' own call begins Euler from noise of variance 1, where it wants sigma_max^2."""
+        if type(sampler).__name__ == "Euler":
+            return None
+        return f"class_labels={'pipeline.get_label_ids([prompt])' if self.pipeline.labels else '[int(prompt)]'}"
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         number = int(self.denoiser.config.num_embeds_ada_norm)

@@ -10,7 +10,7 @@ guidance, diffusers' `true_cfg_scale`: a second half told the negative prompt, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class FluxModel(Flow):
     """Told token embeddings (rows, tokens, width), a pooled one (rows, width) and, where distilled, its guidance."""
 
     patch = 2
+    names: ClassVar[Mapping[str, str]] = {"weight": "true_cfg_scale", "guidance": "guidance_scale"}
 
     @property
     def channels(self) -> int:

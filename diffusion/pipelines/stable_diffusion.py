@@ -6,7 +6,7 @@ A U-Net over the latents of a VAE, told of the prompt by a CLIP text encoder.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ def open_pipeline(pipeline: Any, options: Diffusers) -> StableDiffusionModel:
 
 class StableDiffusionModel(Discrete):
     """Told token embeddings (rows, tokens, width)."""
+
+    names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
 
     def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
         super().__init__(pipeline, options)
