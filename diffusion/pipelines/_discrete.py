@@ -6,7 +6,6 @@ diffusers' scheduler of the sampler's kind is asked where it would stop under th
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -97,11 +96,11 @@ class Discrete(PipelineModel):
         return grid_of_levels(times, alpha, sigma, scale, _bound(scheduler))
 
     def arguments(self, sampler: Sampler, grid: Grid) -> dict[str, list[float]] | None:
-        """What to hand to a diffusers call to stop there: `timesteps`, or `sigmas`; None where it takes neither.
+        """What to hand to the pipeline's call to stop there: `timesteps`, or `sigmas`; None where it takes neither.
 
         The scheduler itself is asked, and what it makes of them is compared.
         """
-        taken = inspect.signature(self.scheduler(sampler).set_timesteps).parameters
+        taken = self.takes(self.scheduler(sampler))
         sigmas = grid.sigma_t[0] / grid.alpha_t[0]
         end = float(grid.sigma_s[0, -1] / grid.alpha_s[0, -1])
         ways: dict[str, list[float]] = {

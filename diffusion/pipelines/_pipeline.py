@@ -9,6 +9,7 @@ how the network is asked. Its levels come from `_discrete` or `_flow`. Everythin
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,6 +58,11 @@ class PipelineModel:
     def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """The network's raw prediction (B, *shape)."""
         raise NotImplementedError
+
+    def takes(self, scheduler: Any) -> set[str]:
+        """What a call of the pipeline can hand on to this scheduler: `timesteps`, `sigmas`, both or neither."""
+        taken = (inspect.signature(call).parameters for call in (self.pipeline.__call__, scheduler.set_timesteps))
+        return {"timesteps", "sigmas"}.intersection(*taken)
 
     def prompted(self, sampler: Sampler) -> str | None:
         """How the pipeline's own call takes a `prompt`, in Python; None where it cannot draw what genbo draws."""

@@ -5,12 +5,15 @@ With GENBO_WRITE_PAGE=1 the table of the page is written anew from the differenc
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +115,19 @@ def cases() -> Iterator[Case]:
 CASES = list(cases())
 
 
+@cache
+def kept(options: Diffusers) -> tuple[Any, Any, str]:
+    """A model, opened once, with what `configured` changes of it."""
+    model: Any = options.open()
+    return model, model.pipeline.scheduler, model.prediction
+
+
 def opened(folder: Path, family: str, **options: Any) -> Any:
+    """The model as it was loaded."""
     size = {"height": SIZE, "width": SIZE} if family in SIZED else {}
-    return Diffusers(pretrained=str(folder), device="cpu", **{**size, **options}).open()
+    model, scheduler, prediction = kept(Diffusers(pretrained=str(folder), device="cpu", **{**size, **options}))
+    model.pipeline.scheduler, model.prediction = scheduler, prediction
+    return model
 
 
 def configured(model: Any, settings: dict[str, Any]) -> Any:
@@ -326,7 +339,7 @@ def test_a_tuned_folder_is_a_plain_pipeline(family_folder, family, tmp_path):
     export(process, tmp_path / "tuned", {})
     tuned = load(tmp_path / "tuned", device="cpu")
     assert tuned.process.rule == process.rule and tuned.process.told.keys() == process.told.keys()
-    plain = opened(tmp_path / "tuned", family, negative_prompt=NEGATIVE.get(family, ""))
+    plain = copy.copy(process.model)
     plain.pipeline = DiffusionPipeline.from_pretrained(tmp_path / "tuned", use_safetensors=True)
     plain.pipeline.set_progress_bar_config(disable=True)
     expected = diffusers_images(plain, family, process.sampler, process.rule.weight)
@@ -363,13 +376,71 @@ def test_lora_is_trained_merged_and_kept_by_itself(family_folder, family, tmp_pa
     by_itself = (tmp_path / "tuned" / "lora" / "pytorch_lora_weights.safetensors").exists()
     assert by_itself == (family not in ("pixart_sigma", "dit", "ddpm", "ddim"))
     if by_itself:
-        lora = opened(family_folder(family), family, lora=str(tmp_path / "tuned" / "lora"))
+        negative = NEGATIVE.get(family, "")
+        lora = opened(family_folder(family), family, lora=str(tmp_path / "tuned" / "lora"), negative_prompt=negative)
         assert lora.fused == (process.model.part,)
-        again = process_of(replace_options(lora, process), process.sampler, process.rule)
+        again = process_of(lora, process.sampler, process.rule)
         torch.testing.assert_close(genbo_images(again, prompts_of(family)), images, rtol=0, atol=TOLERANCE)
 
 
-def replace_options(model: Any, process: Process) -> Any:
-    """With the negative prompt of the process."""
-    model.options = replace(model.options, negative_prompt=process.model.options.negative_prompt)
-    return model
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+EQUALITY_HEAD = "| family | sampler | prediction | guidance | told | largest difference |\n|---|---|---|---|---|---|"
+FAMILIES_HEAD = "| family | pipeline | prompt | guidance | time steps | LoRA file |\n|---|---|---|---|---|---|"
+TIMED = (Ddim(steps=4), Ddpm(steps=4), Euler(steps=4), Dpmpp(steps=4))
+
+
+def between(name: str) -> re.Match[str]:
+    found = re.search(rf"(<!-- {name} -->\n)(.*?)(<!-- end of {name} -->)", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found
+
+
+def written(name: str, table: str) -> None:
+    """Puts a table into the page, where that is asked for."""
+    if os.environ.get("GENBO_WRITE_PAGE"):
+        part = between(name)
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(page[: part.end(1)] + "\n" + table + "\n\n" + page[part.start(3) :], encoding="utf-8")
+
+
+def test_the_page_lists_what_was_compared():
+    """Every case and no other, with a difference within the bound."""
+    if len(SEEN) == len(CASES):
+        written("equality", "\n".join([EQUALITY_HEAD, *(f"{case.row} {SEEN[case.row]:.1e} |" for case in CASES)]))
+    rows = re.findall(r"^(\| \w+ \| `.*\|) (\S+) \|$", between("equality")[2], re.MULTILINE)
+    assert [row for row, _ in rows] == [case.row for case in CASES], "write the page anew: its first lines say how"
+    assert all(float(difference) <= TOLERANCE for _, difference in rows)
+    for row, difference in rows:
+        assert SEEN.get(row, 0.0) <= max(10 * float(difference), 2e-5)
+
+
+def test_the_page_lists_what_each_family_allows(family_folder):
+    rows = [FAMILIES_HEAD]
+    for family in FAMILIES:
+        model = opened(family_folder(family), family)
+        stops = {repr(sampler)[: -len("(steps=4)")].split("(")[0].lower(): takes(model, sampler) for sampler in TIMED}
+        prompt = {"dit": "a class", "ddpm": "none, or a class", "ddim": "none, or a class"}.get(family, "words")
+        guidance = (
+            "where it is told a class" if family in UNTOLD else "true, and distilled" if model_told(model) else "yes"
+        )
+        lora = "yes" if hasattr(model.pipeline, "load_lora_weights") else "no"
+        known = ", ".join(name for name, taken in stops.items() if taken) or "none"
+        rows.append(f"| {family} | {type(model.pipeline).__name__} | {prompt} | {guidance} | {known} | {lora} |")
+    written("families", "\n".join(rows))
+    assert between("families")[2].strip() == "\n".join(rows)
+
+
+def model_told(model: Any) -> bool:
+    return bool(getattr(model, "told", {}))
+
+
+def takes(model: Any, sampler: Any) -> bool:
+    """Whether a plain diffusers call can be told to stop elsewhere."""
+    times = torch.linspace(*model.options.time_range, 5, dtype=torch.float64)[None, :4].round()
+    try:
+        return (
+            model.prompted(sampler) is not None and model.arguments(sampler, model.grid_at(sampler, times)) is not None
+        )
+    except Refused:
+        return False
