@@ -57,7 +57,7 @@ def assemble(job: Job) -> Assembled:
     from genbo.diffusion.process import process_of
     from genbo.diffusion.seed import Seed
 
-    model = job.model.options.open()
+    model = _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     opened = _Opened(model)
@@ -85,6 +85,14 @@ def assemble(job: Job) -> Assembled:
         lower_rewards=tuple((r.weight, opened(r)) for r in below),
         lower_names=tuple(r.name for r in below),
     )
+
+
+def _for_as_long(job: Job) -> Any:
+    """The model's options, where how long the job is decides what is worth its while."""
+    from genbo.cli.plan import plan
+
+    options = job.model.options
+    return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
 
 
 def _of(process: Process, options: Any) -> Tunable:

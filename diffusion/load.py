@@ -70,8 +70,10 @@ def _quicken(model: Any, options: Diffusers, fused: tuple[str, ...]) -> None:
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
             raise Refused(f"attention: {_first_line(error)}; set attention: auto") from error
     if options.compile == "on":
-        repeated = getattr(network, "_repeated_blocks", None)
-        network.compile_repeated_blocks() if repeated else network.compile()
+        repeated = network._repeated_blocks or network._no_split_modules or ()
+        blocks = [module for module in network.modules() if type(module).__name__ in repeated]
+        for module in blocks or [network]:
+            module.compile()
 
 
 def _quiet() -> None:

@@ -123,7 +123,9 @@ class Diffusers:
 
     def compiled_for(self, calls: int) -> Diffusers:
         """With `compile: auto` decided for a job of so many network calls."""
-        return replace(self, compile="on" if calls >= LONG_CALLS else "off") if self.compile == "auto" else self
+        if self.compile != "auto":
+            return self
+        return replace(self, compile="on" if calls >= LONG_CALLS and self.torch_device().type == "cuda" else "off")
 
     def open(self) -> Model:
         """Load it. Raises `Refused` with a sentence for whatever is wrong with the folder."""
