@@ -81,8 +81,9 @@ class FlowClock(Clock):
     """Times T sigma, from T, where there is nothing but noise, to 1; x_t = (1 - sigma) x_0 + sigma eps."""
 
     def log_snr(self, time: Tensor) -> Tensor:
-        """2 log((1 - sigma) / sigma), which is minus infinity at the noisiest."""
-        return 2 * ((self.noisiest - time).log() - time.log())
+        """2 log((1 - sigma) / sigma); at the noisiest, where it is minus infinity, what it is a step before."""
+        held = time.clamp(max=self.noisiest - self.least)
+        return 2 * ((self.noisiest - held).log() - held.log())
 
     def time(self, log_snr: Tensor) -> Tensor:
         return (self.noisiest * (-log_snr / 2).sigmoid()).clamp(self.cleanest, self.noisiest)

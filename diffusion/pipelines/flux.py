@@ -59,7 +59,8 @@ class FluxModel(Flow):
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         embeds, pooled, _ = self.pipeline.encode_prompt(list(prompts), device=self.device)
-        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+        told = {name: torch.full((len(prompts),), value, device=self.device) for name, value in self.told.items()}
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled, **told}
 
     def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         height, width = (side // self.patch for side in self.shape[1:])
