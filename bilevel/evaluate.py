@@ -19,11 +19,13 @@ from genbo.diffusion.seed import Batch
 
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores (K, n) and images (n, C, H, W) at phi (P,), a chunk of the batch at a time."""
-    for chunk in problem.chunks(batch, members=1):
+
+    def one(chunk: Batch) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             drawn = problem.drawn(phi, chunk)
-            scores = problem.score(drawn)
-        yield scores.cpu(), drawn.images.float().cpu()
+            return problem.score(drawn).cpu(), drawn.images.float().cpu()
+
+    return problem.process.over(batch, one)
 
 
 @dataclass(frozen=True)

@@ -251,12 +251,13 @@ class Problem:
         """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
         import torch
 
-        parts = []
+        def one(chunk: Batch) -> Tensor:
+            with torch.no_grad():
+                scores: Tensor = self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk)))
+            return scores.cpu()
+
         self.prepare(batch)
-        with torch.no_grad():
-            for chunk in self.chunks(batch, len(phi)):
-                parts.append(self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk))).cpu())
-        return torch.cat(parts, dim=2)
+        return torch.cat(list(self.process.over(batch, one, members=len(phi))), dim=2)
 
     def live_scores(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
         """Scores (K, M * N), or (K, N) when paired, of one chunk; differentiable in phi."""

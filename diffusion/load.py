@@ -14,6 +14,7 @@ import torch
 from genbo.diffusion.models._folder import components, families, folder_mistakes, lora_mistakes, read_index
 from genbo.diffusion.pipelines._pipeline import networks
 from genbo.diffusion.refused import Refused
+from genbo.diffusion.room import first_line
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
@@ -68,7 +69,7 @@ def _quicken(model: Any, options: Diffusers, fused: tuple[str, ...]) -> None:
         try:
             network.set_attention_backend(options.attention)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
-            raise Refused(f"attention: {_first_line(error)}; set attention: auto") from error
+            raise Refused(f"attention: {first_line(error)}; set attention: auto") from error
     if options.compile == "on":
         repeated = network._repeated_blocks or network._no_split_modules or ()
         blocks = [module for module in network.modules() if type(module).__name__ in repeated]
@@ -95,7 +96,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
             folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **_unwanted(folder)
         )
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise Refused(f"pretrained: diffusers cannot load {folder}: {_first_line(error)}") from error
+        raise Refused(f"pretrained: diffusers cannot load {folder}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -120,13 +121,9 @@ def _fetch(options: Diffusers) -> Path:
     except (OSError, ValueError) as error:
         raise Refused(
             f"pretrained: {options.pretrained} is no folder here and could not be fetched from the hub "
-            f"({_first_line(error)}); check the name, the network and, for a gated model, `hf auth login`"
+            f"({first_line(error)}); check the name, the network and, for a gated model, `hf auth login`"
         ) from error
     return Path(folder)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _check_weights(pipeline: Any, folder: Path, variant: str | None) -> None:
@@ -176,7 +173,7 @@ def merge_lora(pipeline: Any, options: Diffusers) -> tuple[str, ...]:
     try:
         pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise Refused(f"lora: {file} does not fit this model ({_first_line(error)}); take one of its family") from error
+        raise Refused(f"lora: {file} does not fit this model ({first_line(error)}); take one of its family") from error
     changed = tuple(sorted(name for name, adapters in pipeline.get_list_adapters().items() if adapters))
     if not changed:
         raise Refused(f"lora: {file} names no layer of this model; take one that was made for it")

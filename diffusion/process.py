@@ -7,16 +7,22 @@ so that one batch carries M settings at once, each with gradients of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from genbo.diffusion.room import Room
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genbo.diffusion.seed import Batch
     from genbo.schedules.clock import Clock
     from genbo.schedules.grid import Grid
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -256,6 +262,7 @@ class Process:
     meter: Meter = field(default_factory=Meter, compare=False)
     steer: Steer | None = None
     told: Mapping[str, Tensor] = field(default_factory=dict)
+    room: Room = field(default_factory=Room, compare=False)
 
     @property
     def steps(self) -> int:
@@ -265,6 +272,10 @@ class Process:
     def members(self) -> int:
         tables = (*self.options.values(), *self.told.values())
         return max(self.grid.members, *(int(v.shape[0]) for v in tables))
+
+    def over(self, batch: Batch, one: Callable[[Batch], T], *, members: int = 1) -> Iterator[T]:
+        """`one` of every part of the batch that fits into one call of the network, a sample's members with it."""
+        return self.room.over(len(batch), self.batch, members, lambda part: one(batch.part(part)))
 
     def with_option(self, name: str, value: Tensor) -> Process:
         """A new process whose guidance option `name` is `value`, (M, T)."""

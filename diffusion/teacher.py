@@ -77,11 +77,14 @@ class Teachers:
 
         missing = Batch(tuple(prompt for _, prompt, _ in names), tuple(seed for *_, seed in names))
         teacher = lesson.process(student) if names else student
-        for chunk in missing.chunks(student.batch):
+
+        def one(chunk: Batch) -> Tensor:
             with torch.no_grad():
-                drawn = sample(teacher, chunk).cpu()
-            for prompt, seed, x in zip(chunk.prompts, chunk.seeds, drawn, strict=True):
-                self.known[lesson, prompt, seed] = x.clone()
+                return sample(teacher, chunk).cpu()
+
+        drawn = (x for part in student.over(missing, one) for x in part)
+        for (_, prompt, seed), x in zip(names, drawn, strict=True):
+            self.known[lesson, prompt, seed] = x.clone()
 
     def _forget(self, needed: int, each: int) -> None:
         """Keep what was asked for just now, and of the rest what fits."""

@@ -157,12 +157,13 @@ class Tuned:
             tuple(prompts[p] for p, _ in names),
             tuple(Seed(seed).child("sample", p, k).value for p, k in names),
         )
-        images: list[Image.Image] = []
-        with torch.no_grad():
-            for chunk in batch.chunks(self.process.batch):
+
+        def one(chunk: Batch) -> list[Image.Image]:
+            with torch.no_grad():
                 pixels = self.process.model.decode(sample(self.process, chunk)).float().mul(255).round().byte()
-                images += [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        return images
+            return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+        return [image for part in self.process.over(batch, one) for image in part]
 
 
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tuned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
@@ -60,7 +61,7 @@ class ForwardMode:
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
 
         parts = [
-            [along(direction, chunk) for chunk in problem.chunks(batch, members=1)]
+            list(problem.process.over(batch, partial(along, direction)))
             for direction in torch.eye(len(u), dtype=u.dtype)
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)

@@ -55,13 +55,13 @@ class ReverseMode:
     ) -> tuple[Estimate, dict[str, Tensor]]:
         import torch
 
-        grads, scores = [], []
-        for chunk in problem.chunks(batch, members=1):
+        def one(chunk: Batch) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
                 live = problem.live_scores(problem.value(own), chunk, paired=True, checkpoint=self.checkpoint)
                 (grad,) = torch.autograd.grad((weights.to(live) @ live).sum(), own)
-            grads.append(grad)
-            scores.append(live.detach().cpu())
+            return grad, live.detach().cpu()
+
+        grads, scores = zip(*problem.process.over(batch, one), strict=True)
         grad = torch.cat(grads)  # (N, P)
         return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1)), {}
