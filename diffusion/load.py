@@ -7,7 +7,7 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -35,12 +35,14 @@ def load_pipeline(options: Diffusers) -> Model:
     dtype = DTYPES.get(options.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipeline = _from_folder(folder, dtype, options.variant)
     _check_weights(pipeline, folder, options.variant)
-    fused = merge_lora(pipeline, options) if options.lora is not None else ()
+    lora = None if options.lora is None else _lora_file(Path(options.lora).expanduser())
+    fused = merge_lora(pipeline, lora, options.lora_scale) if lora else ()
     _place(pipeline, options, device)
     family = importlib.import_module(f"genbo.diffusion.pipelines.{families()[type(pipeline).__name__]}")
-    model: Model = family.open_pipeline(pipeline, options)
-    _quicken(model, options, fused)
-    return model
+    model: Any = family.open_pipeline(pipeline, options)
+    model.lora_file, model.fused = lora, fused
+    _quicken(model.denoiser, options)
+    return cast("Model", model)
 
 
 def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
@@ -61,10 +63,8 @@ def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
     move[options.offload](device=device)
 
 
-def _quicken(model: Any, options: Diffusers, fused: tuple[str, ...]) -> None:
+def _quicken(network: Any, options: Diffusers) -> None:
     """Attention by the backend that is asked for, and blocks compiled: the repeated ones alone, which is quick."""
-    model.fused = fused
-    network = model.denoiser
     if options.attention != "auto":
         try:
             network.set_attention_backend(options.attention)
@@ -164,9 +164,8 @@ def tensor_names(file: Path) -> set[str]:
 # -- LoRA --------------------------------------------------------------------------------------------------------------
 
 
-def merge_lora(pipeline: Any, options: Diffusers) -> tuple[str, ...]:
+def merge_lora(pipeline: Any, file: Path, scale: float) -> tuple[str, ...]:
     """Add a LoRA to the weights at its scale; the names of the components that it changed."""
-    file = _lora_file(Path(str(options.lora)).expanduser())
     if not hasattr(pipeline, "load_lora_weights"):
         raise Refused(f"lora: diffusers loads none into a {type(pipeline).__name__}; leave it out")
     _check_finite(file)
@@ -177,7 +176,7 @@ def merge_lora(pipeline: Any, options: Diffusers) -> tuple[str, ...]:
     changed = tuple(sorted(name for name, adapters in pipeline.get_list_adapters().items() if adapters))
     if not changed:
         raise Refused(f"lora: {file} names no layer of this model; take one that was made for it")
-    pipeline.fuse_lora(components=list(changed), lora_scale=options.lora_scale)
+    pipeline.fuse_lora(components=list(changed), lora_scale=scale)
     pipeline.unload_lora_weights()
     return changed
 

@@ -121,6 +121,18 @@ class Diffusers:
             if asked:
                 yield key, "this model's network is not told its guidance; set or tune guidance instead"
 
+    def usual(self) -> tuple[Any, Any]:
+        """A sampler and a guidance rule to draw with where nobody says otherwise."""
+        from genbo.diffusion.guidance.plain import Plain
+        from genbo.diffusion.samplers.ddim import Ddim
+        from genbo.diffusion.samplers.euler import Euler
+
+        folder = self.folder
+        if folder is None:
+            return Ddim(), Plain()
+        unguided = _folder.is_unconditional(folder) or (_folder.takes_guidance(folder) and not self.negative_prompt)
+        return Euler() if _folder.is_flow(folder) else Ddim(), Plain(1.0) if unguided else Plain()
+
     def compiled_for(self, calls: int) -> Diffusers:
         """With `compile: auto` decided for a job of so many network calls."""
         if self.compile != "auto":

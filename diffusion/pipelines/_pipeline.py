@@ -47,7 +47,8 @@ class PipelineModel:
         self.shape = (self.channels, *self._latent_size())
         self._rows: dict[str, dict[str, Tensor]] = {}
         self.network: Network | None = None  # the denoiser, where it has weights of its own
-        self.fused: tuple[str, ...] = ()  # the components that a LoRA was merged into
+        self.lora_file: Path | None = None
+        self.fused: tuple[str, ...] = ()  # the components that it was merged into
 
     # -- a family's own ------------------------------------------------------------------------------------------------
 

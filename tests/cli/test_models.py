@@ -85,3 +85,14 @@ def draws_the_same(run: Path, family: str, report: dict[str, Any]) -> None:
         scope = {"pipeline": pipeline, "prompt": "a dog"}
         exec(said.split("\n")[-1], scope)  # noqa: S102  the line that the report offers for pasting
         assert scope["image"].size == (16, 16)
+
+
+def test_a_transformers_memory_grows_with_its_tokens(family_folder):
+    """And by the size that the job asks for, which the config of FLUX does not say."""
+    from genbo.cli.memory import activations
+
+    folder = family_folder("flux")
+    small, wide = (activations(folder, 4, 2, False, (side, 16)) for side in (16, 64))
+    assert wide == 4 * small
+    assert activations(folder, 4, 2, False) == 16**2 * activations(folder, 4, 2, False, (16, 16))
+    assert activations(folder, 4, 2, True, (16, 16)) >= activations(folder, 4, 2, False, (16, 16))

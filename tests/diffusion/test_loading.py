@@ -346,3 +346,10 @@ def test_offloading_leaves_no_way_back(family_folder):
     assert not options.differentiable and replace(options, offload="none").differentiable
     with pytest.raises(Refused, match="offload"):
         replace(options, device="cpu").open()
+
+
+@pytest.mark.parametrize("family", ["stable_diffusion_3", "flux", "ddpm", "ddim_classes", "dit", "stable_diffusion_xl"])
+def test_a_plain_model_is_drawn_as_its_kind_wants_to_be(family_folder, family):
+    """`genbo sample` of a folder, without a job."""
+    options = Diffusers(pretrained=str(family_folder(family)))
+    assert list(options.misfits(*options.usual(), frozenset())) == []
