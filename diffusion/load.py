@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from genbo.diffusion.models._folder import components, families, folder_mistakes, lora_mistakes, read_index
+from genbo.diffusion.models._folder import components, lora_mistakes, read_index
 from genbo.diffusion.pipelines._pipeline import networks
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_pipeline(options: Diffusers) -> Model:
     """The model that the options name, on its device, in eval mode, without gradients of its weights."""
     folder = options.folder or _fetch(options)
-    mistakes = folder_mistakes(folder, options.variant)
+    mistakes = options.folder_mistakes(folder)
     if mistakes:
         raise Refused("; ".join(mistakes))
     device = options.torch_device()
@@ -38,7 +38,7 @@ def load_pipeline(options: Diffusers) -> Model:
     lora = None if options.lora is None else _lora_file(Path(options.lora).expanduser())
     fused = merge_lora(pipeline, lora, options.lora_scale) if lora else ()
     _place(pipeline, options, device)
-    family = importlib.import_module(f"genbo.diffusion.pipelines.{families()[type(pipeline).__name__]}")
+    family = importlib.import_module(f"genbo.diffusion.pipelines.{options.family(type(pipeline).__name__)}")
     model: Any = family.open_pipeline(pipeline, options)
     model.lora_file, model.fused = lora, fused
     _quicken(model.denoiser, options)

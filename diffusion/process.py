@@ -97,6 +97,14 @@ class Told(Model, Protocol):
 
 
 @runtime_checkable
+class Whole(Model, Protocol):
+    """A model that draws by itself, with no step that genbo could take, and no gradient."""
+
+    def draw(self, process: Process, batch: Batch) -> Tensor:
+        """Samples (M * N, *shape), member by member."""
+
+
+@runtime_checkable
 class Timed(Model, Protocol):
     """A model whose sampler may stop at any times of its clock."""
 

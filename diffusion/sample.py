@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step
+from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step, Whole
 from genbo.diffusion.seed import Batch, Noise
 
 ROUNDING = 1e-9
@@ -47,6 +47,12 @@ def sample(
     All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
     With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
     """
+    if isinstance(process.model, Whole):
+        if start is not None or paired or process.steer is not None:
+            raise ValueError(
+                "a black box draws by itself: it has no noise to be given, no gradient and no way to steer"
+            )
+        return process.model.draw(process, batch)
     rows = Rows(process, batch, paired=paired)
     run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = rows.step
     if checkpoint:

@@ -76,7 +76,7 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        document |= {name: getattr(model.options, name) for name in KEPT_OPTIONS}
+        document |= {"model": _kind(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
         if names := class_names(model.folder):
             document["classes"] = names
     elif weights := getattr(model, "weights", {}):
@@ -171,6 +171,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
 
     Raises `Refused` where the folder is not one, or was written by a newer genbo.
     """
+    from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import process_of
 
@@ -179,7 +180,8 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
         folder = folder / "tuned"
     document = _read(folder)
     kept = {name: document[name] for name in KEPT_OPTIONS if document.get(name) is not None}
-    model = Diffusers(
+    options = Blackbox if document.get("model") == "blackbox" else Diffusers
+    model = options(
         pretrained=str(folder.resolve()),
         device=device,
         dtype=dtype,  # type: ignore[arg-type]

@@ -284,6 +284,23 @@ def ddim_classes() -> Any:
     return DDIMPipeline(unet=pixels(CLASSES + 1), scheduler=scheduler)
 
 
+def pixart_alpha() -> Any:
+    """Of a class that genbo has no file for, and whose call takes no callback at the end of a step."""
+    from diffusers import PixArtAlphaPipeline
+
+    known = pixart_sigma()
+    return PixArtAlphaPipeline(**known.components)
+
+
+def sd_pag() -> Any:
+    """Of a class that genbo has no file for, and whose call does."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    known = stable_diffusion()
+    parts = {name: part for name, part in known.components.items() if name != "image_encoder"}
+    return StableDiffusionPAGPipeline(**parts, requires_safety_checker=False)
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_xl": stable_diffusion_xl,
@@ -294,6 +311,8 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "ddim_classes": ddim_classes,
+    "pixart_alpha": pixart_alpha,
+    "sd_pag": sd_pag,
 }
 
 

@@ -46,8 +46,8 @@ def components(index: Mapping[str, Any]) -> dict[str, list[Any]]:
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
-def folder_mistakes(folder: Path, variant: str | None = None) -> list[str]:
-    """What is wrong with a pipeline's folder."""
+def folder_mistakes(folder: Path, variant: str | None = None, *, any_class: bool = False) -> list[str]:
+    """What is wrong with a pipeline's folder; with `any_class` it may be a pipeline that genbo has no file for."""
     if not (folder / "model_index.json").is_file():
         hint = (
             " (it looks like a single component: give the folder above it)" if (folder / "config.json").exists() else ""
@@ -58,9 +58,10 @@ def folder_mistakes(folder: Path, variant: str | None = None) -> list[str]:
     except ValueError as error:
         return [f"pretrained: {folder / 'model_index.json'} cannot be read as JSON: {error}"]
     kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in families():
+    if not isinstance(kind, str) or not (kind in families() or (any_class and re.fullmatch(r"\w+Pipeline", kind))):
         known = ", ".join(sorted(families()))
-        return [f"pretrained: {folder.name} is a {kind!r}; genbo knows {known}"]
+        way_out = "" if any_class else "; any other that diffusers ships can be a black box: write model.kind: blackbox"
+        return [f"pretrained: {folder.name} is a {kind!r}; genbo knows {known}{way_out}"]
     return [
         said for name, entry in components(index).items() for said in _component_mistakes(folder, name, entry, variant)
     ]

@@ -79,11 +79,19 @@ class Diffusers:
 
     def mistakes(self) -> list[str]:
         """What stops this model from being loaded, a sentence each; looks at the folder, loads nothing."""
-        found = self._no_folder() if self.folder is None else _folder.folder_mistakes(self.folder, self.variant)
+        found = self._no_folder() if self.folder is None else self.folder_mistakes(self.folder)
         found += _folder.lora_mistakes(self.lora) if self.lora is not None else []
         if self.device == "cpu" and self.offload != "none":
             found.append("offload: there is nothing to move away from where the device is the CPU; delete it")
         return found
+
+    def folder_mistakes(self, folder: Path) -> list[str]:
+        """Those of a folder, which for a hub id is known only once it is here."""
+        return _folder.folder_mistakes(folder, self.variant)
+
+    def family(self, pipeline: str) -> str:
+        """The file in `diffusion/pipelines/` that opens a pipeline of this class."""
+        return _folder.families()[pipeline]
 
     def _no_folder(self) -> list[str]:
         names = ", ".join(bundled.model_names())

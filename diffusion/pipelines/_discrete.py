@@ -121,17 +121,22 @@ class Discrete(PipelineModel):
 
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """diffusers' scheduler for a sampler's kind, with the pipeline's own settings, or others."""
-        import diffusers
-
         own = {**self.pipeline.scheduler.config, **settings}
         if own.get("thresholding"):
             raise Refused("pretrained: this model's scheduler sets thresholding, which genbo's samplers do not apply")
-        kind = type(sampler).__name__.lower()
-        extra: dict[str, dict[str, Any]] = {
-            "dpmpp": {"algorithm_type": "dpmsolver++", "solver_order": 2},
-            "ddpm": {"variance_type": f"fixed_{getattr(sampler, 'variance', '')}"},
-        }
-        return getattr(diffusers, SCHEDULERS[kind]).from_config({**own, **extra.get(kind, {})})
+        return of_betas(own, sampler)
+
+
+def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
+    """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
+    import diffusers
+
+    kind = type(sampler).__name__.lower()
+    extra: dict[str, dict[str, Any]] = {
+        "dpmpp": {"algorithm_type": "dpmsolver++", "solver_order": 2},
+        "ddpm": {"variance_type": f"fixed_{getattr(sampler, 'variance', '')}"},
+    }
+    return getattr(diffusers, SCHEDULERS[kind]).from_config({**config, **extra.get(kind, {})})
 
 
 def _unit_variance(scheduler: Any) -> bool:
