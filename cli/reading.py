@@ -52,7 +52,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip", "like", "file")  # options that may name a file or a folder, or something bundled
+PATHS = ("pretrained", "clip", "lora", "like", "file")  # options that may name a file or a folder, or a bundled name
 OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -587,7 +587,7 @@ class Reading:
     # -- across keys --------------------------------------------------------------------------------------
 
     def _known_prompts(self, model: ModelJob, root: Node, parts: Mapping[str, Any]) -> None:
-        """An exact world knows a few prompts only."""
+        """An exact world knows a few prompts only, and a model of classes their names and numbers."""
         known = getattr(model.options, "known_prompts", None)
         if known is None:
             return
@@ -596,10 +596,12 @@ class Reading:
             texts = prompts.texts if prompts else ()
             for i, text in enumerate(texts):
                 if text not in known:
-                    said = f"the world {model.kind} does not know the prompt {text!r}"
+                    what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
+                    said = f"{what} does not know the prompt {text!r}"
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
 
     def _combination(self, job: Job, root: Node) -> None:
+        self._suits(job, root)
         self._times(job, root)
         self._taught(job, root)
         self._learned(job, root)
@@ -614,6 +616,14 @@ class Reading:
                 why_not = getattr(options, "why_not", None)
                 if why_not and (reason := why_not(job.facts())):
                     self.note(root.find([part]), reason, where=part)
+
+    def _suits(self, job: Job, root: Node) -> None:
+        """Whether this model can be sampled, guided and tuned so."""
+        misfits = getattr(job.model.options, "misfits", None)
+        if misfits is None:
+            return
+        for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+            self.note(root.find(["tune"] if key == "tune" else ["model", key]), said)
 
     def _times(self, job: Job, root: Node) -> None:
         """Whether the times of a tunable are such as this model's sampler can stop at."""
