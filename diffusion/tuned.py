@@ -81,14 +81,16 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         if names := class_names(model.folder):
             document["classes"] = names
     elif hasattr(model, "module"):
-        document["network"] = save_network(model, folder)
+        save_network(model, folder)
+        if model.classes:
+            document["classes"] = list(model.classes)
     elif weights := getattr(model, "weights", {}):
         document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def save_network(network: Network, folder: Path) -> dict[str, Any]:
-    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo; what else to know.
+def save_network(network: Network, folder: Path) -> None:
+    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
     Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
     up by the index of a step.
@@ -109,7 +111,6 @@ def save_network(network: Network, folder: Path) -> dict[str, Any]:
     own |= {"prediction_type": network.prediction}
     scheduler = DDIMScheduler(**own, clip_sample=False, set_alpha_to_one=True)
     DDIMPipeline(module, scheduler).save_pretrained(folder, safe_serialization=True)
-    return {"classes": list(network.classes), "prediction": network.prediction}
 
 
 def _copy(source: Path, target: Path, variant: str | None) -> None:
@@ -189,7 +190,9 @@ class Tuned:
         def one(chunk: Batch) -> list[Image.Image]:
             with torch.no_grad():
                 pixels = self.process.model.decode(sample(self.process, chunk)).float().mul(255).round().byte()
-            return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+            grey = pixels.shape[1] == 1
+            rows = pixels[:, 0] if grey else pixels.permute(0, 2, 3, 1)
+            return [Image.fromarray(p) for p in rows.contiguous().cpu().numpy()]
 
         return [image for part in self.process.over(batch, one) for image in part]
 

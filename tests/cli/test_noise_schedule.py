@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 
 import genbo
 from genbo.cli.errors import Diverged
+from genbo.cli.heldout import shown_samples
 from genbo.cli.job import JobMistakes, read_job
 from genbo.cli.plan import plan
+from genbo.diffusion.sample import sample
+from genbo.diffusion.seed import Seed, batch_of
 
 BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 12, "batch": 16}
 COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 3, "z_steps": 4, "z_refresh": 3, "z_batches": 2}
@@ -59,6 +62,21 @@ CASES = {
     "told the index": ({**COUPLED, "conditioning": "index", "train_steps": 20}, {}),
     "with classes and guidance": (BROAD, {"model": {"classes": True, "guidance": 2.0}}),
 }
+
+
+def test_genbo_draws_from_the_tuned_folder_what_the_run_drew(job):
+    """The same images by class, guidance and seed, though the network is told indices now."""
+    result = genbo.tune(job(*CASES["with classes and guidance"][:1], **CASES["with classes and guidance"][1]))
+    again = genbo.load(result.folder)
+    images = again(["7", "3"], samples=2, seed=0)
+    assert [image.size for image in images] == [(8, 8)] * 4 and images[0].mode == "L"
+    assert images[0].tobytes() != images[2].tobytes()
+    shown = load_file(result.folder / "evaluation" / "tuned.safetensors")["shown"]
+    batch = batch_of(read_job(result.document["job"]).held_out, 24, Seed(0).child("evaluate"))
+    with torch.no_grad():
+        drawn = again.process.model.decode(sample(again.process, batch))
+    mine = (drawn[sorted(shown_samples(batch.prompts))] * 255).round()
+    assert (mine - shown.float()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
