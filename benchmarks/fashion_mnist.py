@@ -45,7 +45,7 @@ BAD = ["tune.noise_schedule.normalised=false", "tune.noise_schedule.start={end: 
 def learned(name: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
     """The schedule that a job finds, as options of the tunable, and what its report says."""
     began = time.perf_counter()
-    result = genbo.tune(JOB, [*overrides, f"output={runs / name}"], overwrite=True)
+    result = genbo.tune(JOB, [*overrides, f"output={runs / name}"], overwrite=True).result()
     said = result.document["phi"]["noise_schedule"]
     wanted = result.document["job"]["tune"]["noise_schedule"]
     start = {**wanted["start"], **dict(zip(said["labels"], said["tuned"], strict=True))}

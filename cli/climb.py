@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 
-def whole(work: Work) -> Document:
-    """All stages in order; each finds what an earlier process has left of it."""
+def whole(work: Work) -> Generator[Document, None, Document]:
+    """All stages in order; each finds what an earlier process has left of it. Gives a step when it is safe."""
     from genbo.cli import result, training
     from genbo.cli.speed import record_speed
 
     first, anew = training.kept_networks(work), training.kept_networks(work)
     if work.job.trains:
         training.before(work, first)
-    last = climb(work)
+    last = yield from climb(work)
     problem, records = work.assembled.problem, work.run.journal.records
     if gave_up(last):
         reason = why_given_up(records)
@@ -53,7 +53,7 @@ def whole(work: Work) -> Document:
     return document
 
 
-def climb(work: Work) -> Checkpoint:
+def climb(work: Work) -> Generator[Document, None, Checkpoint]:
     """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
     from genbo.bilevel.tune import tune as steps_of
 
@@ -70,6 +70,7 @@ def climb(work: Work) -> Checkpoint:
             break
         fault("step.computed")
         last = keep(work, step, time.monotonic() - began)
+        yield run.journal.records[-1]
         work.stop_if_asked()
     return last
 

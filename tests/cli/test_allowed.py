@@ -44,7 +44,7 @@ def test_a_job_alone_runs_no_code(with_code: Path) -> None:
     line = "job.yaml:10:28: reward.0.file: my_reward.py is code, and a job alone may run none"
     assert str(found.value) == f"{line}; read it, then add --allow-code my_reward.py"
     with pytest.raises(JobMistakes):
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     with pytest.raises(JobMistakes):
         check.run(Path("job.yaml"), measure=True)
     assert not (with_code / "was-run").exists() and not (with_code / "run").exists()
@@ -101,15 +101,15 @@ def test_what_was_run_is_in_the_report(with_code: Path, capsys: pytest.CaptureFi
 
 
 def test_a_run_is_not_gone_on_with_by_other_code(with_code: Path) -> None:
-    tune.tune("job.yaml", ["budget.steps=1"], allow_code=["my_reward.py"])
+    tune.tune("job.yaml", ["budget.steps=1"], allow_code=["my_reward.py"]).result()
     (with_code / "run" / "report.json").unlink()
     (with_code / "my_reward.py").write_text(REWARD + "\n")
     with pytest.raises(UserMistake, match="was begun with other inputs"):
-        tune.tune("job.yaml", ["budget.steps=1"], resume=True, allow_code=["my_reward.py"])
+        tune.tune("job.yaml", ["budget.steps=1"], resume=True, allow_code=["my_reward.py"]).result()
 
 
 def test_from_python(with_code: Path) -> None:
-    result = genbo.tune("job.yaml", allow_code=[with_code / "my_reward.py"])
+    result = genbo.tune("job.yaml", allow_code=[with_code / "my_reward.py"]).result()
     assert result.document["rewards"]["external"]["difference"] is not None
 
 

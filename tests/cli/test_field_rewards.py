@@ -39,7 +39,7 @@ def test_forward_and_reverse_agree_through_all_of_them(
         "evaluate": {"samples": 4},
     }
     found = [
-        tune({**job, "estimator": name, "output": name}, allow_code=["my.py"]).document
+        tune({**job, "estimator": name, "output": name}, allow_code=["my.py"]).result().document
         for name in ("reverse_mode", "forward_mode")
     ]
     (reverse,), (forward,) = (document["steps"][0]["grad"] for document in found)

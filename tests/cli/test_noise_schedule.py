@@ -66,7 +66,7 @@ CASES = {
 
 def test_genbo_draws_from_the_tuned_folder_what_the_run_drew(job):
     """The same images by class, guidance and seed, though the network is told indices now."""
-    result = genbo.tune(job(*CASES["with classes and guidance"][:1], **CASES["with classes and guidance"][1]))
+    result = genbo.tune(job(*CASES["with classes and guidance"][:1], **CASES["with classes and guidance"][1])).result()
     again = genbo.load(result.folder)
     images = again(["7", "3"], samples=2, seed=0)
     assert [image.size for image in images] == [(8, 8)] * 4 and images[0].mode == "L"
@@ -84,7 +84,7 @@ def test_a_job_costs_what_its_plan_says(job, case):
     lower, changed = CASES[case]
     document = job(lower, **changed)
     planned = plan(read_job(document))
-    result = genbo.tune(document)
+    result = genbo.tune(document).result()
     spent = result.document["cost"]
     for key in ("denoiser_calls", "image_forwards", "reward_images"):
         assert spent[key] == getattr(planned, key), key
@@ -96,7 +96,7 @@ def test_a_job_costs_what_its_plan_says(job, case):
 
 
 def test_both_parts_stand_in_every_step_and_add_up(job):
-    document = genbo.tune(job(COUPLED)).document
+    document = genbo.tune(job(COUPLED)).result().document
     assert document["estimator"]["kind"] == "penalty"
     for step in document["steps"]:
         for total, direct, indirect in zip(step["grad"], step["direct"], step["indirect"], strict=True):
@@ -123,7 +123,7 @@ def test_the_report_warns_where_the_parts_disagree():
 def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
     from diffusers import DDIMPipeline
 
-    result = genbo.tune(job())
+    result = genbo.tune(job()).result()
     folder = result.folder / "tuned"
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert len(config["trained_betas"]) == config["num_train_timesteps"] == 1000
@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
     from genbo.cli.errors import Preempted
 
     monkeypatch.setattr(training, "OFTEN", 7)
-    one = genbo.tune(job(COUPLED))
+    one = genbo.tune(job(COUPLED)).result()
     kept = {name: load_file(one.folder / name) for name in ("network/start.safetensors",)}
     begun = False
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
@@ -153,10 +153,10 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
         monkeypatch.setattr("genbo.cli.run._passed", {})
         with pytest.raises(Preempted):
-            genbo.tune(job(COUPLED), overwrite=not begun, resume=begun)
+            genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True
     monkeypatch.delenv("GENBO_FAULT")
-    two = genbo.tune(job(COUPLED), resume=True)
+    two = genbo.tune(job(COUPLED), resume=True).result()
     for key in ("phi", "held_out"):
         assert one.document[key] == two.document[key]
     assert {**one.document["cost"], "elapsed_s": 0} == {**two.document["cost"], "elapsed_s": 0}
@@ -180,7 +180,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
     monkeypatch.setattr(learner.Learner, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
     with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
-        genbo.tune(document)
+        genbo.tune(document).result()
     folder = Path(document["output"])
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "diverged" and status["last_step"] == 2
@@ -218,4 +218,4 @@ def test_levels_that_an_image_has_no_room_for(job):
     from genbo.cli.errors import ArtifactRefused
 
     with pytest.raises(ArtifactRefused, match="5 levels halve an image 4 times, which 8 x 8 pixels do not allow"):
-        genbo.tune(job(model={"channels": [8] * 5}))
+        genbo.tune(job(model={"channels": [8] * 5})).result()
