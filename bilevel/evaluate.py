@@ -17,13 +17,13 @@ from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
 
 
-def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores (K, n) and images (n, C, H, W) at phi (P,), a chunk of the batch at a time."""
+def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What each scorer sees, and images (n, C, H, W), at phi (P,), a chunk of the batch at a time."""
     for chunk in problem.chunks(batch, members=1):
         with torch.no_grad():
             drawn = problem.drawn(phi, chunk)
-            scores = problem.score(drawn)
-        yield scores.cpu(), drawn.images.float().cpu()
+            seen = problem.seen(drawn)
+        yield [x.cpu() for x in seen], drawn.images.float().cpu()
 
 
 @dataclass(frozen=True)

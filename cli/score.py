@@ -236,7 +236,7 @@ def of_set(
     import torch
 
     opened = each.kind.options.open(place)
-    reward = opened.against(data_in(data)) if data is not None and each.needs_data else opened.against()
+    reward = opened.against(data_in(data)) if data is not None and hasattr(opened, "against") else opened
     parts: dict[int, Tensor] = {}
     for numbers, images in batches(pictures, batch):
         parts.update(zip(numbers, reward.features(images.to(place)), strict=True))

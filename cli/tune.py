@@ -147,7 +147,7 @@ def carry_out(job: Job, planned: Plan, *, resume: bool, overwrite: bool, quiet: 
                 if planned.expected_s is None and planned.memory is not None:
                     expected = duration(guessed_s(assembled, planned.image_forwards))
                     screen.note(f"time: about {expected}, by one call of the network")
-                whole = regularize.whole if job.lower else climb.whole
+                whole = regularize.whole if job.tilts else climb.whole
                 return whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes))
 
 
@@ -191,6 +191,8 @@ def named() -> Iterator[None]:
         yield
     except (Refused, RewardRefused) as problem:
         raise ArtifactRefused(str(problem)) from problem
+    except FloatingPointError as problem:  # a lower level left the finite numbers
+        raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise

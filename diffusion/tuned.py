@@ -21,6 +21,7 @@ from genbo.diffusion.refused import Refused
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
     from genbo.schedules.clock import Clock
 
@@ -68,9 +69,36 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         document["negative_prompt"] = model.negative_prompt
+    elif hasattr(model, "module"):
+        document["network"] = save_network(model, folder)
     elif weights := getattr(model, "weights", {}):
         document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def save_network(network: Network, folder: Path) -> dict[str, Any]:
+    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo; what else to know.
+
+    Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
+    up by the index of a step.
+    """
+    import torch
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    from genbo.diffusion.indexed import indexed
+
+    module: Any = network.module
+    steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
+    if network.conditioning == "log_snr":
+        module = indexed(module, schedule, train_steps=steps, within=network.within)
+    betas = schedule.trained_betas(steps)
+    if len(betas) != steps:
+        raise Refused(f"the schedule has {len(betas)} betas for {steps} training steps")  # diffusers does not look
+    own = {"trained_betas": betas, "num_train_timesteps": steps, "timestep_spacing": "trailing"}
+    own |= {"prediction_type": network.prediction}
+    scheduler = DDIMScheduler(**own, clip_sample=False, set_alpha_to_one=True)
+    DDIMPipeline(module, scheduler).save_pretrained(folder, safe_serialization=True)
+    return {"classes": list(network.classes), "prediction": network.prediction}
 
 
 def _copy(source: Path, target: Path, variant: str | None) -> None:

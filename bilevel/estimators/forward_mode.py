@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
@@ -50,17 +51,22 @@ class ForwardMode:
         import torch
         from torch.autograd import forward_ad
 
-        def along(direction: Tensor, chunk: Batch) -> tuple[Tensor, Tensor]:
+        whole = problem.whole(problem.value(u)[None], batch)
+
+        def along(direction: Tensor, chunk: Batch, at: int) -> tuple[Tensor, Tensor]:
+            here = whole.part(at, len(chunk)) if whole else None
             plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with torch.no_grad(), plain_attention, forward_ad.dual_level():
                 phi = problem.value(forward_ad.make_dual(u, direction))
-                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk))
+                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk, whole=here))
             if live.tangent is None:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
 
+        chunks = list(problem.chunks(batch, members=1))
+        ends = [0, *accumulate(map(len, chunks))]
         parts = [
-            [along(direction, chunk) for chunk in problem.chunks(batch, members=1)]
+            [along(direction, chunk, at) for chunk, at in zip(chunks, ends, strict=False)]
             for direction in torch.eye(len(u), dtype=u.dtype)
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)

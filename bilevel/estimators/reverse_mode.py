@@ -55,11 +55,14 @@ class ReverseMode:
     ) -> tuple[Estimate, dict[str, Tensor]]:
         import torch
 
-        grads, scores = [], []
+        grads, scores, at = [], [], 0
+        whole = problem.whole(problem.value(u)[None], batch)
         for chunk in problem.chunks(batch, members=1):
+            here, at = whole.part(at, len(chunk)) if whole else None, at + len(chunk)
             with torch.enable_grad():
                 own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
-                live = problem.live_scores(problem.value(own), chunk, paired=True, checkpoint=self.checkpoint)
+                phi = problem.value(own)
+                live = problem.live_scores(phi, chunk, paired=True, checkpoint=self.checkpoint, whole=here)
                 (grad,) = torch.autograd.grad((weights.to(live) @ live).sum(), own)
             grads.append(grad)
             scores.append(live.detach().cpu())

@@ -20,10 +20,10 @@ from genbo.cli.captions import captions
 from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
 from genbo.cli.job import JobMistakes, Kind
 from genbo.cli.main import main
-from genbo.rewards._diversity import Diversity
-from genbo.rewards._kid import Kid
-from genbo.rewards._precision_recall import PrecisionRecall
 from genbo.rewards.clip import Clip
+from genbo.rewards.diversity import Diversity
+from genbo.rewards.kid import Kid
+from genbo.rewards.precision_recall import PrecisionRecall
 
 CLIP = "{kind: clip, pretrained: emoji-clip}"
 NAMES = ("=d.png", "a.png", "b.png", "below/c.png")
@@ -153,7 +153,7 @@ def test_a_set_is_scored_as_a_whole(options: Any, tmp_path: Path, monkeypatch: p
     one, pictures = asked(options), score.readable(tmp_path / "a")
     rows = score.of_set(one, pictures, [""] * 7, tmp_path / "b" if one.needs_data else None, 3, torch.device("cpu"))
     opened = options.open()
-    reward = opened.against(pixels["b"]) if one.needs_data else opened.against()
+    reward = opened.against(pixels["b"]) if one.needs_data else opened
     torch.testing.assert_close(rows, reward(pixels["a"].float() / 255), atol=1e-6, rtol=1e-5)
     found = score.summary(one, rows)
     assert found["of"] == "set" and found["mean"] == pytest.approx(rows.mean().item())

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from genbo.schedules.schedule import Family, Schedule, Told
 
 Numbers = float | list[float]
+POINTS = 101  # of a curve that is drawn
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ class NoiseSchedule:
             if found := list(look()):
                 return found
         return []
+
+    def why_not(self, prediction: str) -> str | None:
+        """None, or why a network that predicts this cannot serve this schedule."""
+        from genbo.schedules.schedule import zero_terminal_mistake
+
+        return zero_terminal_mistake(self.zero_terminal, prediction)
 
     def _strangers(self) -> Iterator[str]:
         known = self._plain().links
@@ -171,6 +178,20 @@ class NoiseSchedule:
 
     def spoken(self, phi: Tensor) -> list[float]:
         return [float(p) for p in phi]
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each number of phi."""
+        links = self.links
+        sizes = [(name, links[name].size) for name in self.tuned]
+        return [name if size == 1 else f"{name}_{k + 1}" for name, size in sizes for k in range(size)]
+
+    def curve(self, phi: Tensor) -> list[list[float]]:
+        """Time and log-SNR along the schedule at phi (P,)."""
+        import torch
+
+        t = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+        return [t.tolist(), self.schedule(phi).log_snr(t)[0].tolist()]
 
     def named(self, phi: Tensor) -> Mapping[str, Numbers]:
         """phi (P,) by the names of the parameters: what `start` takes."""
