@@ -6,7 +6,7 @@ The schedules are learned by `genbo tune examples/noise-schedule-fashion-mnist.y
 once from a bad one, whose end leaves a third of the signal. Then, for each of three seeds and each schedule, a new
 network is trained under that schedule alone, and 10,000 of its samples are held against the test images: Fréchet
 distance of the bundled features. All but the schedule is the same, initial weights and minibatches included, so
-differences are those of a seed. Intervals are Student's over the seeds; `se` is a single distance's own, by its samples.
+differences are those of a seed. Intervals are Student's over the seeds; `se` is one distance's own, by its samples.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Trainer:
 
     def learner(self, seed: int, normalised: bool) -> Learner:
         network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
-        options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on")
+        options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture=True)
         fresh = options.open(network.module, self.train.signed())
         if normalised not in self.learners:
             self.learners[normalised] = fresh

@@ -19,11 +19,13 @@ from genbo.diffusion.seed import Batch
 
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
     """What each scorer sees, and images (n, C, H, W), at phi (P,), a chunk of the batch at a time."""
-    for chunk in problem.chunks(batch, members=1):
+
+    def one(chunk: Batch) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad():
             drawn = problem.drawn(phi, chunk)
-            seen = problem.seen(drawn)
-        yield [x.cpu() for x in seen], drawn.images.float().cpu()
+            return [x.cpu() for x in problem.seen(drawn)], drawn.images.float().cpu()
+
+    return problem.process.over(batch, one)
 
 
 @dataclass(frozen=True)

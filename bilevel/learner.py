@@ -64,7 +64,7 @@ class Learner:
         if options.compiles(device.type):
             self.forward = torch.compile(self.loss.__call__, dynamic=False)
             self.body = torch.compile(call, dynamic=False)
-        self.captures = device.type == "cuda" and options.capture == "auto"
+        self.captures = device.type == "cuda" and options.capture
         self.stepped: Captured | None = None  # the training step, and
         self.replayed = Captured(self._called) if self.captures else None  # the average's call, as one launch
         self.params = list(self.module.parameters())

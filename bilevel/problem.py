@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from genbo.diffusion.teacher import Lesson, Teachers
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from genbo.bilevel.penalty import TwoLevel
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
+
+T = TypeVar("T")
 
 
 class Tunable(Protocol):
@@ -105,9 +107,8 @@ class Whole:
     rows: Mapping[int, Tensor]
     pulls: Mapping[int, Tensor]
 
-    def part(self, at: int, size: int) -> Whole:
-        """At samples `at`, `at` + 1, ..."""
-        here = slice(at, at + size)
+    def part(self, here: slice) -> Whole:
+        """At these samples."""
         return Whole({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
 
 
@@ -325,13 +326,15 @@ class Problem:
         """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
         import torch
 
-        parts = []
-        self.prepare(batch)
-        with torch.no_grad():
-            for chunk in self.chunks(batch, len(phi)):
+        def one(chunk: Batch) -> list[Tensor]:
+            with torch.no_grad():
                 seen = self.seen(self.drawn(phi, chunk))
-                parts.append([x.unflatten(0, (len(phi), len(chunk))) for x in seen])
-            joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+            return [x.unflatten(0, (len(phi), len(chunk))) for x in seen]
+
+        self.prepare(batch)
+        parts = self.process.over(batch, one, members=len(phi))
+        joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+        with torch.no_grad():
             return torch.stack([self.judged([x[m] for x in joined]) for m in range(len(phi))], dim=1).cpu()
 
     def seen(self, drawn: Drawn) -> list[Tensor]:
@@ -348,21 +351,32 @@ class Problem:
         pairs = zip(self.scorers, seen, strict=True)
         return torch.stack([(r.rows(x) if isinstance(r, OfSets) else x).double() for r, x in pairs])
 
-    def whole(self, phi: Tensor, batch: Batch) -> Whole | None:
-        """What `live_scores` must know of a batch that goes through it in parts, at phi (1, P); else None."""
+    def in_parts(self, phi: Tensor, batch: Batch, one: Callable[[Batch, Whole | None], T]) -> Iterator[T]:
+        """`one` of every part of a batch, with what rewards of sets say of the whole of it at phi (P,), if need be."""
+        known: list[Whole] = []
+
+        def of(here: slice) -> T:
+            part = batch.part(here)
+            if len(part) == len(batch) or not any(isinstance(reward, OfSets) for reward in self.scorers):
+                return one(part, None)
+            if not known:
+                known.append(self._whole(phi, batch))
+            return one(part, known[0].part(here))
+
+        return self.process.room.over(len(batch), self.process.batch, 1, of)
+
+    def _whole(self, phi: Tensor, batch: Batch) -> Whole:
+        """All samples drawn once more, for what is said of the set alone."""
         import torch
 
-        sets = {k: reward for k, reward in enumerate(self.scorers) if isinstance(reward, OfSets)}
-        chunks = list(self.chunks(batch, members=1))
-        if not sets or len(chunks) == 1:
-            return None
-        with torch.no_grad():
-            seen = [self.seen(self.drawn(phi, chunk)) for chunk in chunks]
-        features = {k: torch.cat([part[k] for part in seen]) for k in sets}
-        return Whole(
-            {k: reward.rows(features[k]) for k, reward in sets.items()},
-            {k: reward.pull(features[k]) for k, reward in sets.items()},
-        )
+        def one(chunk: Batch) -> list[Tensor]:
+            with torch.no_grad():
+                return self.seen(self.drawn(phi[None], chunk))
+
+        columns = zip(*self.process.over(batch, one), strict=True)
+        pairs = [(k, r, torch.cat(x)) for (k, r), x in zip(enumerate(self.scorers), columns, strict=True)]
+        sets = [(k, r, x) for k, r, x in pairs if isinstance(r, OfSets)]
+        return Whole({k: r.rows(x) for k, r, x in sets}, {k: r.pull(x) for k, r, x in sets})
 
     def live_scores(
         self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False, whole: Whole | None = None

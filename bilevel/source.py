@@ -31,6 +31,14 @@ class Chunk:
     batch: Batch
     rows: tuple[tuple[int, int], ...]
 
+    def over(self, process: Process, one: Callable[[Chunk], Tensors]) -> Tensors:
+        """`one` of all of it, or of parts where it does not fit into memory, joined row by row."""
+
+        def part(at: slice) -> Tensors:
+            return one(Chunk(self.batch.part(at), self.rows[at]))
+
+        return together(list(process.room.over(len(self.rows), process.batch, 1, part)))
+
 
 class Keep(Protocol):
     """Draws every chunk and joins what comes of them, row by row."""
@@ -73,12 +81,15 @@ class Sampled:
     def draw(self, round: int, samples: int, shifts: Shifts | None) -> Bank:
         """`samples` samples of each prompt, scored."""
 
-        def one(chunk: Chunk) -> Tensors:
+        def part(chunk: Chunk) -> Tensors:
             z, log_ratio = self._noise(chunk, samples, shifts)
             with torch.no_grad():
                 x, (r1, r2) = self._scored(chunk.batch, z, (self.upper, self.lower))
             kept = {"r1": r1, "r2": r2, "log_ratio": log_ratio}
             return {**kept, "x": x.detach().float().cpu()} if self.samples_too else kept
+
+        def one(chunk: Chunk) -> Tensors:
+            return chunk.over(self.process, part)
 
         rows = self.keep(f"round-{round}", self._chunks("round", round, samples), one)
         r1, r2, log_ratio = (rows[name].reshape(-1, samples) for name in ("r1", "r2", "log_ratio"))
@@ -141,11 +152,12 @@ class Sampled:
             nonlocal at
             rows = [(c, at + n) for c in range(z.shape[0]) for n in range(z.shape[1])]
             at += z.shape[1]
-            flat, size = z.flatten(0, 1), self.process.batch
-            found = [
-                self._slope(self._chunk("pilot", round, rows[i : i + size]).batch, flat[i : i + size])
-                for i in range(0, len(rows), size)
-            ]
+            flat, process = z.flatten(0, 1), self.process
+
+            def one(part: slice) -> tuple[Tensor, Tensor | None]:
+                return self._slope(self._chunk("pilot", round, rows[part]).batch, flat[part])
+
+            found = list(process.room.over(len(rows), process.batch, 1, one))
             r2 = torch.cat([r for r, _ in found]).reshape(z.shape[:2])
             grads = [g for _, g in found if g is not None]
             return r2, torch.cat(grads).reshape(z.shape) if grads else None

@@ -68,7 +68,7 @@ def assemble(job: Job) -> Assembled:
 
     data = job.data.open() if job.data else None
     learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
-    model: Model = learning.model() if learning else job.model.options.open()
+    model: Model = learning.model() if learning else _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
@@ -139,11 +139,19 @@ def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
 
     def of(kind: Kind) -> Reward:
         reward: Any = opened(kind)
-        if split is not None and hasattr(reward, "against"):
-            reward = reward.against(split.pixels)
+        if hasattr(reward, "against"):
+            reward = reward.against(split.pixels) if split is not None else reward.against()
         return cast("Reward", reward)
 
     return of
+
+
+def _for_as_long(job: Job) -> Any:
+    """The model's options, where how long the job is decides what is worth its while."""
+    from genbo.cli.plan import plan
+
+    options = job.model.options
+    return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
 
 
 def _of(process: Process, options: Any) -> Tunable:

@@ -40,6 +40,7 @@ DEFAULTS = {
     "estimators": "auto",
     "optimizers": "adam",
 }
+LISTED = 20  # names in a sentence, at most
 HIDDEN = {  # options that the job does not write: `guidance.rescale:` is the key itself; what is allowed is not its say
     "tunables": ("option",),
     "rewards": ("sha256",),
@@ -96,7 +97,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else ""
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f"; there is {', '.join(known[:LISTED])}{more}" if known else ""
 
 
 # -- options as words, and as a model --------------------------------------------------------------------

@@ -72,7 +72,9 @@ def inputs_of(assembled: Assembled) -> Document:
     parts |= dict(zip((*assembled.reward_names, *assembled.constraint_names), problem.scorers, strict=True))
     below = (reward for _, reward in assembled.lower_rewards)
     parts |= {f"lower.{name}": reward for name, reward in zip(assembled.lower_names, below, strict=True)}
-    return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}}
+    lora = getattr(problem.process.model, "lora_file", None)
+    merged = {"lora": {lora.name: sha256_of(lora)}} if lora else {}
+    return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}, **merged}
 
 
 def files_of(part: object) -> dict[str, str]:

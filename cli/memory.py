@@ -3,6 +3,7 @@
     weights      the numbers in the safetensors headers, at the precision that they are loaded in
     activations  LIVE maps a row, of the first level's width and the latent's size; or decoding, the image's
     gradients    reverse mode keeps the maps of one step a row: every level's, KEPT of them a block
+    transformers have a map of tokens x width, LIVE of them alive, and KEPT of them kept a block
 
 The larger of network and decoder counts, beside the weights of model and rewards.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from genbo.cli.job import Job
 
+OWN_SIZE = 128  # of latents, where a config does not say: FLUX
 LIVE = 16  # feature maps of full size that are alive at once in a forward pass
 KEPT = 12  # feature maps that a residual block with attention keeps for its backward pass
 MAX_HEADER = 100_000_000
@@ -49,7 +52,8 @@ def memory(job: Job, rows: int, differentiated: bool) -> Memory | None:
     width = 2 if likely_half(job.model.options) else 4
     weights = sum(numbers_in(file) for file in _networks(folder)) * width
     weights += sum(numbers_in(file) * 4 for file in _reward_files(job))
-    return Memory(weights, activations(folder, rows, width, differentiated))
+    pixels = [getattr(job.model.options, name, None) for name in ("height", "width")]
+    return Memory(weights, activations(folder, rows, width, differentiated, pixels))
 
 
 def _networks(folder: Path) -> list[Path]:
@@ -69,21 +73,43 @@ def _reward_files(job: Job) -> list[Path]:
     return sorted(found | {file for file in alone if isinstance(file, Path) and file.suffix == ".safetensors"})
 
 
-def activations(folder: Path, rows: int, width: int, differentiated: bool) -> float:
-    """Bytes beside the weights: the network's two rows an image, or the decoder's one, whichever is more."""
+def activations(
+    folder: Path, rows: int, width: int, differentiated: bool, pixels: Sequence[int | None] = (None, None)
+) -> float:
+    """Bytes beside the weights: the network's two rows an image, or the decoder's one, whichever is more.
+
+    `pixels` are height and width, where they are not the model's own.
+    """
     network, decoder = _config(folder, "unet") or _config(folder, "transformer"), _config(folder, "vae")
-    size, channels = (
-        _numbers(network.get("sample_size", 64)),
-        _numbers(network.get("block_out_channels", 320)),
-    )
-    latent = math.prod(size if len(size) > 1 else size * 2)
-    forward = 2 * rows * LIVE * channels[0] * latent * width
-    if differentiated:
-        blocks = [c * latent / 4**level for level, c in enumerate(channels)]
-        forward = 2 * rows * KEPT * 2 * (1 + max(_numbers(network.get("layers_per_block", 2)))) * sum(blocks) * width
     widths = _numbers(decoder.get("block_out_channels", 0))
-    image = latent * 4 ** (len(widths) - 1)
-    return float(max(forward, rows * LIVE * widths[0] * image * width))
+    side, own = 2 ** (len(widths) - 1), _numbers(network.get("sample_size") or OWN_SIZE)
+    latent = math.prod(
+        n if p is None else p / side for p, n in zip(pixels, own if len(own) > 1 else own * 2, strict=True)
+    )
+    is_unet = not network or "block_out_channels" in network
+    maps = _unet(network, latent) if is_unet else _transformer(network, latent)
+    forward = 2 * rows * (KEPT * maps[1] if differentiated else LIVE * maps[0]) * width
+    return float(max(forward, rows * LIVE * widths[0] * latent * side**2 * width))
+
+
+def _unet(network: Mapping[str, Any], latent: float) -> tuple[float, float]:
+    """Numbers in the largest map of a row, and in those that all blocks keep for the way back."""
+    channels = _numbers(network.get("block_out_channels", 320))
+    blocks = [c * latent / 4**level for level, c in enumerate(channels)]
+    return channels[0] * latent, 2 * (1 + max(_numbers(network.get("layers_per_block", 2)))) * sum(blocks)
+
+
+def _transformer(network: Mapping[str, Any], latent: float) -> tuple[float, float]:
+    """The same; FLUX, whose patches come packed, has a fourth of the tokens that its config says."""
+    packed = 4 if "guidance_embeds" in network else 1
+    tokens = latent / (_numbers(network.get("patch_size", 1))[0] ** 2 * packed)
+    one = (
+        tokens
+        * _numbers(network.get("num_attention_heads", 16))[0]
+        * _numbers(network.get("attention_head_dim", 64))[0]
+    )
+    blocks = sum(_numbers(network.get(name, 0))[0] for name in ("num_layers", "num_single_layers"))
+    return one, one * blocks
 
 
 def numbers_in(file: Path) -> float:

@@ -52,7 +52,7 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip", "file")  # options that may name a file or a folder, or something bundled
+PATHS = ("pretrained", "clip", "lora", "like", "file")  # options that may name a file or a folder, or a bundled name
 OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -312,7 +312,7 @@ class Reading:
         values = self.validated(catalog.model_of("tunables", name), node)
         if values is None:
             return None
-        tunable = catalog.build("tunables", name, values, **given)
+        tunable = catalog.build("tunables", name, self._with_paths(values), **given)
         wrong = tunable.mistakes(self.steps) if self.steps else []
         self.sentences(node, wrong)
         return None if wrong or (of_rule and rule and not self._inside(tunable, node, option, rule)) else tunable
@@ -382,10 +382,10 @@ class Reading:
             return None
         bare, reward = self._without(node, "reward")
         kind = self.kind(bare, "lower", "a lower level", also=("reward",))
-        if kind is not None and hasattr(kind.options, "trains"):
+        if _trains(node):
             if reward is not None:
-                self.note(reward, f"{kind.kind} trains on data, for no reward of its own; write it as the job's reward")
-            return LowerJob.model_construct(**kind.__dict__, reward=())
+                self.note(reward, "training takes data, and no reward of its own; write it as the job's reward")
+            return LowerJob.model_construct(**kind.__dict__, reward=()) if kind else None
         if reward is None:
             self.note(node, _MISSING["lower.reward"], where=below(node.where, "reward"))
         found = self.rewards(reward)
@@ -587,7 +587,7 @@ class Reading:
     # -- across keys --------------------------------------------------------------------------------------
 
     def _known_prompts(self, model: ModelJob, root: Node, parts: Mapping[str, Any]) -> None:
-        """An exact world knows a few prompts only."""
+        """An exact world knows a few prompts only, and a model of classes their names and numbers."""
         known = getattr(model.options, "known_prompts", None)
         if known is None:
             return
@@ -596,10 +596,12 @@ class Reading:
             texts = prompts.texts if prompts else ()
             for i, text in enumerate(texts):
                 if text not in known:
-                    said = f"the world {model.kind} does not know the prompt {text!r}"
+                    what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
+                    said = f"{what} does not know the prompt {text!r}"
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
 
     def _combination(self, job: Job, root: Node) -> None:
+        self._suits(job, root)
         self._times(job, root)
         self._taught(job, root)
         self._learned(job, root)
@@ -614,6 +616,14 @@ class Reading:
                 why_not = getattr(options, "why_not", None)
                 if why_not and (reason := why_not(job.facts())):
                     self.note(root.find([part]), reason, where=part)
+
+    def _suits(self, job: Job, root: Node) -> None:
+        """Whether this model can be sampled, guided and tuned so."""
+        misfits = getattr(job.model.options, "misfits", None)
+        if misfits is None:
+            return
+        for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+            self.note(root.find(["tune"] if key == "tune" else ["model", key]), said)
 
     def _times(self, job: Job, root: Node) -> None:
         """Whether the times of a tunable are such as this model's sampler can stop at."""
@@ -659,7 +669,7 @@ class Reading:
             self.note(root.find(["lower"]), message)
         if job.trains and schedule is None:
             self.note(root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it")
-        if schedule is not None and not job.trains:
+        if schedule is not None and not job.trains and not learns:
             message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
             self.note(root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}")
         if schedule is None or not job.trains or job.lower is None:
@@ -671,20 +681,22 @@ class Reading:
         """Distances to data need data, and samples that may be judged together."""
         listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
         found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
-        wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
-        if found and job.tilts:
-            said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
-            self.note(root.find([found[0][0]]), f"{found[0][1].kind} {said}")
-            return
-        for reward in wants[:1]:
-            if job.data is None:
+        for key, reward in found:
+            if job.tilts:
+                said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
+                self.note(root.find([key]), f"{reward.kind} {said}")
+            elif not getattr(reward.options, "needs_data", True):
+                continue
+            elif job.data is None and not hasattr(job.model.options, "learns"):
                 said = (
                     f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
                 )
                 self.note(root, said, where="data")
-            elif not (job.data.validation and job.data.test):
+                break
+            elif job.data and not (job.data.validation and job.data.test):
                 said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
                 self.note(root.find(["data"]), f"validation and test {said}")
+        wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
         if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
             self.note(root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid")
 

@@ -604,7 +604,7 @@ class Run:
 
 
 HEADER = b"# The job as it was run, with every default.\n"
-FOLDERS = ("ckpt", "banks", "weights", "evaluation", "tuned")
+FOLDERS = ("ckpt", "banks", "weights", "evaluation", "tuned", "network")
 FILES = (STEPS, "environment.json", "report.json", "report.html")
 MARKS = ("job.yaml", "status.json")  # what says that a folder is a run
 

@@ -83,14 +83,12 @@ def _with_pipeline(tuned: Path) -> Path:
 
 
 def _plain_model(name: str) -> Tuned:
-    from genbo.diffusion.guidance.plain import Plain
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import process_of
-    from genbo.diffusion.samplers.ddim import Ddim
     from genbo.diffusion.tuned import Tuned
 
     model = Diffusers(pretrained=name)
     mistakes = model.mistakes()
     if mistakes:
         raise UserMistake(f"{name} is neither a run nor a model: {mistakes[0].removeprefix('pretrained: ')}")
-    return Tuned(process_of(model.open(), Ddim(), Plain()), {})
+    return Tuned(process_of(model.open(), *model.usual()), {})

@@ -8,12 +8,16 @@ import os
 import platform
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from genbo.diffusion.process import Meter, Whole
 
 if TYPE_CHECKING:
     from genbo.cli.assemble import Assembled
     from genbo.cli.job import Job
+    from genbo.diffusion.process import Process
 
 MAX_ENTRIES = 200
 REST = 1.2  # decoding and scoring beside the network, on the bundled model
@@ -58,6 +62,8 @@ def guessed_s(assembled: Assembled, image_forwards: int) -> float:
     from genbo.diffusion.seed import Noise
 
     process = assembled.problem.process
+    if isinstance(process.model, Whole):
+        return _drawn_s(process, assembled.prompts[0]) * image_forwards
     model, rows = process.model, min(2 * process.batch, 64)
     condition = model.encode(assembled.prompts[:1]).take(torch.zeros(rows, dtype=torch.long, device=model.device))
     x = Noise(range(rows), model.shape).draw().to(model.device, model.dtype)
@@ -69,6 +75,17 @@ def guessed_s(assembled: Assembled, image_forwards: int) -> float:
             seconds = time.perf_counter() - began
     backward = goes_back(assembled.estimator)
     return seconds / rows * image_forwards * (REST_BACKWARD if backward else REST)
+
+
+def _drawn_s(process: Process, prompt: str) -> float:
+    """Seconds an image forward of a model that draws by itself, from one image of its own."""
+    from genbo.diffusion.sample import sample
+    from genbo.diffusion.seed import Batch
+
+    alone = replace(process, meter=Meter())
+    began = time.perf_counter()
+    sample(alone, Batch((prompt,), (0,))).sum().item()  # waits for the device
+    return (time.perf_counter() - began) / max(alone.meter.image_forwards, 1)
 
 
 def key_of(job: Job) -> str:

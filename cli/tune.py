@@ -24,12 +24,16 @@ from genbo.cli.ground import on_what
 from genbo.cli.run import Run, Signals, opened, read_json, storage, to_json, without_secrets
 from genbo.cli.watch import watch
 from genbo.cli.work import Work
+from genbo.diffusion.room import first_line
 
 if TYPE_CHECKING:
     from genbo.cli.job import Job
     from genbo.cli.plan import Plan
 
 Document = dict[str, Any]
+
+HALF = "go on with --resume and --set model.batch=..., half of what it was"
+SMALLER = "take smaller images, model.dtype: bf16, an estimator without gradients, or a larger GPU"
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def _leave(run: Run, state: str, reason: str, *, resumable: bool) -> None:
 def named() -> Iterator[None]:
     """Errors of the rooms below, as the ends that the contract names."""
     from genbo.diffusion.refused import Refused
+    from genbo.diffusion.room import NoRoom, is_out_of_memory
     from genbo.rewards import Refused as RewardRefused
 
     try:
@@ -196,22 +201,5 @@ def named() -> Iterator[None]:
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise
-        raise OutOfMemory(
-            f"out of memory ({first_line(problem)}); "
-            "go on with --resume and --set model.batch=..., half of what it was",
-            resumable=True,
-        ) from problem
-
-
-def is_out_of_memory(problem: Exception) -> bool:
-    """By type, and for what the allocators raise as a bare RuntimeError, by their own words."""
-    import torch
-
-    words = ("cuda error: out of memory", "cuda out of memory", "can't allocate memory", "not enough memory")
-    text = str(problem).lower()
-    by_type = isinstance(problem, (torch.OutOfMemoryError, MemoryError))
-    return by_type or (isinstance(problem, RuntimeError) and any(word in text for word in words))
-
-
-def first_line(problem: BaseException) -> str:
-    return (str(problem).strip().split("\n")[0] or type(problem).__name__)[:300]
+        way_out = SMALLER if isinstance(problem, NoRoom) else HALF
+        raise OutOfMemory(f"out of memory ({first_line(problem)}); {way_out}", resumable=True) from problem

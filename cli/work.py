@@ -147,7 +147,7 @@ def export_tuned(work: Work, process: Process, document: Document) -> None:
 
 def use_of(work: Work, process: Process) -> Document:
     """What to paste: the plain diffusers call where it can express the values, and genbo's own."""
-    from genbo.diffusion.tuned import settings
+    from genbo.diffusion.tuned import KEPT_OPTIONS, settings
 
     folder = f"{work.job.output}/tuned"
     model: Any = process.model
@@ -157,9 +157,13 @@ def use_of(work: Work, process: Process) -> Document:
     if not hasattr(model, "pipeline"):
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
     stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
-    arguments = None if "timesteps" in said and stops is None else diffusers_arguments(said, stops)
+    prompt = model.prompted(process.sampler)
+    hidden = prompt is None or ("timesteps" in said and stops is None)
+    arguments = None if hidden else diffusers_arguments(said, stops, model.names)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
-    plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline(prompt, {arguments}).images[0]"
+    beside = [f"{name}={getattr(model.options, name)!r}" for name in KEPT_OPTIONS if getattr(model.options, name)]
+    call = ", ".join(filter(None, [prompt, arguments, *beside]))
+    plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
     own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
     return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
 
@@ -176,15 +180,27 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
 
 
-def diffusers_arguments(said: Mapping[str, Any], stops: Mapping[str, list[float]] | None = None) -> str | None:
-    """The arguments of a diffusers call, or None where it has none for these values; `stops` take the steps' place."""
-    rule = said["guidance"]
-    names = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
-    if rule["kind"] not in ("plain", "rescaled") or not all(isinstance(rule[k], float) for k in names if k in rule):
+NAMES = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
+
+
+def diffusers_arguments(
+    said: Mapping[str, Any], stops: Mapping[str, list[float]] | None = None, names: Mapping[str, str] = NAMES
+) -> str | None:
+    """The arguments of a diffusers call, or None where it has none for these values; `stops` take the steps' place.
+
+    `names` are those that the pipeline's call has for our numbers.
+    """
+    rule, told = said["guidance"], said.get("told", {})
+    numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
+    if rule["kind"] not in ("plain", "rescaled") or not all(isinstance(n, float) for n in numbers.values()):
         return None
-    if rule["weight"] <= 1:
+    if rule["weight"] == 1:
+        numbers = {"weight": 1.0, **told} if "weight" in names else told  # the rule does nothing
+    elif rule["weight"] < 1:
         return None  # diffusers switches guidance off there
-    values = [f"{names[key]}={float(f'{rule[key]:.4g}')}" for key in names if key in rule]
+    if not set(numbers) <= set(names):
+        return None
+    values = [f"{names[name]}={float(f'{number:.4g}')}" for name, number in numbers.items()]
     eta = [f"eta={said['sampler']['eta']}"] if said["sampler"].get("eta") else []
     steps = [
         f"{name}={numbers}" for name, numbers in (stops or {"num_inference_steps": said["sampler"]["steps"]}).items()

@@ -153,14 +153,13 @@ def twin(module: Module) -> Module:
 
 def _add_lora(module: Module, adapter: Adapter, seed: Seed) -> None:
     """peft's layers in place of the chosen ones, B = 0, and A from the seed: uniform within 1 / sqrt(inputs)."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     chosen = [name for name, layer in module.named_modules() if _takes_lora(layer) and _is_chosen(name, adapter)]
     if not chosen:
         raise ValueError(f"this network has no {adapter.layers} layers for LoRA; use adapter: full")
     config = LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, target_modules=chosen)
-    network: Any = module
-    network.add_adapter(config, "default")
+    inject_adapter_in_model(config, module, "default")
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if weight.requires_grad:

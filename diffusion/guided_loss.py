@@ -75,11 +75,14 @@ def at_levels(process: Process, level: Tensor) -> Process:
     if process.members != 1:
         raise ValueError(f"the denoising loss is of a process with one member, not {process.members}")
     weight = process.rule.effective_weight(process.options)
-    options = {name: value[0, level, None] for name, value in {**process.options, "weight": weight}.items()}
+    options, told = (
+        {name: value[0, level, None] for name, value in table.items()}
+        for table in ({**process.options, "weight": weight}, process.told)
+    )
     grid = process.grid
     cut = {name: getattr(grid, name)[0, level, None] for name in ("time", "alpha_t", "sigma_t", "alpha_s", "sigma_s")}
     rule = _WorkedOut(process.rule)
-    return replace(process, rule=rule, options=options, grid=replace(grid, **cut), steer=None)
+    return replace(process, rule=rule, options=options, told=told, grid=replace(grid, **cut), steer=None)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def _divergence(sampler: Any, at: Step, x_t: Tensor, here: Denoised, there: Deno
 
 def _differ_by_a_steer(process: Process, base: Process) -> bool:
     """Whether the base's predictions are the process' own before it steers."""
-    same = process.model is base.model and process.rule == base.rule and process.options is base.options
+    same = process.model is base.model and process.rule == base.rule
+    same = same and process.options is base.options and process.told is base.told
     return same and base.steer is None
 
 

@@ -7,16 +7,22 @@ so that one batch carries M settings at once, each with gradients of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from genbo.diffusion.room import Room
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genbo.diffusion.seed import Batch
     from genbo.schedules.clock import Clock
     from genbo.schedules.grid import Grid
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,10 @@ class Condition:
         import torch
 
         return Condition({name: torch.cat([value, other.tensors[name]]) for name, value in self.tensors.items()})
+
+    def told(self, numbers: Mapping[str, Tensor]) -> Condition:
+        """With more named tensors beside these."""
+        return Condition({**self.tensors, **numbers}) if numbers else self
 
 
 @dataclass
@@ -83,6 +93,26 @@ class Model(Protocol):
 
     def grid(self, sampler: Sampler) -> Grid:
         """The levels that this model's own settings give the sampler (M = 1, float64, on the CPU)."""
+
+
+@runtime_checkable
+class Told(Model, Protocol):
+    """A model whose network is told a number a step beside the prompt, like guidance that it was distilled for.
+
+    They reach it as tensors (B,) of its condition.
+    """
+
+    @property
+    def told(self) -> Mapping[str, float]:
+        """Each number by name, as it stands where nobody tunes it."""
+
+
+@runtime_checkable
+class Whole(Model, Protocol):
+    """A model that draws by itself, with no step that genbo could take, and no gradient."""
+
+    def draw(self, process: Process, batch: Batch) -> Tensor:
+        """Samples (M * N, *shape), member by member."""
 
 
 @runtime_checkable
@@ -236,7 +266,8 @@ class Prediction:
 class Process:
     """Noise to samples at fixed hyperparameters.
 
-    `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T).
+    `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T); `told`
+    the numbers that the network itself is told at each step, (M, T).
     `batch` is how many images go through the network in one call, at most (a guided image is two rows).
     `steer` moves every prediction up its gradient: a network pass there and back for each step.
     """
@@ -249,6 +280,8 @@ class Process:
     batch: int = 32
     meter: Meter = field(default_factory=Meter, compare=False)
     steer: Steer | None = None
+    told: Mapping[str, Tensor] = field(default_factory=dict)
+    room: Room = field(default_factory=Room, compare=False)
 
     @property
     def steps(self) -> int:
@@ -256,13 +289,24 @@ class Process:
 
     @property
     def members(self) -> int:
-        return max(self.grid.members, *(int(v.shape[0]) for v in self.options.values()))
+        tables = (*self.options.values(), *self.told.values())
+        return max(self.grid.members, *(int(v.shape[0]) for v in tables))
+
+    def over(self, batch: Batch, one: Callable[[Batch], T], *, members: int = 1) -> Iterator[T]:
+        """`one` of every part of the batch that fits into one call of the network, a sample's members with it."""
+        return self.room.over(len(batch), self.batch, members, lambda part: one(batch.part(part)))
 
     def with_option(self, name: str, value: Tensor) -> Process:
         """A new process whose guidance option `name` is `value`, (M, T)."""
         if name not in self.options:
             raise KeyError(f"the guidance rule has no option {name!r}; it has {sorted(self.options)}")
         return replace(self, options={**self.options, name: value})
+
+    def with_told(self, name: str, value: Tensor) -> Process:
+        """A new process whose network is told `value`, (M, T), under this name."""
+        if name not in self.told:
+            raise KeyError(f"this network is told no {name!r}")
+        return replace(self, told={**self.told, name: value})
 
     def with_grid(self, grid: Grid) -> Process:
         return replace(self, grid=grid)
@@ -281,8 +325,10 @@ def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int
         for name, value in vars(rule).items()
         if isinstance(value, (int, float, list)) and not isinstance(value, bool)
     }
-    options = {
-        name: torch.as_tensor(value, dtype=torch.float64).expand(sampler.steps)[None].clone()
-        for name, value in numbers.items()
-    }
-    return Process(model, sampler, rule, options, model.grid(sampler), batch)
+
+    def tables(named: Mapping[str, float | list[float]]) -> dict[str, Tensor]:
+        every = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in named.items()}
+        return {name: value.expand(sampler.steps)[None].clone() for name, value in every.items()}
+
+    told = tables(dict(model.told)) if isinstance(model, Told) else {}
+    return Process(model, sampler, rule, tables(numbers), model.grid(sampler), batch, told=told)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step
+from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step, Whole
 from genbo.diffusion.seed import Batch, Noise
 
 ROUNDING = 1e-9
@@ -47,6 +47,12 @@ def sample(
     All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
     With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
     """
+    if isinstance(process.model, Whole):
+        if start is not None or paired or process.steer is not None:
+            raise ValueError(
+                "a black box draws by itself: it has no noise to be given, no gradient and no way to steer"
+            )
+        return process.model.draw(process, batch)
     rows = Rows(process, batch, paired=paired)
     run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = rows.step
     if checkpoint:
@@ -95,6 +101,7 @@ class Rows:
         self.level = {name: rows_of(getattr(grid, name)) for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")}
         exact = torch.promote_types(model.dtype, torch.float32)  # bfloat16 would make 1000 of 999
         self.times = rows_of(grid.time, exact).reshape(grid.steps, rows).repeat(1, 2)  # (T, 2 B): both halves
+        self.told = {name: rows_of(table, exact).reshape(grid.steps, rows) for name, table in process.told.items()}
         self.prompts = [batch.prompts[i] for i in sample_of_row.tolist()]
         self.sample_of_row = sample_of_row.to(model.device)
         self.cond, self.both = _conditions(process, batch, self.sample_of_row, bool(self.guided.any()))
@@ -148,12 +155,20 @@ class Rows:
     def _guided(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
         process, at = self.process, self.at(i)
         predict = Prediction(process.model.prediction, x_t, at.alpha_t, at.sigma_t)
-        halves = _halves(process, x_t, self.times[i], self.cond, self.both, self.how[i], self.guided[:, i])
+        cond, both = self._conditions_at(i)
+        halves = _halves(process, x_t, self.times[i], cond, both, self.how[i], self.guided[:, i])
         output = halves[-1]
         if len(halves) == 2:
             options = {name: value[i] for name, value in self.options.items()}
             output, state = process.rule.combine(halves[1], halves[0], options, predict, state)
-        return Denoised(predict.x_0(output), predict.eps(output), state)
+        x_0, bound = predict.x_0(output), process.grid.x_0_bound
+        return Denoised(x_0.clamp(-bound, bound) if bound < math.inf else x_0, predict.eps(output), state)
+
+    def _conditions_at(self, i: int) -> tuple[Condition, Condition | None]:
+        """With what the network is told at this step alone."""
+        told = {name: table[i] for name, table in self.told.items()}
+        twice = {name: row.repeat(2) for name, row in told.items()}
+        return self.cond.told(told), self.both and self.both.told(twice)
 
     def _towards(self, climbed: Score, x_0: Tensor, x_t: Tensor, kept: bool) -> Tensor:
         """The gradient in x_t of each row's own score of the image that x_0 decodes to."""

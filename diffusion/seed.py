@@ -50,7 +50,10 @@ class Batch:
 
     def chunks(self, size: int) -> Iterator[Batch]:
         for at in range(0, len(self), size):
-            yield Batch(self.prompts[at : at + size], self.seeds[at : at + size])
+            yield self.part(slice(at, at + size))
+
+    def part(self, at: slice) -> Batch:
+        return Batch(self.prompts[at], self.seeds[at])
 
 
 def batch_of(prompts: Sequence[str], samples: int, seed: Seed, *, shuffle: bool = True) -> Batch:

@@ -32,8 +32,10 @@ class Lesson:
         """The teacher. A guidance weight a step holds for that step's share of the way."""
         sampler = self._sampler(student.sampler)
         step = [i * student.steps // self.steps for i in range(self.steps)]
-        options = {name: value[:, step] for name, value in student.options.items()}
-        return replace(student, sampler=sampler, options=options, grid=student.model.grid(sampler))
+        options, told = (
+            {name: value[:, step] for name, value in table.items()} for table in (student.options, student.told)
+        )
+        return replace(student, sampler=sampler, options=options, told=told, grid=student.model.grid(sampler))
 
     def _sampler(self, own: Sampler) -> Sampler:
         if self.sampler is None:
@@ -75,11 +77,14 @@ class Teachers:
 
         missing = Batch(tuple(prompt for _, prompt, _ in names), tuple(seed for *_, seed in names))
         teacher = lesson.process(student) if names else student
-        for chunk in missing.chunks(student.batch):
+
+        def one(chunk: Batch) -> Tensor:
             with torch.no_grad():
-                drawn = sample(teacher, chunk).cpu()
-            for prompt, seed, x in zip(chunk.prompts, chunk.seeds, drawn, strict=True):
-                self.known[lesson, prompt, seed] = x.clone()
+                return sample(teacher, chunk).cpu()
+
+        drawn = (x for part in student.over(missing, one) for x in part)
+        for (_, prompt, seed), x in zip(names, drawn, strict=True):
+            self.known[lesson, prompt, seed] = x.clone()
 
     def _forget(self, needed: int, each: int) -> None:
         """Keep what was asked for just now, and of the rest what fits."""

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo.diffusion.models._folder import class_names
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from genbo.schedules.clock import Clock
 
 SCHEMA = 1
+KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
 
@@ -33,10 +35,15 @@ def settings(process: Process) -> dict[str, Any]:
     """What the process does beyond its weights, as plain values: sampler, guidance rule and every number in it."""
     rule = {"kind": _kind(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
-        numbers = value[0].tolist()
-        rule[name] = numbers[0] if len(set(numbers)) == 1 else numbers
+        rule[name] = _one_or_all(value[0].tolist())
     said = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    if process.told:
+        said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
+
+
+def _one_or_all(numbers: list[float]) -> float | list[float]:
+    return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def _stops_as_the_model_does(process: Process) -> bool:
@@ -61,6 +68,8 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         document["diffusers"] = model.arguments(process.sampler, process.grid)
     if hasattr(model, "pipeline"):
         _copy(model.folder, folder, model.variant)
+        for part in model.fused:
+            _save(getattr(model.pipeline, part), folder / part)
         if model.network:
             _merge(model, folder)
         scheduler = model.scheduler(process.sampler)
@@ -68,16 +77,20 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        document["negative_prompt"] = model.negative_prompt
+        document |= {"model": _kind(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
+        if names := class_names(model.folder):
+            document["classes"] = names
     elif hasattr(model, "module"):
-        document["network"] = save_network(model, folder)
+        save_network(model, folder)
+        if model.classes:
+            document["classes"] = list(model.classes)
     elif weights := getattr(model, "weights", {}):
         document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def save_network(network: Network, folder: Path) -> dict[str, Any]:
-    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo; what else to know.
+def save_network(network: Network, folder: Path) -> None:
+    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
     Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
     up by the index of a step.
@@ -98,14 +111,13 @@ def save_network(network: Network, folder: Path) -> dict[str, Any]:
     own |= {"prediction_type": network.prediction}
     scheduler = DDIMScheduler(**own, clip_sample=False, set_alpha_to_one=True)
     DDIMPipeline(module, scheduler).save_pretrained(folder, safe_serialization=True)
-    return {"classes": list(network.classes), "prediction": network.prediction}
 
 
 def _copy(source: Path, target: Path, variant: str | None) -> None:
     """The files that the pipeline was made of, under the names that they have without a variant."""
     index = json.loads((source / "model_index.json").read_text())
     shutil.copyfile(source / "model_index.json", target / "model_index.json")
-    for name in (n for n, entry in index.items() if isinstance(entry, list) and entry[0] is not None):
+    for name in (n for n, entry in index.items() if isinstance(entry, list) and (source / n).is_dir()):
         (target / name).mkdir()
         for file, plain in _of_variant(source / name, variant):
             if ".index." in file.name:
@@ -127,19 +139,30 @@ def _of_variant(folder: Path, variant: str | None) -> Iterator[tuple[Path, str]]
             yield file, file.name.replace(f".{variant}", "") if file in tagged else file.name
 
 
+def _save(component: Any, part: Path) -> None:
+    """The weights of a component that a LoRA was merged into, in place of the copied ones."""
+    _clear(part)
+    component.save_pretrained(part, safe_serialization=True)
+
+
 def _merge(model: Any, folder: Path) -> None:
-    """The trained weights in place of the copied ones, and LoRA's by themselves."""
+    """The trained weights in place of the copied ones, and LoRA's by themselves where diffusers can load them so."""
     from safetensors.torch import load_file, save_file
 
-    unet, stored = folder / "unet", {}
-    for file in unet.glob("*.safetensors"):
+    part, stored = folder / model.part, {}
+    for file in part.glob("*.safetensors"):
         stored.update(load_file(file))
-    for file in unet.glob("*.safetensors*"):
-        file.unlink()
+    _clear(part)
     merged = {**stored, **model.network.merged(stored)}
-    save_file(merged, unet / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    if lora := model.network.lora():
-        type(model.pipeline).save_lora_weights(folder / "lora", unet_lora_layers=lora)
+    save_file(merged, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    lora, pipeline = model.network.lora(), type(model.pipeline)
+    if lora and hasattr(pipeline, "save_lora_weights"):
+        pipeline.save_lora_weights(folder / "lora", **{f"{model.part}_lora_layers": lora})
+
+
+def _clear(part: Path) -> None:
+    for file in part.glob("*.safetensors*"):
+        file.unlink()
 
 
 class Tuned:
@@ -163,12 +186,15 @@ class Tuned:
             tuple(prompts[p] for p, _ in names),
             tuple(Seed(seed).child("sample", p, k).value for p, k in names),
         )
-        images: list[Image.Image] = []
-        with torch.no_grad():
-            for chunk in batch.chunks(self.process.batch):
+
+        def one(chunk: Batch) -> list[Image.Image]:
+            with torch.no_grad():
                 pixels = self.process.model.decode(sample(self.process, chunk)).float().mul(255).round().byte()
-                images += [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
-        return images
+            grey = pixels.shape[1] == 1
+            rows = pixels[:, 0] if grey else pixels.permute(0, 2, 3, 1)
+            return [Image.fromarray(p) for p in rows.contiguous().cpu().numpy()]
+
+        return [image for part in self.process.over(batch, one) for image in part]
 
 
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tuned:
@@ -176,6 +202,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
 
     Raises `Refused` where the folder is not one, or was written by a newer genbo.
     """
+    from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import process_of
 
@@ -183,15 +210,31 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
     if not (folder / "genbo.json").exists() and (folder / "tuned" / "genbo.json").exists():
         folder = folder / "tuned"
     document = _read(folder)
-    model = Diffusers(
+    kept = {name: document[name] for name in KEPT_OPTIONS if document.get(name) is not None}
+    options = Blackbox if document.get("model") == "blackbox" else Diffusers
+    model = options(
         pretrained=str(folder.resolve()),
         device=device,
         dtype=dtype,  # type: ignore[arg-type]
-        negative_prompt=document.get("negative_prompt", ""),
+        **kept,
     ).open()
     rule = _make("guidance", document["guidance"])
-    process = process_of(model, _make("samplers", document["sampler"]), rule)
+    process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
     return Tuned(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+
+
+def _told(process: Process, told: object) -> Process:
+    """The process whose network is told these numbers."""
+    import torch
+
+    if not isinstance(told, dict) or set(told) != set(process.told):
+        raise Refused(f"genbo.json: told must name {', '.join(process.told) or 'nothing'}, as this model is told")
+    for name, numbers in told.items():
+        listed = numbers if isinstance(numbers, list) else [numbers] * process.steps
+        if len(listed) != process.steps or not all(isinstance(n, (int, float)) for n in listed):
+            raise Refused(f"genbo.json: told.{name} must be a number, or {process.steps}, one a step")
+        process = process.with_told(name, torch.tensor([listed], dtype=torch.float64))
+    return process
 
 
 def _stopping_at(process: Process, times: object) -> Process:

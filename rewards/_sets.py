@@ -72,8 +72,8 @@ class Opened:
             raise Refused(f"data: {len(data)} image has no spread to compare with; give at least {LEAST}")
         key = f"{FORMAT} {self.extractor.identity} {self.rule.key} {digest(data)}"
         kept = cached(key, lambda: self._keep(data), cache)
-        here = {name: value.to(self.device) for name, value in kept.items()}
-        return Distance(self.extractor, self.rule, here, self.differentiable)
+        kept = {name: value.to(self.device) for name, value in kept.items()}
+        return Distance(self.extractor, self.rule, kept, self.differentiable)
 
     def _keep(self, data: Tensor) -> Stored:
         found = features_of(self.extractor, data)

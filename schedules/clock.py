@@ -2,7 +2,8 @@
 
 A network of Stable Diffusion's kind was trained at the whole times 0 ... T - 1, the noisiest last. Between two of them
 log-SNR is a straight line in time, which is diffusers' own way back from a sigma to a time; the image itself stands one
-step before time 0. An exact world is told its log-SNR in place of a time.
+step before time 0. An exact world is told its log-SNR in place of a time, and a flow model T sigma, with alpha = 1 -
+sigma.
 """
 
 from __future__ import annotations
@@ -73,3 +74,16 @@ class Clock:
         for i in range(1, steps):
             found.append(torch.minimum(whole[..., i].maximum(low[i]), found[-1] - 1))
         return torch.stack(found, dim=-1)
+
+
+@dataclass(frozen=True)
+class FlowClock(Clock):
+    """Times T sigma, from T, where there is nothing but noise, to 1; x_t = (1 - sigma) x_0 + sigma eps."""
+
+    def log_snr(self, time: Tensor) -> Tensor:
+        """2 log((1 - sigma) / sigma); at the noisiest, where it is minus infinity, what it is a step before."""
+        held = time.clamp(max=self.noisiest - self.least)
+        return 2 * ((self.noisiest - held).log() - held.log())
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (self.noisiest * (-log_snr / 2).sigmoid()).clamp(self.cleanest, self.noisiest)

@@ -8,7 +8,9 @@ leading member axis M: each member of a batch may stop at levels of its own, and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class Grid:
     alpha_s: Tensor
     sigma_s: Tensor
     noise_scale: float = 1.0  # x_T = noise_scale * noise
+    x_0_bound: float = math.inf  # predictions of x_0 are held within it: diffusers' clip_sample
 
     @property
     def steps(self) -> int:
@@ -35,16 +38,22 @@ class Grid:
 
     @property
     def members(self) -> int:
-        return max(int(getattr(self, f.name).shape[0]) for f in fields(self) if f.name != "noise_scale")
+        return max(int(table.shape[0]) for table in self._tables().values())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Grid:
-        moved = {f.name: getattr(self, f.name).to(device, dtype) for f in fields(self) if f.name != "noise_scale"}
+        moved: dict[str, Any] = {name: table.to(device, dtype) for name, table in self._tables().items()}
         return replace(self, **moved)
 
+    def _tables(self) -> dict[str, Tensor]:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: table for name, table in named.items() if isinstance(table, Tensor)}
 
-def grid_of_levels(time: Tensor, alpha: Tensor, sigma: Tensor, noise_scale: float = 1.0) -> Grid:
+
+def grid_of_levels(
+    time: Tensor, alpha: Tensor, sigma: Tensor, noise_scale: float = 1.0, x_0_bound: float = math.inf
+) -> Grid:
     """A grid whose steps join: `time` is (M, T), `alpha` and `sigma` are (M, T + 1), noisiest first."""
-    return Grid(time, alpha[:, :-1], sigma[:, :-1], alpha[:, 1:], sigma[:, 1:], noise_scale)
+    return Grid(time, alpha[:, :-1], sigma[:, :-1], alpha[:, 1:], sigma[:, 1:], noise_scale, x_0_bound)
 
 
 def grid_of_sigmas(time: Tensor, sigmas: Tensor, init_noise_sigma: float | None = None) -> Grid:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,59 +57,13 @@ def random_resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionPipeline folder: 16 x 16 images, latents of (4, 8, 8), with SD's DDIM."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from tests.families import stable_diffusion
 
     folder = tmp_path_factory.mktemp("tiny-sd")
-    tokenizer = _tiny_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=8,
-            cross_attention_dim=32,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(32, 32),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            sample_size=16,
-        )
-    StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
+        stable_diffusion().save_pretrained(folder, safe_serialization=True)
     return folder
 
 
@@ -117,8 +73,10 @@ def tiny_pickscore(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+    from tests.families import clip_tokenizer
+
     folder = tmp_path_factory.mktemp("tiny-pickscore")
-    tokenizer = _tiny_tokenizer()
+    tokenizer = clip_tokenizer()
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     words = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {**tower, **words, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
@@ -210,22 +168,19 @@ def own_reward_sha256(own_reward: Path) -> str:
     return hashlib.sha256(own_reward.read_bytes()).hexdigest()
 
 
-def _tiny_tokenizer():  # type: ignore[no-untyped-def]
-    """CLIP's tokenizer over single bytes and a few merges: different texts are different tokens."""
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTokenizer
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small pipeline by its family's name, as `tests.families` makes it."""
+    import torch
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [
-        ("r", "e"),
-        ("d", "o"),
-        ("re", "d</w>"),
-        ("do", "g</w>"),
-        ("a", "p"),
-        ("p", "l"),
-        ("pl", "e</w>"),
-    ]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {word: n for n, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)
+    from tests.families import MAKERS, lively
+
+    @cache
+    def folder_of(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family.replace("_", "-"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            lively(MAKERS[family]()).save_pretrained(folder, safe_serialization=True)
+        return folder
+
+    return folder_of

@@ -38,7 +38,7 @@ def test_the_job_is_right(tmp_path, monkeypatch):
 
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-YOURS = [path for path in EXAMPLES if path.name.startswith("sd15-")]  # these want weights that are not shipped
+YOURS = [path for path in EXAMPLES if re.match("sd|flux", path.name)]  # these want weights that are not shipped
 
 
 @pytest.mark.parametrize("example", [path for path in EXAMPLES if path not in YOURS], ids=lambda path: path.name)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,22 +51,18 @@ class ForwardMode:
         import torch
         from torch.autograd import forward_ad
 
-        whole = problem.whole(problem.value(u)[None], batch)
-
-        def along(direction: Tensor, chunk: Batch, at: int) -> tuple[Tensor, Tensor]:
-            here = whole.part(at, len(chunk)) if whole else None
+        def along(direction: Tensor, chunk: Batch, whole: Whole | None) -> tuple[Tensor, Tensor]:
             plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with torch.no_grad(), plain_attention, forward_ad.dual_level():
                 phi = problem.value(forward_ad.make_dual(u, direction))
-                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk, whole=here))
+                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk, whole=whole))
             if live.tangent is None:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
 
-        chunks = list(problem.chunks(batch, members=1))
-        ends = [0, *accumulate(map(len, chunks))]
+        at = problem.value(u)
         parts = [
-            [along(direction, chunk, at) for chunk, at in zip(chunks, ends, strict=False)]
+            list(problem.in_parts(at, batch, partial(along, direction)))
             for direction in torch.eye(len(u), dtype=u.dtype)
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)

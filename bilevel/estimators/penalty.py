@@ -18,7 +18,7 @@ from annotated_types import Gt
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Estimate, Estimator, Facts, Problem
+from genbo.bilevel.problem import Estimate, Estimator, Facts, Problem, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,10 +106,10 @@ def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor) -> Tens
     """The upper objective on the whole batch, differentiable in the network's weights; a step keeps x_t alone."""
     import torch
 
-    whole, at, parts = problem.whole(phi[None], batch), 0, []
-    for chunk in problem.chunks(batch, members=1):
-        here, at = whole.part(at, len(chunk)) if whole else None, at + len(chunk)
+    def one(chunk: Batch, whole: Whole | None) -> Tensor:
         with torch.enable_grad():
-            live = problem.live_scores(phi[None], chunk, checkpoint=True, whole=here)
-        parts.append((weights.to(live) @ live).sum())
-    return torch.stack(parts).sum() / len(batch)
+            live = problem.live_scores(phi[None], chunk, checkpoint=True, whole=whole)
+            found: Tensor = (weights.to(live) @ live).sum()
+        return found
+
+    return torch.stack(list(problem.in_parts(phi.detach(), batch, one))).sum() / len(batch)

@@ -39,7 +39,7 @@ class Denoising:
     `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
     there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every
     `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule. `compile: auto` does so on a
-    GPU before long training; `capture` makes one CUDA graph of a step there.
+    GPU before long training; `capture` records a step as one CUDA graph there.
     """
 
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
@@ -58,7 +58,7 @@ class Denoising:
     unlabelled: Annotated[float, Interval(ge=0, le=1)] = 0.1
     bf16: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    capture: Literal["auto", "off"] = "auto"
+    capture: bool = False
     z_steps: Annotated[int, Gt(0)] = 100
     z_refresh: Annotated[int, Gt(0)] = 25
     z_lr: Annotated[float, Gt(0)] = 0.1

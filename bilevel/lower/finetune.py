@@ -267,14 +267,15 @@ def measured(
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 
-    rows = []
-    with torch.no_grad():
-        for chunk in batch.chunks(base.batch):
+    def one(chunk: Batch) -> Tensor:
+        with torch.no_grad():
             x, kl = sample_with_kl(noisy(tuned), noisy(base), chunk)
             images = base.model.decode(x if noisy(tuned).sampler == tuned.sampler else sample(tuned, chunk))
             base.meter.reward_images += len(images)
             scores = [total(rewards, images, chunk.prompts) for rewards in (upper, lower)]
-            rows.append(torch.stack([*scores, kl]).cpu())
+            return torch.stack([*scores, kl]).cpu()
+
+    rows = list(base.over(batch, one))
     prompts = len(dict.fromkeys(batch.prompts))
     r1, r2, kl = torch.cat(rows, dim=1).reshape(3, prompts, -1)
     n = r1.shape[1]

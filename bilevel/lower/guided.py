@@ -87,7 +87,11 @@ class Guided:
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
         steered = source.process.steered(exponent(source.upper, source.lower, lam, gamma), self.most or math.inf)
-        rows = source.keep(f"guided-{lam!r}-{gamma!r}", self._chunks(source), lambda c: _drawn(source, steered, c))
+
+        def one(chunk: Chunk) -> Tensors:
+            return chunk.over(source.process, lambda part: _drawn(source, steered, part))
+
+        rows = source.keep(f"guided-{lam!r}-{gamma!r}", self._chunks(source), one)
         r1, r2, kl = (rows[name].reshape(len(source.prompts), self.samples) for name in ("r1", "r2", "kl"))
         bank = bank_of(r1, r2)
         if wrong := mistakes(bank, source.prompts):

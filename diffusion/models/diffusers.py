@@ -6,27 +6,35 @@ complete and finite, and no code in it is ever run.
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Gt
 
 from genbo.diffusion import bundled
+from genbo.diffusion.models import _folder
 
 if TYPE_CHECKING:
     import torch
 
     from genbo.diffusion.process import Model
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-COMPONENT_MODULES = {"diffusers", "transformers"}
+LONG_CALLS = 20_000  # network calls from which compiling, a minute or two, is paid back
 
 
 @dataclass(frozen=True)
 class Diffusers:
-    """`revision` and `variant` as in `from_pretrained`; `dtype: auto` is bf16 on a GPU and fp32 on a CPU."""
+    """`revision` and `variant` as in `from_pretrained`; `dtype: auto` is bf16 on a GPU and fp32 on a CPU.
+
+    `height` and `width` are pixels, where they are not the model's own. `lora` is a safetensors file, or its folder,
+    that is merged into the weights at `lora_scale`. `distilled_guidance` is told to networks that were distilled for it
+    (FLUX.1 dev; diffusers' own 3.5 where it is null). `offload` keeps on the GPU what works at the moment alone: whole
+    networks (`model`) or single layers (`sequential`, slow). `compile: auto` compiles on a GPU in long jobs.
+    """
 
     pretrained: str = "emoji"
     revision: str | None = None
@@ -34,6 +42,16 @@ class Diffusers:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     negative_prompt: str = ""
+    height: Annotated[int, Gt(0)] | None = None
+    width: Annotated[int, Gt(0)] | None = None
+    distilled_guidance: float | None = None
+    lora: str | None = None
+    lora_scale: float = 1.0
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    compile: Literal["auto", "on", "off"] = "auto"
+    attention: str = "auto"
 
     @property
     def folder(self) -> Path | None:
@@ -44,28 +62,90 @@ class Diffusers:
     @property
     def time_range(self) -> tuple[float, float] | None:
         """What the network may be told, noisiest first: its training steps; None where they are not known yet."""
-        if self.folder is None:
+        steps = _folder.scheduler_of(self.folder).get("num_train_timesteps") if self.folder else None
+        if self.folder is None or not isinstance(steps, int):
             return None
-        try:
-            config = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_text())
-            return float(config["num_train_timesteps"]) - 1, 0.0
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+        return (float(steps), 1.0) if _folder.is_flow(self.folder) else (steps - 1.0, 0.0)
+
+    @property
+    def known_prompts(self) -> list[str] | None:
+        """The classes of a model that draws classes; None where prompts are words."""
+        return _folder.known_prompts(self.folder) if self.folder else None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a gradient can go back through the network: weights that were moved away are not there for it."""
+        return self.offload == "none"
 
     def mistakes(self) -> list[str]:
         """What stops this model from being loaded, a sentence each; looks at the folder, loads nothing."""
-        if self.folder is None:
-            return self._no_folder()
-        return folder_mistakes(self.folder, self.variant)
+        found = self._no_folder() if self.folder is None else self.folder_mistakes(self.folder)
+        found += _folder.lora_mistakes(self.lora) if self.lora is not None else []
+        if self.device == "cpu" and self.offload != "none":
+            found.append("offload: there is nothing to move away from where the device is the CPU; delete it")
+        return found
+
+    def folder_mistakes(self, folder: Path) -> list[str]:
+        """Those of a folder, which for a hub id is known only once it is here."""
+        return _folder.folder_mistakes(folder, self.variant)
+
+    def family(self, pipeline: str) -> str:
+        """The file in `diffusion/pipelines/` that opens a pipeline of this class."""
+        return _folder.families()[pipeline]
 
     def _no_folder(self) -> list[str]:
         names = ", ".join(bundled.model_names())
         if not HUB_ID.fullmatch(self.pretrained) or self.pretrained.startswith((".", "/", "~")):
             return [
-                f"pretrained: there is no folder {self.pretrained!r}; give a diffusers folder, a hub id (owner/name), "
-                f"or a bundled model ({names})"
+                f"pretrained: there is no folder {self.pretrained!r}; give a diffusers folder "
+                f"(`hf download owner/name --local-dir ...` fetches one), a hub id (owner/name), or a bundled model "
+                f"({names})"
             ]
         return []
+
+    def misfits(self, sampler: Any, rule: Any, tuned: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """What of a job cannot work with this model, as (key under `model` or `tune`, sentence); loads nothing.
+
+        `tuned` are the names under `tune`.
+        """
+        folder = self.folder
+        if folder is None:
+            return
+        kind = type(sampler).__name__.lower()
+        if _folder.is_flow(folder) and kind != "euler":
+            yield "sampler", f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        guides = any(weight != 1 for weight in _listed(rule.weight)) or "guidance" in tuned
+        if guides and _folder.is_unconditional(folder):
+            yield "guidance", "this model is told nothing, so there is nothing to guide; write guidance: 1"
+        if guides and _folder.takes_guidance(folder) and not self.negative_prompt:
+            yield (
+                "guidance",
+                "this model was distilled to be told its guidance: write guidance: 1 and set or tune "
+                "distilled_guidance; for true guidance, at twice the cost, give a negative_prompt",
+            )
+        if not _folder.takes_guidance(folder):
+            asked = self.distilled_guidance is not None or "distilled_guidance" in tuned
+            key = "distilled_guidance" if self.distilled_guidance is not None else "tune"
+            if asked:
+                yield key, "this model's network is not told its guidance; set or tune guidance instead"
+
+    def usual(self) -> tuple[Any, Any]:
+        """A sampler and a guidance rule to draw with where nobody says otherwise."""
+        from genbo.diffusion.guidance.plain import Plain
+        from genbo.diffusion.samplers.ddim import Ddim
+        from genbo.diffusion.samplers.euler import Euler
+
+        folder = self.folder
+        if folder is None:
+            return Ddim(), Plain()
+        unguided = _folder.is_unconditional(folder) or (_folder.takes_guidance(folder) and not self.negative_prompt)
+        return Euler() if _folder.is_flow(folder) else Ddim(), Plain(1.0) if unguided else Plain()
+
+    def compiled_for(self, calls: int) -> Diffusers:
+        """With `compile: auto` decided for a job of so many network calls."""
+        if self.compile != "auto":
+            return self
+        return replace(self, compile="on" if calls >= LONG_CALLS and self.torch_device().type == "cuda" else "off")
 
     def open(self) -> Model:
         """Load it. Raises `Refused` with a sentence for whatever is wrong with the folder."""
@@ -81,68 +161,5 @@ class Diffusers:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def families() -> dict[str, str]:
-    """Pipeline class -> the file in `diffusion/pipelines/` that knows it, which opens with the class's name."""
-    found = {}
-    for file in sorted(PIPELINES.glob("[!_]*.py")):
-        name = file.read_text().split('"""', 2)[1].split(":", 1)[0].strip()
-        found[name] = file.stem
-    return found
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """`model_index.json` as a dict; ValueError where it is not JSON or not one."""
-    index = json.loads((folder / "model_index.json").read_text())
-    if not isinstance(index, dict):
-        raise ValueError("not a mapping")
-    return index
-
-
-def folder_mistakes(folder: Path, variant: str | None = None) -> list[str]:
-    """What is wrong with a pipeline's folder, from its file names and JSON alone."""
-    if not (folder / "model_index.json").is_file():
-        hint = (
-            " (it looks like a single component: give the folder above it)" if (folder / "config.json").exists() else ""
-        )
-        return [f"pretrained: {folder} has no model_index.json, so it is not a diffusers pipeline{hint}"]
-    try:
-        index = read_index(folder)
-    except ValueError as error:
-        return [f"pretrained: {folder / 'model_index.json'} cannot be read as JSON: {error}"]
-    kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in families():
-        known = ", ".join(sorted(families()))
-        return [f"pretrained: {folder.name} is a {kind!r}; genbo knows {known}"]
-    found = []
-    for name, entry in index.items():
-        if not name.startswith("_") and isinstance(entry, list) and entry[0] is not None:
-            found += _component_mistakes(folder, name, entry, variant)
-    return found
-
-
-def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str | None) -> list[str]:
-    if not re.fullmatch(r"\w+", name) or len(entry) != 2 or entry[0] not in COMPONENT_MODULES:
-        return [
-            f"pretrained: component {name!r} comes from {entry[0]!r}; genbo loads components of diffusers and "
-            "transformers only, and never runs code from a model's folder"
-        ]
-    part = folder / name
-    if not part.is_dir():
-        return [
-            f"pretrained: {folder.name} has no {name}/ folder, which its model_index.json names; fetch the model again"
-        ]
-    if list(part.glob("*.py")):
-        return [f"pretrained: {part} holds Python code, which genbo does not run; remove it or take a model without"]
-    is_network = (part / "config.json").exists()
-    if is_network and not list(part.glob(f"*{variant}*.safetensors" if variant else "*.safetensors")):
-        pickles = [p.name for p in (*part.glob("*.bin"), *part.glob("*.pt"), *part.glob("*.ckpt"))]
-        if pickles:
-            return [
-                f"pretrained: {name} has only {pickles[0]}, which could run code when read; save it again with "
-                "save_pretrained(..., safe_serialization=True)"
-            ]
-        what = f"safetensors of variant {variant!r}" if variant else "safetensors"
-        return [
-            f"pretrained: {part} has no {what}; fetch the weights (a repository's large files may be mere pointers)"
-        ]
-    return []
+def _listed(weight: float | list[float]) -> list[float]:
+    return weight if isinstance(weight, list) else [weight]

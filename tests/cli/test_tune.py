@@ -237,7 +237,7 @@ def test_a_schedule_is_reported_over_the_steps(workplace: Path, capsys: pytest.C
     assert guidance["start_over_steps"] == [1.5] * 5
     assert guidance["tuned_over_steps"][0] == pytest.approx(guidance["tuned"][0])
     assert show.run(workplace / "run") == 0
-    assert "3 values" in capsys.readouterr().out
+    assert "instead of 1.50, 1.50, 1.50" in capsys.readouterr().out
 
 
 def test_what_is_kept_is_reported(workplace: Path) -> None:

@@ -1,0 +1,50 @@
+"""Any other pipeline that diffusers ships, drawn by its own call: no gradients, no steps of genbo's own.
+
+What can be tuned of it is its guidance weight: one for all steps, or one a step where its call has
+`callback_on_step_end`. The sampler's kind names the scheduler that is put into it, with the pipeline's own settings; a
+flow model takes euler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genbo.diffusion.models import _folder
+from genbo.diffusion.models.diffusers import Diffusers
+
+
+@dataclass(frozen=True)
+class Blackbox(Diffusers):
+    """The options are those of `diffusers`, but for `distilled_guidance`: a pipeline's call has one guidance."""
+
+    @property
+    def differentiable(self) -> bool:
+        return False
+
+    @property
+    def time_range(self) -> tuple[float, float] | None:
+        return None
+
+    @property
+    def known_prompts(self) -> list[str] | None:
+        return None
+
+    def folder_mistakes(self, folder: Path) -> list[str]:
+        return _folder.folder_mistakes(folder, self.variant, any_class=True)
+
+    def family(self, pipeline: str) -> str:
+        return "_blackbox"
+
+    def misfits(self, sampler: Any, rule: Any, tuned: frozenset[str]) -> Iterator[tuple[str, str]]:
+        kind = type(sampler).__name__.lower()
+        if self.folder is not None and _folder.is_flow(self.folder) and kind != "euler":
+            yield "sampler", f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        if type(rule).__name__ != "Plain":
+            yield "guidance", "a black box guides by itself; write a number, or tune guidance"
+        if strange := sorted(name for name in tuned if name != "guidance"):
+            yield "tune", f"a black box can be tuned in guidance alone, not in {strange[0]}"
+        if self.distilled_guidance is not None:
+            yield "distilled_guidance", "a black box has one guidance; write model.guidance instead"

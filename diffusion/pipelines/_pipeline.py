@@ -1,0 +1,176 @@
+"""What the families share: one network of a pipeline as a `Model`, what a prompt is told as, and the way to an image.
+
+A family says which `part` of its pipeline the network is, gives `rows`, the tensors that prompts become, and `call`,
+how the network is asked. Its levels come from `_discrete` or `_flow`. Everything computes what the pipeline's own
+`__call__` does, with gradients. One difference is meant: diffusers switches guidance off at a weight of 1 or less; here
+0 is the unconditional model.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from genbo.diffusion.adapt import Adapter, Network, network_with
+from genbo.diffusion.process import Condition
+from genbo.diffusion.refused import Refused
+from genbo.diffusion.seed import Seed
+
+if TYPE_CHECKING:
+    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.process import Sampler
+
+Size = tuple[int, int]
+
+
+class PipelineModel:
+    """The network of an opened pipeline, in eval mode, with weights that want no gradients."""
+
+    part: ClassVar[str] = "unet"
+    names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale"}  # our numbers, as the pipeline's call has them
+    prediction: str
+
+    def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
+        from genbo.diffusion.models.diffusers import Diffusers
+
+        self.pipeline, self.options = pipeline, options or Diffusers()
+        for module in networks(pipeline).values():
+            module.eval().requires_grad_(False)
+        self.denoiser = getattr(pipeline, self.part)
+        self.device, self.dtype = torch.device(pipeline._execution_device), self.denoiser.dtype
+        self.shape = (self.channels, *self._latent_size())
+        self._rows: dict[str, dict[str, Tensor]] = {}
+        self.network: Network | None = None  # the denoiser, where it has weights of its own
+        self.lora_file: Path | None = None
+        self.fused: tuple[str, ...] = ()  # the components that it was merged into
+
+    # -- a family's own ------------------------------------------------------------------------------------------------
+
+    def rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the network is told of these prompts: named tensors, a row each."""
+        raise NotImplementedError
+
+    def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        """The network's raw prediction (B, *shape)."""
+        raise NotImplementedError
+
+    def takes(self, scheduler: Any) -> set[str]:
+        """What a call of the pipeline can hand on to this scheduler: `timesteps`, `sigmas`, both or neither."""
+        taken = (inspect.signature(call).parameters for call in (self.pipeline.__call__, scheduler.set_timesteps))
+        return {"timesteps", "sigmas"}.intersection(*taken)
+
+    def prompted(self, sampler: Sampler) -> str | None:
+        """How the pipeline's own call takes a `prompt`, in Python; None where it cannot draw what genbo draws."""
+        return "prompt"
+
+    @property
+    def channels(self) -> int:
+        return int(self.denoiser.config.in_channels)
+
+    @property
+    def own_size(self) -> Size:
+        """Height and width of the latents that the network was trained on."""
+        size = self.denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(height), int(width)
+
+    @property
+    def patch(self) -> int:
+        """The side of what the network takes for one token, in latents."""
+        return int(self.denoiser.config.get("patch_size") or 1)
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def vae(self) -> Any:
+        """The decoder, or None where samples are pixels."""
+        return getattr(self.pipeline, "vae", None)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def pixels(self) -> Size:
+        """Height and width of the images."""
+        return self.shape[1] * self.pixels_per_latent, self.shape[2] * self.pixels_per_latent
+
+    def _latent_size(self) -> Size:
+        asked, own, unit = (self.options.height, self.options.width), self.own_size, self.pixels_per_latent
+        for name, pixels in zip(("height", "width"), asked, strict=True):
+            if pixels is not None and pixels % (unit * self.patch):
+                raise Refused(f"{name}: this model makes images in multiples of {unit * self.patch} pixels")
+        height, width = (n if pixels is None else pixels // unit for n, pixels in zip(own, asked, strict=True))
+        return height, width
+
+    # -- prompts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def negative_prompt(self) -> str:
+        return self.options.negative_prompt
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Each prompt goes through the text encoders once in a run."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
+        if new:
+            with torch.no_grad():
+                told = self.rows(new)
+            self._rows.update({prompt: {name: t[i] for name, t in told.items()} for i, prompt in enumerate(new)})
+        found = [self._rows[prompt] for prompt in prompts]
+        return Condition({name: torch.stack([row[name] for row in found]) for name in found[0]})
+
+    def unconditional(self) -> Condition:
+        return self.encode([self.negative_prompt])
+
+    # -- network and decoder -------------------------------------------------------------------------------------------
+
+    def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        return self.call(self.network or self.denoiser, x_t, time, condition.tensors)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, H, W) in [0, 1]."""
+        if self.vae is not None:
+            x = self.vae.decode(self._unscaled(x.to(self.vae.dtype)), return_dict=False)[0]
+        return (x / 2 + 0.5).clamp(0, 1)
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        """What the decoder takes, of latents that the network takes."""
+        config = self.vae.config
+        scale, mean, std = float(config.scaling_factor), config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return x / scale + (config.get("shift_factor") or 0)
+        return x * x.new_tensor(std).reshape(1, -1, 1, 1) / scale + x.new_tensor(mean).reshape(1, -1, 1, 1)
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def adapted(self, adapter: Adapter, seed: Seed) -> PipelineModel:
+        """The same pipeline around a trainable twin of its network; everything else is shared."""
+        new = copy.copy(self)
+        new.network = network_with(self.denoiser, adapter, seed)
+        return new
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What is trained: of the denoiser alone."""
+        return self.network.weights if self.network else {}
+
+    @property
+    def folder(self) -> Path:
+        """Where it was loaded from."""
+        return Path(self.pipeline.config._name_or_path)
+
+    @property
+    def variant(self) -> str | None:
+        return self.options.variant
+
+
+def networks(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The components that have weights, by name."""
+    found = pipeline.components.items()
+    return {name: component for name, component in found if isinstance(component, torch.nn.Module)}

@@ -1,0 +1,21 @@
+"""DDIMPipeline: the same U-Nets over pixels as DDPMPipeline's, with a deterministic scheduler of their own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from genbo.diffusion.pipelines.ddpm import DDPMModel
+
+if TYPE_CHECKING:
+    from genbo.diffusion.models.diffusers import Diffusers
+
+
+def open_pipeline(pipeline: Any, options: Diffusers) -> DDIMModel:
+    """The pipeline as a `Model`."""
+    return DDIMModel(pipeline, options)
+
+
+class DDIMModel(DDPMModel):
+    """The pipeline takes no scheduler but DDIM's."""
+
+    drawn_by = ("Ddim",)

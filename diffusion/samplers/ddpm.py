@@ -1,0 +1,40 @@
+"""DDPM's ancestral step (Ho et al. 2006.11239, eq. 7): the posterior of x_s given x_t and the predicted x_0.
+
+    mean  = alpha_s n / sigma_t^2 x_0 + alpha_t / alpha_s sigma_s^2 / sigma_t^2 x_t
+    scale = sigma_s / sigma_t sqrt(n)  (small),  or  sqrt(n)  (large)
+
+where n = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 is the noise between s and t, beta_t in one step of training.
+`small` is the posterior's own spread for data of one point, `large` that for data of variance 1; DDIM with eta = 1 is
+the first. The two differ where predictions of x_0 are clipped: here the mean follows the clipped one alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Gt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.process import Memory, Step, Stepped
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    steps: Annotated[int, Gt(0)] = 100
+    variance: Literal["small", "large"] = "small"
+    stochastic = True
+
+    def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        mean, scale = self.transition(at, x_t, x_0, eps)
+        return mean if noise is None else mean + scale * noise, memory
+
+    def transition(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_s given x_t; the last step, to no noise at all, draws none."""
+        ratio, left = at.alpha_t / at.alpha_s, (at.sigma_s / at.sigma_t) ** 2
+        new = (at.sigma_t**2 - ratio**2 * at.sigma_s**2).clamp(min=0)
+        mean = at.alpha_s * new / at.sigma_t**2 * x_0 + ratio * left * x_t
+        share = at.sigma_s / at.sigma_t if self.variance == "small" else (at.sigma_s > 0).to(new)
+        return mean, share * new.sqrt()
