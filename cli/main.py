@@ -140,7 +140,9 @@ def score(
         typer.Option("--prompts", help="A prompt a line by order of file names, or a .csv or .json of both."),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One prompt for all images.")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Images to compare a whole set with.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images to compare a whole set with: a folder, or as in a job.")
+    ] = None,
     each: Annotated[bool, typer.Option("--each", help="A row for each image as well.")] = False,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="A table for a spreadsheet on stdout.")] = False,

@@ -696,7 +696,8 @@ class Reading:
             elif job.data and not (job.data.validation and job.data.test):
                 said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
                 self.note(root.find(["data"]), f"validation and test {said}")
-        if job.data is not None and not found and not hasattr(job.model.options, "learns"):
+        wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
+        if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
             self.note(root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid")
 
     def _two_levels(self, job: Job, root: Node) -> bool:

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ from genbo.cli.run import to_json
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from genbo.diffusion.data import Data
 
 Document = dict[str, Any]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet calculates where a cell begins with it
@@ -71,7 +73,7 @@ def run(
     *,
     prompts: Path | None = None,
     prompt: str | None = None,
-    data: Path | None = None,
+    data: str | None = None,
     each: bool = False,
     as_json: bool = False,
     as_csv: bool = False,
@@ -84,14 +86,14 @@ def run(
         raise UserMistake("--json and --csv exclude each other; give one of them")
     code = allowed(allow_code)
     announce(code)
-    asked = rewards_of(rewards, code)
+    asked, against = asked_for(rewards, data, code)
     names = [str(file.relative_to(folder).as_posix()) for file in files_of(folder)]
     texts = captions(prompts, prompt, names)
-    if why := cannot(asked, texts, data):
+    if why := cannot(asked, texts, against):
         raise UserMistake("\n".join(why))
     with memory():
         pictures = readable(folder)
-        document = scored(asked, pictures, texts or [""] * len(pictures), data, batch, device)
+        document = scored(asked, pictures, texts or [""] * len(pictures), against, batch, device)
     document = {"folder": str(folder), **document, "code": {path.name: digest for path, digest in code.items()}}
     shown = document if each else {**document, "each": None}
     (say_json if as_json else say_csv if as_csv else say)(shown)
@@ -101,26 +103,30 @@ def run(
 # -- what is asked ---------------------------------------------------------------------------------------------
 
 
-def rewards_of(texts: Sequence[str], code: Allowed) -> list[Asked]:
-    """Rewards as a job writes them, by name or as a mapping; JobMistakes with all that is wrong."""
+def asked_for(rewards: Sequence[str], data: str | None, code: Allowed) -> tuple[list[Asked], Data | None]:
+    """Rewards and data as a job writes them, by name or as a mapping; JobMistakes with all that is wrong."""
     mistakes: list[Mistake] = []
-    nodes: list[Node] = []
-    for text in texts:
-        try:
-            nodes.append(node_of_text(text, "--reward", "reward"))
-        except JobMistakes as wrong:
-            mistakes += wrong.mistakes
     reading = Reading(Path.cwd(), mistakes, code)
+    nodes = [node for text in rewards if (node := node_of(text, "reward", mistakes))]
     kinds = [reading.kind(node, "rewards", "a reward") for node in nodes]
-    if not texts:
+    against = reading.data(node_of(data, "data", mistakes)) if data is not None else None
+    if not rewards:
         mistakes.append(Node(None, Place("--reward")).mistake("missing; add --reward '{kind: clip, pretrained: ...}'"))
     if mistakes:
         raise JobMistakes(mistakes)
     found = named([{"kind": kind.kind, "whole": kind} for kind in kinds if kind])
-    return [Asked(each["name"], each["whole"]) for each in found]
+    return [Asked(each["name"], each["whole"]) for each in found], against
 
 
-def cannot(asked: Sequence[Asked], prompts: Sequence[str] | None, data: Path | None) -> list[str]:
+def node_of(text: str, option: str, mistakes: list[Mistake]) -> Node | None:
+    try:
+        return node_of_text(text, f"--{option}", option)
+    except JobMistakes as wrong:
+        mistakes += wrong.mistakes
+        return None
+
+
+def cannot(asked: Sequence[Asked], prompts: Sequence[str] | None, data: Data | None) -> list[str]:
     """Why these rewards cannot score these images, a sentence each."""
     found = []
     for each in asked:
@@ -191,7 +197,7 @@ def scored(
     asked: Sequence[Asked],
     pictures: Sequence[Picture],
     prompts: Sequence[str],
-    data: Path | None,
+    data: Data | None,
     batch: int,
     device: str,
 ) -> Document:
@@ -218,7 +224,7 @@ def scored(
 
 
 def one_by_one(
-    each: Asked, pictures: Sequence[Picture], prompts: Sequence[str], data: Path | None, batch: int, place: torch.device
+    each: Asked, pictures: Sequence[Picture], prompts: Sequence[str], data: Data | None, batch: int, place: torch.device
 ) -> Tensor:
     """(N,), each image by itself."""
     import torch
@@ -230,13 +236,13 @@ def one_by_one(
 
 
 def of_set(
-    each: Asked, pictures: Sequence[Picture], prompts: Sequence[str], data: Path | None, batch: int, place: torch.device
+    each: Asked, pictures: Sequence[Picture], prompts: Sequence[str], data: Data | None, batch: int, place: torch.device
 ) -> Tensor:
     """(N,), whose mean is the score of the whole set; the features are taken in parts."""
     import torch
 
     opened = each.kind.options.open(place)
-    reward = opened.against(data_in(data)) if data is not None and each.needs_data else opened.against()
+    reward = opened.against(pixels_of(data)) if data is not None and hasattr(opened, "against") else opened
     parts: dict[int, Tensor] = {}
     for numbers, images in batches(pictures, batch):
         parts.update(zip(numbers, reward.features(images.to(place)), strict=True))
@@ -264,11 +270,9 @@ def place_of(device: str) -> torch.device:
     return torch.device(device)
 
 
-def data_in(folder: Path) -> Tensor:
+def pixels_of(data: Data) -> Tensor:
     """(M, 3, H, W) in bytes: all of them, since nothing is tuned here."""
-    from genbo.diffusion.data import Data
-
-    return Data(str(folder), color="rgb", validation=0, test=0).open().train.pixels
+    return replace(data, color="rgb", validation=0.0, test=0.0).open().train.pixels
 
 
 def refuse_nan(each: Asked, pictures: Sequence[Picture], rows: Tensor) -> None:

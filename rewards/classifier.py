@@ -10,7 +10,6 @@ Apache-2.0; many of its weights learned from ImageNet, whose terms hold for them
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from genbo.rewards import Refused
-from genbo.rewards._extractors import CONFIG, WEIGHTS, read_config, with_channels
+from genbo.rewards._extractors import ARCHITECTURE, CONFIG, WEIGHTS, read_config, with_channels
 from genbo.rewards._prepare import centre, normalise, resize, resized
 from genbo.rewards._weights import PICKLED, Shape, file_mistake, filled, shapes
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ARCHITECTURE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # a name of timm's and no address
 OWN_SHAPE = ("img_size", "global_pool")  # of a folder's `model_args`, what changes the network and nothing else
 
 

@@ -17,12 +17,9 @@ from genbo.rewards import Refused
 from genbo.rewards._sets import LEAST, Distance
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from torch import Tensor
 
-    from genbo.rewards._extractors import Extractor
     from genbo.rewards._sets import Stored
 
 Metric = Literal["euclidean", "cosine"]
@@ -48,28 +45,14 @@ class Diversity:
 
         return mistakes(self.features, self.weights)
 
-    def open(self, device: str | torch.device = "cpu") -> Opened:
-        """Load the network; `.against()` makes the reward. Raises `Refused` with a sentence for what is wrong."""
+    def open(self, device: str | torch.device = "cpu") -> Alone:
+        """Load the network. Raises `Refused` with a sentence for what is wrong."""
         from genbo.rewards._extractors import open_extractor
 
-        return Opened(open_extractor(self.features, self.weights, device), Spread(self.distance))
+        return Alone(open_extractor(self.features, self.weights, device), Spread(self.distance), {})
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A feature network and the rule. `against` is for the likes of the distances, which need data: this needs none."""
-
-    extractor: Extractor
-    rule: Spread
-    differentiable: bool = True
-    of_sets: bool = True
-    needs_data: bool = False
-
-    def against(self, data: Tensor | None = None, cache: Path | None = None) -> Distance:
-        """The reward, whatever the data."""
-        return Alone(self.extractor, self.rule, {})
-
-
 class Alone(Distance):
     """A reward of sets that compares with no data."""
 

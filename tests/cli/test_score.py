@@ -20,6 +20,7 @@ from genbo.cli.captions import captions
 from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
 from genbo.cli.job import JobMistakes, Kind
 from genbo.cli.main import main
+from genbo.diffusion.data import Data
 from genbo.rewards.clip import Clip
 from genbo.rewards.diversity import Diversity
 from genbo.rewards.kid import Kid
@@ -151,9 +152,11 @@ def test_a_set_is_scored_as_a_whole(options: Any, tmp_path: Path, monkeypatch: p
         for n, row in enumerate(rows):
             write(tmp_path / place, f"{n}.png", row)
     one, pictures = asked(options), score.readable(tmp_path / "a")
-    rows = score.of_set(one, pictures, [""] * 7, tmp_path / "b" if one.needs_data else None, 3, torch.device("cpu"))
+    rows = score.of_set(
+        one, pictures, [""] * 7, Data(str(tmp_path / "b")) if one.needs_data else None, 3, torch.device("cpu")
+    )
     opened = options.open()
-    reward = opened.against(pixels["b"]) if one.needs_data else opened.against()
+    reward = opened.against(pixels["b"]) if one.needs_data else opened
     torch.testing.assert_close(rows, reward(pixels["a"].float() / 255), atol=1e-6, rtol=1e-5)
     found = score.summary(one, rows)
     assert found["of"] == "set" and found["mean"] == pytest.approx(rows.mean().item())
@@ -165,6 +168,27 @@ def test_a_set_wants_data_and_images_of_a_size(images: Path) -> None:
     assert score.cannot([asked(Diversity("pixels"))], None, None) == []
     with pytest.raises(UserMistake, match="the images have several sizes; bring them to one"):
         score.of_set(asked(Diversity("pixels")), score.readable(images), [""] * 4, None, 4, torch.device("cpu"))
+
+
+def test_data_are_written_as_in_a_job(run: Run, images: Path) -> None:
+    """Of several sizes, brought to one; a distance of a set to itself, against its score by hand."""
+    kid = "{kind: kid, features: digits-features}"
+    out, _ = run(kid, "compressibility", data="{path: images, size: 24}", as_json=True, each=True)
+    document = json.loads(out)
+    assert document["rewards"]["kid"]["of"] == "set"
+    data = Data("images", size=24, color="rgb", validation=0, test=0).open().train.pixels
+    reward = Kid("digits-features").open().against(data)
+    shown = [picture(n, 30 if n == 2 else 24)[None].float() / 255 for n in range(4)]
+    expected = reward.rows(torch.cat([reward.features(image) for image in shown])).mean().item()
+    assert document["rewards"]["kid"]["mean"] == pytest.approx(expected, rel=1e-5) and expected != 0
+    assert all(set(row["scores"]) == {"compressibility"} for row in document["each"])
+    assert "a set of 4 images" in run(kid, data="{path: images, size: 24}")[0]
+    with pytest.raises(ArtifactRefused, match=r"the images have several sizes, .*; bring them to one with `size: 24`"):
+        run(kid, data="images")
+    with pytest.raises(JobMistakes, match=r"--data:1:1: data: there is no .*nowhere"):
+        run(kid, data="nowhere")
+    with pytest.raises(JobMistakes, match=r"--data:1:16: data\.sice: unknown key; did you mean 'size'"):
+        run(kid, data="{path: images, sice: 24}")
 
 
 # -- words -----------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def by_pillow(images: torch.Tensor) -> torch.Tensor:
     return torch.stack([transform(Image.fromarray(p)) for p in pixels])
 
 
-@pytest.mark.parametrize("shape", [(48, 48), (97, 97), (64, 91)])
+@pytest.mark.parametrize("shape", [(48, 48), (97, 97), (48, 55), (64, 91)])
 def test_is_the_published_recipe(tiny_image_reward, shape):
     images = pictures(3, *shape)
     reward = ImageReward(str(tiny_image_reward)).open()

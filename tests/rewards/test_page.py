@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.rooms.conftest import files, options_class
+from tests.rooms.conftest import files
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "kind", [k for k in files("reward") if not getattr(options_class("reward", k), "of_sets", False)]
-)
-def test_every_reward_of_an_image_has_a_row(kind):
+@pytest.mark.parametrize("kind", files("reward"))
+def test_every_reward_has_a_row(kind):
     rows = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| `")]
     assert any(f"`{kind}`" in row for row in rows)
 

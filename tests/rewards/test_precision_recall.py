@@ -94,6 +94,7 @@ def test_as_a_reward_of_sets(tmp_path):
     assert opened.of_sets and not opened.differentiable and not PrecisionRecall.differentiable
     data = torch.rand(12, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     reward = opened.against(data, tmp_path)
+    assert not reward.differentiable
     again = opened.against(data, tmp_path)  # from the cache
     images = torch.rand(9, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     assert reward(images).mean().item() == pytest.approx(in_balls(images.flatten(1), data.flatten(1), 3))
