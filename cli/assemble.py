@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.job import Job, Kind
@@ -59,6 +59,7 @@ def assemble(job: Job) -> Assembled:
 
     model = _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
+    _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     opened = _Opened(model)
     rewards = tuple((r.weight, opened(r)) for r in job.reward)
@@ -93,6 +94,18 @@ def _for_as_long(job: Job) -> Any:
 
     options = job.model.options
     return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
+
+
+def _suits(job: Job, model: Model) -> None:
+    """What `check` says of a folder, of one that came from the hub just now."""
+    from genbo.cli.errors import UserMistake
+
+    options: Any = job.model.options
+    if getattr(options, "folder", model) is not None:
+        return
+    here = replace(options, pretrained=str(cast("Any", model).folder))
+    for key, said in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+        raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {said}")
 
 
 def _of(process: Process, options: Any) -> Tunable:
