@@ -70,6 +70,7 @@ def assemble(job: Job) -> Assembled:
     learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
     model: Model = learning.model() if learning else _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
+    _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
         learning.learner.meter = process.meter
@@ -152,6 +153,18 @@ def _for_as_long(job: Job) -> Any:
 
     options = job.model.options
     return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
+
+
+def _suits(job: Job, model: Model) -> None:
+    """What `check` says of a folder, of one that came from the hub just now."""
+    from genbo.cli.errors import UserMistake
+
+    options: Any = job.model.options
+    if getattr(options, "folder", model) is not None:
+        return
+    here = replace(options, pretrained=str(cast("Any", model).folder))
+    for key, said in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+        raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {said}")
 
 
 def _of(process: Process, options: Any) -> Tunable:

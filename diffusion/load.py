@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import Model
 
+VARIANTS = ("fp16", "bf16", "non_ema", "ema")  # weights beside the plain ones, that are not fetched unasked
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -117,6 +118,7 @@ def _fetch(options: Diffusers) -> Path:
             options.pretrained,
             revision=options.revision,
             allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"],
+            ignore_patterns=None if options.variant else [f"*.{name}*.safetensors" for name in VARIANTS],
         )
     except (OSError, ValueError) as error:
         raise Refused(

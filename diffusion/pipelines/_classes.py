@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from genbo.diffusion.refused import Refused
+
 
 def labels(prompts: Sequence[str], names: Mapping[str, int], number: int, none: int) -> Tensor:
-    """(rows,): the class of each prompt, of `number` classes; "" is `none`. ValueError for a stranger."""
+    """(rows,): the class of each prompt, of `number` classes; "" is `none`. `Refused` for a stranger."""
     return torch.tensor([none if prompt == "" else _label(prompt, names, number) for prompt in prompts])
 
 
@@ -19,4 +21,4 @@ def _label(prompt: str, names: Mapping[str, int], number: int) -> int:
     if prompt.isdecimal() and int(prompt) < number:
         return int(prompt)
     known = f", or a name like {next(iter(names))!r}" if names else ""
-    raise ValueError(f"this model draws classes and knows none called {prompt!r}; give 0 to {number - 1}{known}")
+    raise Refused(f"prompts: this model draws classes and knows none called {prompt!r}; give 0 to {number - 1}{known}")

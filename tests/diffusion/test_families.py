@@ -445,3 +445,13 @@ def takes(model: Any, sampler: Any) -> bool:
         )
     except Refused:
         return False
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_draws_much_the_same(family_folder, family):
+    process = usual(family_folder, family, steps=3)
+    half = opened(family_folder(family), family, negative_prompt=NEGATIVE.get(family, ""), dtype="bf16")
+    assert half.dtype == torch.bfloat16
+    found = genbo_images(process_of(half, process.sampler, process.rule), prompts_of(family)).float()
+    wanted = genbo_images(process, prompts_of(family))
+    assert (found - wanted).abs().mean() < 0.02 < wanted.std()

@@ -353,3 +353,23 @@ def test_a_plain_model_is_drawn_as_its_kind_wants_to_be(family_folder, family):
     """`genbo sample` of a folder, without a job."""
     options = Diffusers(pretrained=str(family_folder(family)))
     assert list(options.misfits(*options.usual(), frozenset())) == []
+
+
+def test_a_model_from_the_hub_is_held_against_the_job_once_it_is_here(family_folder, monkeypatch):
+    """Until then nobody knows what it is."""
+    from genbo.cli.assemble import assemble
+    from genbo.cli.errors import UserMistake
+    from genbo.cli.job import read_job
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **named: str(family_folder("flux")))
+    words = {"version": 1, "prompts": ["a dog"], "reward": {"kind": "quadratic"}, "tune": {"guidance": {"start": 3.0}}}
+    model = {
+        "pretrained": "org/name",
+        "device": "cpu",
+        "height": 16,
+        "width": 16,
+        "sampler": {"kind": "euler", "steps": 2},
+    }
+    with pytest.raises(UserMistake, match=r"model\.guidance: .* distilled_guidance"):
+        assemble(read_job({**words, "model": model}))
+    assert assemble(read_job({**words, "model": {**model, "negative_prompt": "a cat"}})).problem.process.steps == 2
