@@ -77,7 +77,7 @@ def test_sets_by_their_precision_recall_and_diversity(
     with pytest.raises(JobMistakes, match="nothing here looks at data"):
         read_job({**job, "reward": far, "data": "digits"})
     shares = {"path": "data", "validation": 0.4, "test": 0.4}
-    found = tune({**job, "reward": [near, far], "data": shares, "output": "sets"}).document
+    found = tune({**job, "reward": [near, far], "data": shares, "output": "sets"}).result().document
     assert found["estimator"]["kind"] == "zeroth_order"
     rewards = found["rewards"]
     assert 0 <= rewards["precision_recall"]["tuned"] <= 1 and rewards["diversity"]["tuned"] > 0
