@@ -52,7 +52,15 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip", "lora", "like", "file")  # options that may name a file or a folder, or a bundled name
+PATHS = (
+    "pretrained",
+    "clip",
+    "lora",
+    "like",
+    "file",
+    "features",
+    "weights",
+)  # may name a file, a folder, or a bundled thing
 OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
@@ -606,6 +614,7 @@ class Reading:
         self._taught(job, root)
         self._learned(job, root)
         self._of_sets(job, root)
+        self._judged(job, root)
         if job.budget.pool is not None and job.budget.pool < job.budget.samples and not job.tilts:
             message = (
                 f"{job.budget.samples} samples a step cannot come from a pool of {job.budget.pool}; make it larger"
@@ -676,6 +685,16 @@ class Reading:
             return
         if reason := schedule.why_not(job.lower.options.prediction):
             self.note(root.find(["tune", "noise_schedule"]), reason)
+
+    def _judged(self, job: Job, root: Node) -> None:
+        """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
+        prompts = min(len(set(job.held_out)), job.evaluate.samples)
+        counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
+        if counted < 2 and not job.tilts:
+            message = (
+                f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
+            )
+            self.note(root.find(["evaluate", "samples"]), message, where="evaluate.samples")
 
     def _of_sets(self, job: Job, root: Node) -> None:
         """Distances to data need data, and samples that may be judged together."""
