@@ -83,7 +83,7 @@ def _leading(process: Process) -> list[float] | None:
 
 def drawn(problem: Problem, batch: Batch) -> Tensor:
     """(K, N)."""
-    return torch.cat([scores for scores, _ in draw(problem, problem.first(), batch)], dim=1)
+    return torch.cat([torch.stack(seen) for seen, _ in draw(problem, problem.first(), batch)], dim=1)
 
 
 def show(scores: dict[str, Tensor], batch: Batch, *, fresh_prompts: bool) -> None:

@@ -197,9 +197,9 @@ def parts(direct: Sequence[float | None], indirect: Sequence[float | None], *, n
         return Markup("")
     frame = Frame((0.5, len(direct) + 0.5), padded([0.0, *known]))
     lines = []
-    for side, kind in ((direct, "way"), (indirect, "before")):
+    for side, kind in ((direct, "tuned-line"), (indirect, "before")):
         points = [(k + 1.0, v) for k, v in enumerate(side) if v is not None]
-        word = "direct" if kind == "way" else "indirect"
+        word = "indirect" if kind == "before" else "direct"
         lines.append(frame.line(points, class_=kind))
         lines += [
             frame.dot(x, v, 2.6, class_="point", title=f"step {x:.0f}, {word}: {figures.number(v)}") for x, v in points
@@ -214,7 +214,8 @@ def curve(start: Curve, tuned: Curve, *, name: str) -> Markup:
     """Both noise schedules, log-SNR over time; the start dashed."""
     frame = Frame((0.0, 1.0), padded([*start[1], *tuned[1]]))
     lines = [
-        frame.line(list(zip(*side, strict=True)), class_=kind) for side, kind in ((start, "before"), (tuned, "way"))
+        frame.line(list(zip(*side, strict=True)), class_=kind)
+        for side, kind in ((start, "before"), (tuned, "tuned-line"))
     ]
     return svg(joined([frame.axes("time, image to noise; log-SNR upwards", whole=False), *lines]), name)
 

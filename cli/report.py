@@ -101,7 +101,9 @@ def lead(document: Document) -> str:
     if document["search"]:
         return lead_of_search(document)
     what = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
-    pairs = f"{figures.count(held_out['samples'])} pairs from {figures.plural(held_out['prompts'], 'prompt')}"
+    pairs = f"{figures.count(held_out['samples'])} pairs"
+    if (prompts := [row["prompt"] for row in held_out["by_prompt"]]) != [""]:
+        pairs += f" from {figures.plural(len(prompts), 'prompt')}"
     return (
         f"Start and tuned were drawn from the same noise, on {what} that tuning never saw: {pairs}. "
         "The brackets are the 95 % interval of the mean difference."
