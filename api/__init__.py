@@ -1,7 +1,10 @@
 """genbo tunes a diffusion model's hyperparameters by first-order bilevel optimization.
 
 import genbo
-result = genbo.tune("job.yaml")              # or a dict; the same as `genbo tune job.yaml`
+run = genbo.tune("job.yaml")                 # or a dict; the same as `genbo tune job.yaml`
+for step in run:                             # if you like to see them as they are made
+    print(step["phi"], step["value"])
+result = run.result()                        # runs what is left of it
 pipeline = genbo.load(result.folder / "tuned")    # a pipeline that applies every tuned value by itself
 images = pipeline(["a red apple"], samples=4, seed=0)
 """

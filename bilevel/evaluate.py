@@ -17,13 +17,13 @@ from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
 
 
-def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores (K, n) and images (n, C, H, W) at phi (P,), a chunk of the batch at a time."""
+def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """What each scorer sees, and images (n, C, H, W), at phi (P,), a chunk of the batch at a time."""
 
-    def one(chunk: Batch) -> tuple[Tensor, Tensor]:
+    def one(chunk: Batch) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad():
             drawn = problem.drawn(phi, chunk)
-            return problem.score(drawn).cpu(), drawn.images.float().cpu()
+            return [x.cpu() for x in problem.seen(drawn)], drawn.images.float().cpu()
 
     return problem.process.over(batch, one)
 

@@ -1,6 +1,6 @@
 """A network in training, and how it answers a change of what it is trained for.
 
-The options and the mathematics stand in `bilevel/lower/_denoising.py`. A training step reads nothing back from the
+The options and the mathematics stand in `bilevel/lower/denoising.py`. A training step reads nothing back from the
 device and draws nothing but its minibatch, so it can be compiled or captured; minibatches are named by their seed, so
 that any two networks, and a run that was stopped and one that was not, see the same.
 """
@@ -8,19 +8,21 @@ that any two networks, and a run that was stopped and one that was not, see the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from genbo.diffusion.capture import Captured
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
-from genbo.diffusion.network import Network
+from genbo.diffusion.network import Network, call
+from genbo.diffusion.process import Meter
 
 if TYPE_CHECKING:
-    from genbo.bilevel.lower._denoising import Denoising
+    from genbo.bilevel.lower.denoising import Denoising
     from genbo.diffusion.seed import Seed
     from genbo.schedules.schedule import Schedule
 
@@ -36,9 +38,16 @@ class Learner:
     """Weights, their average and AdamW's state: y. `average` is what is sampled from, and what z starts from."""
 
     def __init__(
-        self, options: Denoising, module: Module, data: Tensor, labels: Tensor | None, classes: tuple[str, ...]
+        self,
+        options: Denoising,
+        module: Module,
+        data: Tensor,
+        labels: Tensor | None,
+        classes: tuple[str, ...],
+        meter: Meter | None = None,
     ) -> None:
         device = data.device
+        self.meter = meter or Meter()
         self.options, self.data, self.labels, self.classes = options, data, labels, classes
         self.module = module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
@@ -51,8 +60,13 @@ class Learner:
             options.train_steps,
         )
         self.forward: Callable[[Module, Schedule, Minibatch], Tensor] = self.loss
-        if options.compile:
+        self.body: Callable[..., Any] = call
+        if options.compiles(device.type):
             self.forward = torch.compile(self.loss.__call__, dynamic=False)
+            self.body = torch.compile(call, dynamic=False)
+        self.captures = device.type == "cuda" and options.capture
+        self.stepped: Captured | None = None  # the training step, and
+        self.replayed = Captured(self._called) if self.captures else None  # the average's call, as one launch
         self.params = list(self.module.parameters())
         self.lr = torch.zeros((), device=device)
         self.decay = torch.zeros((), device=device)
@@ -89,7 +103,14 @@ class Learner:
             device=self.device,
             dtype=self.data.dtype,
             autocast=None if exact or not self._bf16 else torch.bfloat16,
+            replay=self.replayed if module is None and exact else None,
         )
+
+    def _called(self, x_t: Tensor, told: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The averaged network."""
+        with torch.no_grad():
+            found: Tensor = self.body(self.average, x_t, told, labels)
+            return found
 
     # -- y -------------------------------------------------------------------------------------------------------------
 
@@ -103,8 +124,9 @@ class Learner:
             self.decay.fill_(min(self.options.ema, (self.steps + 1) / (self.steps + 10)))
             total += self.step(schedule, self.draw(seed.child("batch", k)))
             self.steps += 1
+        self._count(steps)
         mean = total.item() / steps
-        if not (torch.isfinite(total) and all(p.isfinite().all() for p in self.params)):
+        if not torch.stack([total, *torch._foreach_norm([*self.params])]).isfinite().all():
             self.load(before)
             raise Diverged(
                 f"the training loss is {mean:g} after {done + steps} steps; lower lr ({self.options.lr:g}) or raise "
@@ -119,7 +141,22 @@ class Learner:
 
     def step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         """One step of AdamW and of the average; the loss, on the device."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+        if not self.captures:
+            return self._step(schedule, batch)
+        if self.stepped is None:
+            names, family, zero = list(schedule.values), schedule.family, schedule.zero_terminal
+
+            def of_tensors(x: Tensor, eps: Tensor, at: Tensor, *rest: Tensor) -> Tensor:
+                values = dict(zip(names, rest, strict=False))
+                labels = rest[len(names)] if len(rest) > len(names) else None
+                return self._step(type(schedule)(family, values, zero), Minibatch(x, eps, at, labels))
+
+            self.stepped = Captured(of_tensors, self._kept, self._put_back)
+        labels = [] if batch.labels is None else [batch.labels]
+        return self.stepped(batch.x, batch.eps, batch.at, *schedule.values.values(), *labels).clone()
+
+    def _step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=not self.captures):
             loss = self.forward(self.module, schedule, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -132,6 +169,28 @@ class Learner:
             for kept, seen in zip(self.average.buffers(), self.module.buffers(), strict=True):
                 kept.copy_(seen)
         return loss.detach()
+
+    def _moving(self) -> list[Tensor]:
+        """Every tensor that a step changes, in place."""
+        states = [v for p in self._in_order() for v in self.optimizer.state.get(p, {}).values()]
+        return [*self.module.state_dict().values(), *self.average.state_dict().values(), *states]
+
+    def _kept(self) -> list[Tensor]:
+        return [x.detach().clone() for x in self._moving()]
+
+    def _put_back(self, kept: list[Tensor]) -> None:
+        """As before; of AdamW's state what was not there yet is what it begins with, zeros."""
+        moving = self._moving()
+        with torch.no_grad():
+            for x, before in zip(moving, kept, strict=False):
+                x.copy_(before)
+            for x in moving[len(kept) :]:
+                x.zero_()
+
+    def _count(self, minibatches: int) -> None:
+        """Calls of the network, there alone: the way back is not counted."""
+        self.meter.denoiser_calls += minibatches
+        self.meter.image_forwards += minibatches * self.options.batch
 
     @property
     def _bf16(self) -> bool:
@@ -150,16 +209,26 @@ class Learner:
             named |= {f"adamw.{i}.{k}": v for k, v in self.optimizer.state.get(p, {}).items()}
         return {k: v.detach().clone() for k, v in named.items()} | {"steps": torch.tensor(self.steps)}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`."""
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from `state`, wherever its tensors lie."""
         for prefix, module in (("module.", self.module), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         for i, p in enumerate(self._in_order()):
             mine = f"adamw.{i}."
-            self.optimizer.state[p] = {k.removeprefix(mine): v.clone() for k, v in state.items() if k.startswith(mine)}
-            if not self.optimizer.state[p]:
-                del self.optimizer.state[p]
+            own = {k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)}
+            self._adamw(p, own)
         self.steps = int(state["steps"])
+
+    def _adamw(self, p: Tensor, own: Mapping[str, Tensor]) -> None:
+        """AdamW's state of a weight, in its place where there is one: a recorded step writes there."""
+        known = self.optimizer.state.get(p) or {}
+        if known and not own and self.stepped is None:
+            del self.optimizer.state[p]
+        elif known:
+            for name, value in known.items():
+                value.copy_(own[name]) if own else value.zero_()
+        elif own:
+            self.optimizer.state[p] = {k: v.to(self.device, copy=True) for k, v in own.items()}
 
     def _in_order(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -179,6 +248,7 @@ class Learner:
         params = list(z.parameters())
         scales, velocities = self._preconditioner(), [torch.zeros_like(p) for p in params]
         lr = self.options.lr * self.options.z_lr
+        self._count(steps)
         for k in range(steps):
             with torch.enable_grad():
                 grads = list(torch.autograd.grad(self.loss(z, schedule, self.draw(seed.child("batch", k))), params))
@@ -208,21 +278,22 @@ class Learner:
     def measured(self, module: Module, schedule: Schedule, batches: int, seed: Seed) -> Tensor:
         """L(theta; q) on `batches` minibatches, the same for every network and schedule; differentiable in q."""
         schedule = schedule.to(self.device)
+        self._count(batches)
         draws = [self.draw(seed.child("measure", k)) for k in range(batches)]
         return torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A learner as a `genbo.bilevel.penalty.TwoLevel`: q -> schedule, and a distance of its samples from the data.
+    """A learner as a `genbo.bilevel.penalty.TwoLevel`: q -> schedule, and what is wanted of samples at q.
 
-    `distance` is differentiable in the module's weights where the schedule has a part in the loss; it sees the same
-    noise at every call.
+    `wanted` is made small, and differentiable in the module's weights where the schedule has a part in the loss; it
+    sees the same noise at every call.
     """
 
     learner: Learner
     schedule: Callable[[Tensor], Schedule]
-    distance: Callable[[Schedule, Module], Tensor]
+    wanted: Callable[[Tensor, Module], Tensor]
     seed: Seed
 
     @property
@@ -232,12 +303,49 @@ class Answers:
     def solve(self, q: Tensor, tilt: float) -> Module:
         if not self.coupled and not tilt:
             return self.learner.average
-        schedule = self.schedule(q.detach())
+        q = q.detach()
         steps = self.learner.options.z_steps
-        return self.learner.answer(schedule, lambda z: self.distance(schedule, z), tilt, steps, self.seed)
+        return self.learner.answer(self.schedule(q), lambda z: self.wanted(q, z), tilt, steps, self.seed)
 
     def lower(self, q: Tensor, theta: Module) -> Tensor:
         return self.learner.measured(theta, self.schedule(q), self.learner.options.z_batches, self.seed)
 
     def upper(self, q: Tensor, theta: Module) -> Tensor:
-        return self.distance(self.schedule(q), theta)
+        return self.wanted(q, theta)
+
+
+@dataclass(frozen=True)
+class Apprentice:
+    """A learner as the lower level of a problem (`genbo.bilevel.problem.Learning`): phi -> schedule -> network."""
+
+    learner: Learner
+    schedule: Callable[[Tensor], Schedule]
+    start: Schedule
+
+    @property
+    def coupled(self) -> bool:
+        return self.learner.loss.coupled
+
+    @property
+    def moves(self) -> bool:
+        return self.learner.options.steps_of_update > 0
+
+    def update(self, phi: Tensor, seed: Seed) -> None:
+        """The options' `steps` of training under the schedule at phi (P,)."""
+        if self.moves:
+            self.learner.train(self.schedule(phi.detach()), self.learner.options.steps_of_update, seed)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.learner.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load(state)
+
+    def model(self, theta: Module | None = None) -> Network:
+        return self.learner.network(self.start, theta)
+
+    def answers(
+        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Module], Tensor], seed: Seed
+    ) -> Answers:
+        """The two levels in coordinates u, `value` being u -> phi."""
+        return Answers(self.learner, lambda u: self.schedule(value(u)), wanted, seed)

@@ -104,12 +104,21 @@ class ByDifferences:
 
 
 def penalty(
-    two: TwoLevel[S], q: Tensor, gamma: float, *, symmetric: bool = False, upper_slope: Slope = by_autograd
+    two: TwoLevel[S],
+    q: Tensor,
+    gamma: float,
+    *,
+    symmetric: bool = False,
+    upper_slope: Slope = by_autograd,
+    direct: Callable[[S], Tensor] | None = None,
 ) -> Hypergradient:
-    """The penalty gradient at q; with `symmetric` from both sides. Two lower solves, or one where L has no q in it."""
+    """The penalty gradient at q; with `symmetric` from both sides. Two lower solves, or one where L has no q in it.
+
+    `direct` gives d_q f at a theta by means of its own, in place of a slope of `two.upper`.
+    """
 
     def of_upper(theta: S) -> Tensor:
-        return upper_slope(lambda at: two.upper(at, theta), q)
+        return direct(theta) if direct else upper_slope(lambda at: two.upper(at, theta), q)
 
     def of_lower(theta: S) -> Tensor:
         return by_autograd(lambda at: two.lower(at, theta), q)
@@ -124,22 +133,29 @@ def penalty(
 
 @dataclass(frozen=True)
 class Gauged:
-    """A penalty gradient, and how far the one at half its gamma is from it."""
+    """A penalty gradient, and how far the one at half its gamma is from it, where that was asked."""
 
     gradient: Hypergradient
-    apart: float
+    apart: float | None
 
     @property
     def trusted(self) -> bool:
-        return self.apart <= TRUSTED
+        return self.apart is not None and self.apart <= TRUSTED
 
 
 def gauged(
-    two: TwoLevel[S], q: Tensor, gamma: float, *, symmetric: bool = False, upper_slope: Slope = by_autograd
+    two: TwoLevel[S],
+    q: Tensor,
+    gamma: float,
+    *,
+    symmetric: bool = False,
+    upper_slope: Slope = by_autograd,
+    direct: Callable[[S], Tensor] | None = None,
 ) -> Gauged:
     """The penalty gradient at gamma and 2 gamma, extrapolated, with the distance of the two."""
-    once = penalty(two, q, gamma, symmetric=symmetric, upper_slope=upper_slope)
-    twice = penalty(two, q, 2 * gamma, symmetric=symmetric, upper_slope=upper_slope)
+    once, twice = (
+        penalty(two, q, at, symmetric=symmetric, upper_slope=upper_slope, direct=direct) for at in (gamma, 2 * gamma)
+    )
     return Gauged(once.extrapolated(twice, 2 if symmetric else 1), once.distance(twice))
 
 

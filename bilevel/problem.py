@@ -10,9 +10,9 @@ An `Estimator` turns this into a gradient in u, an `Optimizer` follows it, and `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from genbo.diffusion.teacher import Lesson, Teachers
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.diffusion.process import Process
+    from genbo.bilevel.penalty import TwoLevel
+    from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
+
+T = TypeVar("T")
 
 
 class Tunable(Protocol):
@@ -75,6 +78,72 @@ class Taught(Reward, Protocol):
         """Both (B, ...), row by row of the same noise -> (B,); differentiable in `mine`."""
 
 
+@runtime_checkable
+class OfSets(Reward, Protocol):
+    """A reward of all samples together, such as a distance to data, given to each in shares whose mean is the reward.
+
+    Called with images it takes them for the whole set.
+    """
+
+    of_sets: bool
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D), each image by itself: a set may be seen in parts."""
+
+    def rows(self, features: Tensor) -> Tensor:
+        """(N, D) of the whole set -> (N,)."""
+
+    def pull(self, features: Tensor) -> Tensor:
+        """N times the gradient of the reward in every feature, (N, D)."""
+
+    def shares(self, live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
+        """`rows` and `pull` of the whole set at these n samples -> (n,), with their gradients in `live` (n, D)."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What rewards of sets say of a whole batch, by their place among the scorers: rows (N,) and pulls (N, D)."""
+
+    rows: Mapping[int, Tensor]
+    pulls: Mapping[int, Tensor]
+
+    def part(self, here: slice) -> Whole:
+        """At these samples."""
+        return Whole({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
+
+
+class Learning(Protocol):
+    """A lower level that trains the very network that is sampled: theta(phi) = argmin L(theta; phi).
+
+    Its weights and their training state are its own; `state` and `load` carry them through a checkpoint.
+    """
+
+    @property
+    def coupled(self) -> bool:
+        """Whether L has phi in it at all."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether `update` trains at all."""
+
+    def update(self, phi: Tensor, seed: Seed) -> None:
+        """A few steps of training at phi (P,)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it takes to go on."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+
+    def model(self, theta: Any = None) -> Model:
+        """The network to sample from, with other weights than its own where they are given."""
+
+    def answers(
+        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Any], Tensor], seed: Seed
+    ) -> TwoLevel[Any]:
+        """The two levels in coordinates u, with `value` the link u -> phi, where `wanted` (u, theta) is made small."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Samples (M * N, *shape) of a batch of N, member by member, and the images that they decode to."""
@@ -106,6 +175,7 @@ class Facts:
     differentiable_reward: bool = True
     differentiable_model: bool = True
     half_precision: bool = False
+    coupled: bool = False  # whether the sampled network is trained for phi, so that it answers a change of it
     slope: str | None = None  # where lambda is tuned: the estimator that its lower solver is followed by
 
     @property
@@ -122,12 +192,16 @@ class Estimate:
     """A gradient in u of the objective, and what was seen on the way.
 
     `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
-    stand around u. `grad_se` is the standard error of each coordinate over the samples.
+    stand around u. `grad_se` is the standard error of each coordinate over the samples. Where the sampled network
+    answers a change of u, `indirect` is the part of `grad` that comes of its answer, and `apart` tells how far two
+    estimates of it stood from each other.
     """
 
     grad: Tensor
     grad_se: Tensor
     scores: Tensor
+    indirect: Tensor | None = None
+    apart: float | None = None
 
 
 class Estimator(Protocol):
@@ -181,6 +255,7 @@ class Problem:
     rewards: tuple[tuple[float, Reward], ...]
     constraints: tuple[Constraint, ...] = ()
     teachers: Teachers = field(default_factory=Teachers, compare=False)
+    learning: Learning | None = field(default=None, compare=False)
 
     # -- coordinates ---------------------------------------------------------------------------------------------
 
@@ -251,24 +326,75 @@ class Problem:
         """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
         import torch
 
-        def one(chunk: Batch) -> Tensor:
+        def one(chunk: Batch) -> list[Tensor]:
             with torch.no_grad():
-                scores: Tensor = self.live_scores(phi, chunk).unflatten(1, (len(phi), len(chunk)))
-            return scores.cpu()
+                seen = self.seen(self.drawn(phi, chunk))
+            return [x.unflatten(0, (len(phi), len(chunk))) for x in seen]
 
         self.prepare(batch)
-        return torch.cat(list(self.process.over(batch, one, members=len(phi))), dim=2)
+        parts = self.process.over(batch, one, members=len(phi))
+        joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+        with torch.no_grad():
+            return torch.stack([self.judged([x[m] for x in joined]) for m in range(len(phi))], dim=1).cpu()
 
-    def live_scores(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Tensor:
-        """Scores (K, M * N), or (K, N) when paired, of one chunk; differentiable in phi."""
-        return self.score(self.drawn(phi, chunk, paired=paired, checkpoint=checkpoint))
+    def seen(self, drawn: Drawn) -> list[Tensor]:
+        """What each scorer sees in samples, which may be a part of a set: scores (M * N,), or features (M * N, D)."""
+        self.process.meter.reward_images += len(drawn.images)
+        return [
+            r.features(drawn.images) if isinstance(r, OfSets) else self._score(r, drawn).double() for r in self.scorers
+        ]
 
-    def score(self, drawn: Drawn) -> Tensor:
-        """(K, M * N) in float64."""
+    def judged(self, seen: Sequence[Tensor]) -> Tensor:
+        """(K, N) in float64, from what was seen of a whole set of N samples."""
         import torch
 
-        self.process.meter.reward_images += len(drawn.images)
-        return torch.stack([self._score(reward, drawn).double() for reward in self.scorers])
+        pairs = zip(self.scorers, seen, strict=True)
+        return torch.stack([(r.rows(x) if isinstance(r, OfSets) else x).double() for r, x in pairs])
+
+    def in_parts(self, phi: Tensor, batch: Batch, one: Callable[[Batch, Whole | None], T]) -> Iterator[T]:
+        """`one` of every part of a batch, with what rewards of sets say of the whole of it at phi (P,), if need be."""
+        known: list[Whole] = []
+
+        def of(here: slice) -> T:
+            part = batch.part(here)
+            if len(part) == len(batch) or not any(isinstance(reward, OfSets) for reward in self.scorers):
+                return one(part, None)
+            if not known:
+                known.append(self._whole(phi, batch))
+            return one(part, known[0].part(here))
+
+        return self.process.room.over(len(batch), self.process.batch, 1, of)
+
+    def _whole(self, phi: Tensor, batch: Batch) -> Whole:
+        """All samples drawn once more, for what is said of the set alone."""
+        import torch
+
+        def one(chunk: Batch) -> list[Tensor]:
+            with torch.no_grad():
+                return self.seen(self.drawn(phi[None], chunk))
+
+        columns = zip(*self.process.over(batch, one), strict=True)
+        pairs = [(k, r, torch.cat(x)) for (k, r), x in zip(enumerate(self.scorers), columns, strict=True)]
+        sets = [(k, r, x) for k, r, x in pairs if isinstance(r, OfSets)]
+        return Whole({k: r.rows(x) for k, r, x in sets}, {k: r.pull(x) for k, r, x in sets})
+
+    def live_scores(
+        self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False, whole: Whole | None = None
+    ) -> Tensor:
+        """Scores (K, N) of one chunk at one phi (1, P), or at one a sample when paired; differentiable in phi.
+
+        Rewards of sets take the chunk for the whole set, unless `whole` says at these samples what all of it says.
+        """
+        import torch
+
+        seen = self.seen(self.drawn(phi, chunk, paired=paired, checkpoint=checkpoint))
+        rows = []
+        for k, (reward, x) in enumerate(zip(self.scorers, seen, strict=True)):
+            if isinstance(reward, OfSets):
+                of_set = whole or Whole({k: reward.rows(x.detach())}, {k: reward.pull(x.detach())})
+                x = reward.shares(x, of_set.rows[k], of_set.pulls[k])
+            rows.append(x.double())
+        return torch.stack(rows)
 
     def _score(self, reward: Reward, drawn: Drawn) -> Tensor:
         import torch
@@ -288,6 +414,10 @@ class Problem:
 
         parts = zip(self.tunables, phi.split(self.sizes), strict=True)
         return torch.cat([getattr(tunable, "settled", lambda part: part)(part) for tunable, part in parts])
+
+    def with_model(self, model: Model) -> Problem:
+        """The same problem of another network, on the same meter."""
+        return replace(self, process=replace(self.process, model=model))
 
     @property
     def device(self) -> torch.device:

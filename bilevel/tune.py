@@ -40,7 +40,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class State:
-    """All that the loop knows after `steps` steps; tensors in float64, on the CPU."""
+    """All that the loop knows after `steps` steps; tensors in float64, on the CPU, but for those of a network."""
 
     u: Tensor
     steps: int = 0
@@ -48,6 +48,7 @@ class State:
     estimator: dict[str, Tensor] = field(default_factory=dict)
     multipliers: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     integral: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    learning: dict[str, Tensor] = field(default_factory=dict)  # of a network in training, wherever it lives
     wasted: int = 0  # steps in a row without a usable gradient
     cost: dict[str, int] = field(default_factory=dict)
 
@@ -68,6 +69,8 @@ class Step:
     multipliers: Tensor  # (C,), as they stood in the gradient
     status: str  # ok | non_finite | flat
     state: State
+    indirect: Tensor | None = None  # (P,), the part of `grad` that a network in training answers with
+    apart: float | None = None  # how far two estimates of that answer stood from each other, of the gradient's length
 
 
 def begin(problem: Problem) -> State:
@@ -87,7 +90,9 @@ def tune(
 ) -> Iterator[Step]:
     """Steps until the budget is spent or `PATIENCE` steps in a row had no usable gradient."""
     state = state or begin(problem)
-    meter = problem.process.meter
+    meter, learning = problem.process.meter, problem.learning
+    if learning is not None and state.learning:
+        learning.load(state.learning)
     for name, spent in state.cost.items():
         setattr(meter, name, spent)
     while state.steps < budget.steps and state.wasted < PATIENCE:
@@ -118,6 +123,8 @@ def _step(
     state: State,
 ) -> Step:
     problem.prepare(batch)
+    if problem.learning is not None:
+        problem.learning.update(problem.value(state.u), seed.child("train"))
     reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     weights = torch.cat([reward_weights, state.multipliers])
     estimate, estimator_state = estimator(problem, state.u, batch, weights, seed, state.estimator)
@@ -126,7 +133,7 @@ def _step(
     gaps = _gaps(problem, scores, batch)
 
     status = _status(estimate)
-    after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1)
+    after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1, learning=_learned(problem))
     if status != "non_finite":  # a first one-point step has no gradient yet, and is what the second one needs
         after = replace(after, estimator=estimator_state)
     if status == "ok":
@@ -147,7 +154,15 @@ def _step(
         multipliers=state.multipliers,
         status=status,
         state=replace(after, cost=problem.process.meter.as_dict()),
+        indirect=estimate.indirect,
+        apart=estimate.apart,
     )
+
+
+def _learned(problem: Problem) -> dict[str, Tensor]:
+    """What a network that is trained between steps has come to; one that is not is no part of the loop's state."""
+    learning = problem.learning
+    return learning.state() if learning is not None and learning.moves else {}
 
 
 def _gaps(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.job import Job, Kind
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from genbo.bilevel.law import Slope
+    from genbo.bilevel.learner import Apprentice, Learner
     from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward, Tunable
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.bilevel.tune import Budget
+    from genbo.diffusion.data import Images, Splits
+    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Seed
+    from genbo.schedules.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Assembled:
     seed: Seed
     reward_names: tuple[str, ...]
     constraint_names: tuple[str, ...]
+    judge: Problem  # the same, its distances to data against the share that is for the report alone
+    data: Splits | None = None
     lower: Any = None  # a lower solver's options
     lower_rewards: tuple[tuple[float, Reward], ...] = ()
     lower_names: tuple[str, ...] = ()
@@ -57,20 +66,33 @@ def assemble(job: Job) -> Assembled:
     from genbo.diffusion.process import process_of
     from genbo.diffusion.seed import Seed
 
-    model = _for_as_long(job).open()
+    data = job.data.open() if job.data else None
+    learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
+    model: Model = learning.model() if learning else _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
     _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
+    if learning:
+        learning.learner.meter = process.meter
     opened = _Opened(model)
-    rewards = tuple((r.weight, opened(r)) for r in job.reward)
+    tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
-    constraints = tuple(Constraint(k.name, opened(k), k.at_least, k.relative_to_start) for k in job.keep)
     half = is_half(model)
     chosen = job.chosen(half)
     if reason := chosen.options.why_not(job.facts(half)):
         raise UserMistake(f"estimator: {reason}")
+    tunables = tuple(_of(process, t) for t in job.tune.values())
+
+    def problem(of: Callable[[Kind], Reward]) -> Problem:
+        rewards = tuple((r.weight, of(r)) for r in job.reward)
+        constraints = tuple(Constraint(k.name, of(k), k.at_least, k.relative_to_start) for k in job.keep)
+        return Problem(process, tunables, rewards, constraints, learning=learning)
+
+    steered, judge = problem(tuned), problem(judged)
     return Assembled(
-        problem=Problem(process, tuple(_of(process, t) for t in job.tune.values()), rewards, constraints),
+        problem=steered,
+        judge=replace(judge, teachers=steered.teachers),
+        data=data,
         estimator=chosen.options,
         estimator_name=chosen.name,
         estimator_reason=chosen.reason,
@@ -86,6 +108,43 @@ def assemble(job: Job) -> Assembled:
         lower_rewards=tuple((r.weight, opened(r)) for r in below),
         lower_names=tuple(r.name for r in below),
     )
+
+
+def learner_of(job: Job, data: Splits) -> Learner:
+    """The job's own network before any training, on the device where it will be."""
+    assert job.lower is not None
+    network: Network = job.model.options.open(data.train)
+    train = data.train.to(network.device)
+    labels = train.labels if network.classes else None
+    learner: Learner = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
+    return learner
+
+
+def _learning(job: Job, data: Splits) -> Apprentice:
+    """The lower level that trains the network under the schedule that is tuned."""
+    from genbo.bilevel.learner import Apprentice
+
+    sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
+    (name,) = (name for name, tunable in job.tune.items() if hasattr(tunable, "schedule"))
+    at = sum(list(sizes.values())[: list(sizes).index(name)])
+    tunable = job.tune[name]
+
+    def schedule(phi: Tensor) -> Schedule:
+        return tunable.schedule(phi[..., at : at + sizes[name]])  # type: ignore[no-any-return]
+
+    return Apprentice(learner_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
+
+
+def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
+    """Opens rewards; one of sets is told the data that it compares with."""
+
+    def of(kind: Kind) -> Reward:
+        reward: Any = opened(kind)
+        if hasattr(reward, "against"):
+            reward = reward.against(split.pixels) if split is not None else reward.against()
+        return cast("Reward", reward)
+
+    return of
 
 
 def _for_as_long(job: Job) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genbo.cli import figures
+from genbo.cli.allowed import Allowed, allowed
 from genbo.cli.job import JobMistakes, read_job
 from genbo.cli.run import to_json
 from genbo.cli.show import document_of
@@ -17,13 +18,17 @@ Document = dict[str, Any]
 COLUMNS = ("job", "ended", "tuned", "held-out gain", "verdict", "time")
 
 
-def run(jobs: Sequence[Path], options: Sequence[str] = (), *, as_json: bool = False) -> int:
+def run(
+    jobs: Sequence[Path], options: Sequence[str] = (), *, as_json: bool = False, allow_code: Sequence[Path] = ()
+) -> int:
     """Tune every job in a process of its own; the exit code is that of the first that failed, or 0.
 
     A job that was begun before is gone on with, and left as it is where it is done, as `--resume` does. `options` are
     handed to `genbo tune`.
     """
-    rows = [_one(path, options) for path in jobs]
+    known = allowed(allow_code)
+    options = [*options, *(part for path in allow_code for part in ("--allow-code", str(path)))]
+    rows = [_one(path, options, known) for path in jobs]
     if as_json:
         sys.stdout.write(to_json(rows).decode())
     else:
@@ -31,10 +36,10 @@ def run(jobs: Sequence[Path], options: Sequence[str] = (), *, as_json: bool = Fa
     return next((row["exit_code"] for row in rows if row["exit_code"]), 0)
 
 
-def _one(path: Path, options: Sequence[str]) -> Document:
+def _one(path: Path, options: Sequence[str], own: Allowed) -> Document:
     print(f"{path}:", file=sys.stderr, flush=True)
     try:
-        output = Path(read_job(path).output)
+        output = Path(read_job(path, code=own).output)
     except JobMistakes as mistakes:
         print(mistakes, file=sys.stderr)
         return {"job": path.name, "exit_code": mistakes.exit_code, "status": "bad job", "report": None}

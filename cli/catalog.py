@@ -41,7 +41,10 @@ DEFAULTS = {
     "optimizers": "adam",
 }
 LISTED = 20  # names in a sentence, at most
-HIDDEN = {"tunables": ("option",)}  # options that the job writes elsewhere: `guidance.rescale:` is the key itself
+HIDDEN = {  # options that the job does not write: `guidance.rescale:` is the key itself; what is allowed is not its say
+    "tunables": ("option",),
+    "rewards": ("sha256",),
+}
 
 
 # -- what there is ---------------------------------------------------------------------------------------
@@ -215,7 +218,7 @@ def _model_default(f: Field[Any]) -> Any:
     return ModelField(default_factory=lambda: value) if isinstance(value, (list, dict)) else value
 
 
-def _nested(cls: type[Any]) -> type[BaseModel]:
+def nested(cls: type[Any]) -> type[BaseModel]:
     """The model of a nested dataclass; it is made once, and errors find it again by its tag."""
     tag = _tag(cls)
     if tag not in MODELS:
@@ -240,7 +243,7 @@ def typed(hint: Any) -> Any:
         return list[typed(args[0])]  # type: ignore[misc]
     if origin is dict:
         return dict[args[0], typed(args[1])]  # type: ignore[misc,valid-type]
-    return _nested(hint) if is_dataclass(hint) else hint  # type: ignore[arg-type]
+    return nested(hint) if is_dataclass(hint) else hint  # type: ignore[arg-type]
 
 
 def _by_shape(branches: Sequence[Any]) -> Any:
@@ -288,6 +291,11 @@ def _shape(value: Any) -> str:
 def build(room: str, kind: str, model: BaseModel, **given: Any) -> Any:
     """The options object of validated options; `given` fills what the job does not write among them."""
     return _object(options_of(room, kind), {**model.__dict__, **given})
+
+
+def made(cls: type[Any], model: BaseModel) -> Any:
+    """The object of a dataclass that stands in no room."""
+    return _object(cls, model.__dict__)
 
 
 def _object(cls: type[Any], values: Mapping[str, Any]) -> Any:

@@ -190,6 +190,35 @@ def schedule(
     return svg(joined(parts), name)
 
 
+def parts(direct: Sequence[float | None], indirect: Sequence[float | None], *, name: str) -> Markup:
+    """Two parts of a derivative over the steps, with the zero that their signs are told by."""
+    known = [v for v in (*direct, *indirect) if v is not None]
+    if not known:
+        return Markup("")
+    frame = Frame((0.5, len(direct) + 0.5), padded([0.0, *known]))
+    lines = []
+    for side, kind in ((direct, "way"), (indirect, "before")):
+        points = [(k + 1.0, v) for k, v in enumerate(side) if v is not None]
+        word = "direct" if kind == "way" else "indirect"
+        lines.append(frame.line(points, class_=kind))
+        lines += [
+            frame.dot(x, v, 2.6, class_="point", title=f"step {x:.0f}, {word}: {figures.number(v)}") for x, v in points
+        ]
+    return svg(joined([frame.axes("step"), frame.level(0.0, class_="zero"), *lines]), name)
+
+
+Curve = Sequence[Sequence[float]]  # t, and log-SNR at each
+
+
+def curve(start: Curve, tuned: Curve, *, name: str) -> Markup:
+    """Both noise schedules, log-SNR over time; the start dashed."""
+    frame = Frame((0.0, 1.0), padded([*start[1], *tuned[1]]))
+    lines = [
+        frame.line(list(zip(*side, strict=True)), class_=kind) for side, kind in ((start, "before"), (tuned, "way"))
+    ]
+    return svg(joined([frame.axes("time, image to noise; log-SNR upwards", whole=False), *lines]), name)
+
+
 @dataclass(frozen=True)
 class Stops:
     """Where a sampler stops: how much noise there is, and the time that the network is told."""

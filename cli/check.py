@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genbo.cli.allowed import allowed, announce
 from genbo.cli.job import Job, read_job
 from genbo.cli.plan import plan, record_speed
 
@@ -18,9 +19,18 @@ if TYPE_CHECKING:
 WARM = 20.0  # seconds after which a first call is taken as it is, without a second one
 
 
-def run(path: Path, overrides: Sequence[str] = (), *, as_json: bool = False, measure: bool = False) -> int:
+def run(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    as_json: bool = False,
+    measure: bool = False,
+    allow_code: Sequence[Path] = (),
+) -> int:
     """The command; raises JobMistakes."""
-    job = read_job(path, overrides)
+    code = allowed(allow_code)
+    announce(code)
+    job = read_job(path, overrides, code)
     if measure:
         seconds, rows = measured(job)
         record_speed(job, rows, seconds)

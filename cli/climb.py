@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,26 @@ from genbo.cli.run import Checkpoint, fault, kinds, strict
 from genbo.cli.work import Work, conclude, counting, names_of, time_left
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.bilevel.problem import Problem
     from genbo.bilevel.tune import Step
     from genbo.cli.assemble import Assembled
+    from genbo.cli.kept import Kept
     from genbo.cli.result import HeldOut, Names, Tuned
 
 Document = dict[str, Any]
 
 
-def whole(work: Work) -> Document:
-    """All stages in order; each finds what an earlier process has left of it."""
-    from genbo.cli import result
+def whole(work: Work) -> Generator[Document, None, Document]:
+    """All stages in order; each finds what an earlier process has left of it. Gives a step when it is safe."""
+    from genbo.cli import result, training
     from genbo.cli.speed import record_speed
 
-    last = climb(work)
+    first, anew = training.kept_networks(work), training.kept_networks(work)
+    if work.job.trains:
+        training.before(work, first)
+    last = yield from climb(work)
     problem, records = work.assembled.problem, work.run.journal.records
     if gave_up(last):
         reason = why_given_up(records)
@@ -33,17 +40,20 @@ def whole(work: Work) -> Document:
         raise Diverged(reason)
     tuned = result.tuned_of(problem, records)
     tuned = replace(tuned, phi=problem.settled(tuned.phi))
-    held_out = evaluate(work, tuned, last)
-    sides = (held_out.start, held_out.tuned)
-    cost = {key: spent + sum(side.cost[key] for side in sides) for key, spent in last.state.cost.items()}
-    elapsed_s = last.elapsed_s + sum(side.elapsed_s for side in sides)
-    document = conclude(work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None)
+    before, after = sides_of(work, tuned, anew)
+    held_out = evaluate(work, (before, after), (problem.first(), tuned.phi), last)
+    later = (anew, held_out.start, held_out.tuned)
+    cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in last.state.cost.items()}
+    elapsed_s = first.elapsed_s + last.elapsed_s + sum(stage.elapsed_s for stage in later)
+    document = conclude(
+        work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None, process=after.at(tuned.phi)
+    )
     record_speed(work.job, cost.get("image_forwards", 0), elapsed_s)
     work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
     return document
 
 
-def climb(work: Work) -> Checkpoint:
+def climb(work: Work) -> Generator[Document, None, Checkpoint]:
     """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
     from genbo.bilevel.tune import tune as steps_of
 
@@ -60,6 +70,7 @@ def climb(work: Work) -> Checkpoint:
             break
         fault("step.computed")
         last = keep(work, step, time.monotonic() - began)
+        yield run.journal.records[-1]
         work.stop_if_asked()
     return last
 
@@ -110,10 +121,19 @@ def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) 
         "u": step.u.tolist(),
         "grad": step.grad.tolist(),
         "grad_se": step.grad_se.tolist(),
+        **_parts(step),
         "status": step.status,
         "cost": step.state.cost,
         "elapsed_s": round(elapsed_s, 3),
     }
+
+
+def _parts(step: Step) -> Document:
+    """Of a gradient through a network in training: what the sampler does, and what the network answers."""
+    if step.indirect is None:
+        return {}
+    direct = step.grad - step.indirect
+    return {"direct": direct.tolist(), "indirect": step.indirect.tolist(), "apart": step.apart}
 
 
 def out_of_time(work: Work, last: Checkpoint) -> bool:
@@ -145,7 +165,28 @@ def _short(value: float | list[float]) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{min(value):.3g} to {max(value):.3g}"
 
 
-def evaluate(work: Work, tuned: Tuned, last: Checkpoint) -> HeldOut:
+def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem]:
+    """Start and tuned as they are judged.
+
+    A network that serves every schedule serves both; one that was trained for the schedules on the way has been for
+    neither, so each side gets its own, trained from scratch under its schedule, held fixed, at the same budget.
+    """
+    from genbo.cli import training
+
+    a = work.assembled
+    if a.problem.learning is None:
+        return a.judge, a.judge
+    learning = training.apprentice_of(work)
+    found = []
+    for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
+        learner = (
+            training.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.learner
+        )
+        found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
+    return found[0], found[1]
+
+
+def evaluate(work: Work, sides: tuple[Problem, Problem], phis: tuple[Tensor, Tensor], last: Checkpoint) -> HeldOut:
     """Start and tuned on the same prompts and seeds, which tuning never saw."""
     from genbo.cli.heldout import evaluate_side
     from genbo.cli.result import HeldOut
@@ -153,10 +194,10 @@ def evaluate(work: Work, tuned: Tuned, last: Checkpoint) -> HeldOut:
 
     run, a = work.run, work.assembled
     batch = batch_of(a.held_out, work.job.evaluate.samples, a.seed.child("evaluate"))
-    sides = []
-    for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
+    found = []
+    for name, problem, phi in zip(("start", "tuned"), sides, phis, strict=True):
         run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
         between = counting(work, name, len(batch), last.state.cost, last.elapsed_s)
-        sides.append(evaluate_side(run.path / "evaluation", name, a.problem, phi, batch, run.digest, between))
+        found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between))
         work.stop_if_asked()
-    return HeldOut(sides[0], sides[1], batch.prompts, a.held_out_is_fresh_prompts)
+    return HeldOut(found[0], found[1], batch.prompts, a.held_out_is_fresh_prompts)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 MINUS = "−"
+FEW = 3  # numbers that are all said
 
 
 def decimals(error: float | None, value: float = 0.0) -> int:
@@ -53,14 +54,23 @@ def change(difference: float | None, bounds: Sequence[float | None] | None) -> s
 
 
 def spoken(value: float | Sequence[float], error: float | Sequence[float | None] | None = None) -> str:
-    """A hyperparameter: a number with its error bar, or the range of a list."""
+    """A hyperparameter: a number with its error bar, a few of them, or the range of a longer list."""
     if isinstance(value, (int, float)):
         return with_error(float(value), error if isinstance(error, (int, float)) else None)
+    if len(value) <= FEW:
+        errors = error if isinstance(error, Sequence) else [None] * len(value)
+        return ", ".join(with_error(v, e) for v, e in zip(value, errors, strict=True))
     low, high = min(value), max(value)
     if low == high:
         return number(low)
     places = decimals((high - low) / 2, high)
     return f"{number(low, places)} to {number(high, places)} ({len(value)} values)"
+
+
+def named(names: Sequence[str], values: Sequence[float], errors: Sequence[float | None] | None = None) -> str:
+    """A few numbers, each by its name: `end 0.88 ± 0.02, tau 5.4`."""
+    pairs = zip(names, values, errors or [None] * len(names), strict=True)
+    return ", ".join(f"{name} {with_error(value, error)}" for name, value, error in pairs)
 
 
 def count(n: float | None) -> str:

@@ -78,10 +78,10 @@ def inputs_of(assembled: Assembled) -> Document:
 
 
 def files_of(part: object) -> dict[str, str]:
-    """The files of an opened model or reward that knows its folder."""
-    folder = getattr(part, "folder", None)
+    """The files of an opened model or reward that knows its folder, or its one file."""
+    folder, file = getattr(part, "folder", None), getattr(part, "file", None)
     if folder is None or not Path(folder).is_dir():
-        return {}
+        return {file.name: sha256_of(file)} if isinstance(file, Path) and file.is_file() else {}
     files = [
         f for f in sorted(Path(folder).rglob("*")) if f.is_file() and f.suffix in (".json", ".txt", ".safetensors")
     ]

@@ -63,7 +63,12 @@ def evaluate_side(
         return _drawn(problem, phi, batch, numbered[1], numbered[0] * size)
 
     tensors = kept(name, list(enumerate(chunks)), draw)
-    return Side(tensors["scores"].T, tensors["shown"], kept.cost, kept.elapsed_s)
+    seen = [tensors[f"seen-{k}"] for k in range(len(problem.scorers))]
+    device = problem.device
+    scores = problem.judged([x.to(device) for x in seen]).cpu()
+    if not scores.isfinite().all():
+        raise Diverged("a distance of the held-out samples is not finite; there is no verdict")
+    return Side(scores, tensors["shown"], kept.cost, kept.elapsed_s)
 
 
 def _drawn(problem: Problem, phi: Tensor, batch: Batch, chunk: Batch, at: int) -> Mapping[str, Tensor]:
@@ -72,11 +77,13 @@ def _drawn(problem: Problem, phi: Tensor, batch: Batch, chunk: Batch, at: int) -
     from genbo.bilevel.evaluate import draw
 
     drawn = list(draw(problem, phi, chunk))
-    scores, images = torch.cat([s for s, _ in drawn], dim=1), torch.cat([i for _, i in drawn])
-    if not scores.isfinite().all():
-        prompt = chunk.prompts[int((~scores.isfinite()).any(0).nonzero()[0])]
+    images = torch.cat([i for _, i in drawn])
+    seen = {f"seen-{k}": torch.cat(column) for k, column in enumerate(zip(*(s for s, _ in drawn), strict=True))}
+    finite = torch.stack([x.isfinite().reshape(len(x), -1).all(1) for x in seen.values()])
+    if not finite.all():
+        prompt = chunk.prompts[int((~finite).any(0).nonzero()[0])]
         raise Diverged(f"the reward of a held-out sample is not finite (prompt {prompt!r}); there is no verdict")
-    return {"scores": scores.T, "shown": shown(images, batch.prompts, at)}
+    return {**seen, "shown": shown(images, batch.prompts, at)}
 
 
 def shown(images: Tensor, prompts: Sequence[str], at: int = 0) -> Tensor:

@@ -19,11 +19,14 @@ from pydantic import BaseModel, ConfigDict
 
 from genbo.bilevel.problem import Facts
 from genbo.cli import catalog
+from genbo.cli.allowed import Allowed
 from genbo.cli.places import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
+from genbo.diffusion.data import Data
 
 __all__ = ["Job", "JobMistakes", "Mistake", "read_job"]
 
 MAX_STEPS = 10_000
+NO_PROMPT = ("",)  # of a model that is told nothing
 MAX_SAMPLES = 1_000_000
 FROZEN = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid")
 
@@ -59,9 +62,12 @@ class RewardJob(Kind):
 
 
 class LowerJob(Kind):
-    """What the sampled law is tuned for at every lambda: `reward` is maximised, lambda KL(p || p_pretrained) paid."""
+    """What the sampled law is tuned for at every lambda: `reward` is maximised, lambda KL(p || p_pretrained) paid.
 
-    reward: tuple[RewardJob, ...]
+    Or, with no reward, how the network itself is trained.
+    """
+
+    reward: tuple[RewardJob, ...] = ()
 
 
 class WeightsJob(BaseModel):
@@ -138,6 +144,7 @@ class Job(BaseModel):
     prompt_list: Prompts
     tune: dict[str, Any]
     reward: tuple[RewardJob, ...]
+    data: Data | None = None
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
@@ -167,6 +174,16 @@ class Job(BaseModel):
         return int(self.model.sampler.options.steps)
 
     @property
+    def tilts(self) -> bool:
+        """Whether the lower level is a law at a strength lambda, which is searched for."""
+        return self.lower is not None and hasattr(self.lower.options, "slope")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the lower level trains the network that is sampled."""
+        return self.lower is not None and hasattr(self.lower.options, "trains")
+
+    @property
     def parameters(self) -> int:
         return sum(tunable.size(self.steps) for tunable in self.tune.values())
 
@@ -184,7 +201,8 @@ class Job(BaseModel):
             "prompts": self.prompt_list.document(),
             "tune": {name: catalog.document_of("tunables", tunable) for name, tunable in self.tune.items()},
             "reward": _weighted(self.reward),
-            "lower": {**self.lower.document("lower"), "reward": _weighted(self.lower.reward)} if self.lower else None,
+            "data": catalog.plain(self.data),
+            "lower": self._lower(),
             "finetune": self.finetune.document() if self.finetune else "none",
             "keep": [{**k.document("rewards"), "at_least": _spoken_level(k)} for k in self.keep],
             "estimator": self.estimator.document("estimators"),
@@ -199,11 +217,20 @@ class Job(BaseModel):
         }
         return {key: value for key, value in document.items() if key not in unused}
 
+    def _lower(self) -> dict[str, Any] | None:
+        if self.lower is None:
+            return None
+        reward = {"reward": _weighted(self.lower.reward)} if self.lower.reward else {}
+        return {**self.lower.document("lower"), **reward}
+
     def _unused(self) -> set[str]:
         """Keys that say nothing in this job."""
-        if self.lower is None:
-            return {"lower", "finetune"}
-        return {"budget.samples", "budget.pool", "keep", *(["optimizer"] if self.lower.options.free else [])}
+        found = set() if self.data else {"data"}
+        if self.prompts == NO_PROMPT:
+            found |= {"prompts"}
+        if self.lower is None or not self.tilts:
+            return {*found, "finetune", *([] if self.lower else ["lower"])}
+        return {*found, "budget.samples", "budget.pool", "keep", *(["optimizer"] if self.lower.options.free else [])}
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -216,7 +243,8 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
-            slope=self.lower.options.slope if self.lower else None,
+            slope=self.lower.options.slope if self.lower and self.tilts else None,
+            coupled=self.trains and self.lower is not None and self.lower.options.coupled,
             differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
             differentiable_model=getattr(self.model.options, "differentiable", True),
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
@@ -264,8 +292,11 @@ def likely_half(options: Any) -> bool:
 # -- reading ---------------------------------------------------------------------------------------------
 
 
-def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
-    """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them."""
+def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), code: Allowed | None = None) -> Job:
+    """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them.
+
+    `code` is what it may run of the user's own: without it, nothing.
+    """
     from genbo.cli.overrides import override
     from genbo.cli.reading import Reading
 
@@ -280,7 +311,7 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
             override(root, text)
         except JobMistakes as found:
             mistakes += found.mistakes
-    job = Reading(base, mistakes).job(root)
+    job = Reading(base, mistakes, code or {}).job(root)
     if mistakes or job is None:
         raise JobMistakes(mistakes)
     return job

@@ -66,7 +66,7 @@ class Kept:
             spent = {key: value - before[key] for key, value in self.meter.as_dict().items()}
             said = {**own, "cost": spent, "elapsed_s": time.monotonic() - began}
             self._write(place, part, said)
-            self._count(said)
+            self.count(said)
         fault("evaluation.part")
         self.between(name, number + 1, total)
         return part
@@ -84,13 +84,14 @@ class Kept:
 
     def add(self, said: Mapping[str, Any]) -> None:
         """Count what an earlier process spent on a file with these words."""
-        self._count(said)
+        self.count(said)
         for key, value in said["cost"].items():
             setattr(self.meter, key, getattr(self.meter, key) + value)
 
     def _write(self, place: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
         write_tensors(place, {key: value.contiguous() for key, value in tensors.items()}, {**self.words, **own})
 
-    def _count(self, said: Mapping[str, Any]) -> None:
+    def count(self, said: Mapping[str, Any]) -> None:
+        """What was spent just now, and is on the meter already."""
         self.elapsed_s += said["elapsed_s"]
         self.cost = {key: self.cost.get(key, 0) + value for key, value in said["cost"].items()}

@@ -25,6 +25,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the job, like budget.steps=5; may be repeated."),
 ]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option("--allow-code", metavar="FILE.py", help="Let the job run this file of your own; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
 
 
@@ -42,11 +46,12 @@ def check(
     set_: Set = None,
     as_json: Json = False,
     measure: Annotated[bool, typer.Option("--measure", help="Load the model and time it, for the plan.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Every mistake of a job with line and column; else the job with its defaults, and what it will cost."""
     from genbo.cli import check as command
 
-    raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure))
+    raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure, allow_code=allow_code or ()))
 
 
 @app.command()
@@ -58,6 +63,7 @@ def tune(
     as_json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan, and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Tune what the job says, and leave a run folder with a report."""
     if resume and overwrite:
@@ -65,7 +71,8 @@ def tune(
     from genbo.cli import tune as command
 
     options = {"as_json": as_json, "dry_run": dry_run, "quiet": quiet}
-    raise typer.Exit(command.run(job, set_ or (), resume=resume, overwrite=overwrite, **options))
+    code = allow_code or ()
+    raise typer.Exit(command.run(job, set_ or (), resume=resume, overwrite=overwrite, allow_code=code, **options))
 
 
 @app.command()
@@ -74,12 +81,13 @@ def batch(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what earlier runs left.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    allow_code: Code = None,
 ) -> None:
     """Tune several jobs, each in turn, and print one table; goes on past a failed one."""
     from genbo.cli import batch as command
 
     options = [flag for flag, wanted in (("--overwrite", overwrite), ("--quiet", quiet)) if wanted]
-    raise typer.Exit(command.run(jobs, options, as_json=as_json))
+    raise typer.Exit(command.run(jobs, options, as_json=as_json, allow_code=allow_code or ()))
 
 
 @app.command()
@@ -113,6 +121,53 @@ def sample(
     from genbo.cli import sample as command
 
     raise typer.Exit(command.run(run, prompt, samples=samples, seed=seed, output=output))
+
+
+@app.command()
+def score(
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images.", show_default=False)],
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            "-r",
+            metavar="REWARD",
+            help="As in a job, like '{kind: clip, pretrained: emoji-clip}'; repeatable.",
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="A prompt a line by order of file names, or a .csv or .json of both."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One prompt for all images.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images to compare a whole set with: a folder, or as in a job.")
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="A row for each image as well.")] = False,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="A table for a spreadsheet on stdout.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images scored at once.")] = 16,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")] = "auto",
+    allow_code: Code = None,
+) -> None:
+    """How good the images of a folder are, by any rewards, with error bars."""
+    from genbo.cli import score as command
+
+    raise typer.Exit(
+        command.run(
+            images,
+            reward,
+            prompts=prompts,
+            prompt=prompt,
+            data=data,
+            each=each,
+            as_json=as_json,
+            as_csv=as_csv,
+            batch=batch,
+            device=device,
+            allow_code=allow_code or (),
+        )
+    )
 
 
 @app.command("list")

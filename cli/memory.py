@@ -66,8 +66,11 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _reward_files(job: Job) -> list[Path]:
-    folders = {getattr(reward.options, "folder", None) for reward in (*job.reward, *job.keep)}
-    return [file for folder in folders if folder for file in sorted(folder.glob("*.safetensors"))]
+    options = [reward.options for reward in (*job.reward, *job.keep)]
+    folders = {getattr(each, "folder", None) for each in options}
+    alone = {getattr(each, "file", None) for each in options}
+    found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}
+    return sorted(found | {file for file in alone if isinstance(file, Path) and file.suffix == ".safetensors"})
 
 
 def activations(

@@ -1,5 +1,6 @@
 """What a job will cost, before anything is loaded: network calls and their rows, images scored, memory, time.
 
+    training    = the network's own steps before the first of tuning, where the job trains one
     tuning      = the first step + (steps - 1) x a later step, as the estimator says that it draws
     evaluation  = the held-out samples at the start, and again tuned
     a search for lambda = its first bank; the held-out bank
@@ -55,6 +56,7 @@ class Cost:
 class Plan:
     """The cost of a job, where it comes from, and what is worth saying about it."""
 
+    training: Cost
     tuning: Cost
     evaluation: Mapping[str, Cost]
     steps: int
@@ -69,7 +71,7 @@ class Plan:
 
     @property
     def total(self) -> Cost:
-        return sum(self.evaluation.values(), self.tuning)
+        return sum(self.evaluation.values(), self.training + self.tuning)
 
     @property
     def denoiser_calls(self) -> int:
@@ -92,6 +94,7 @@ class Plan:
             "steps": self.steps,
             "batch": self.batch,
             "device": self.device,
+            "training": self.training.document(),
             "tuning": self.tuning.document(),
             "evaluation": {name: cost.document() for name, cost in self.evaluation.items()},
             "total": self.total.document(),
@@ -121,7 +124,8 @@ class Plan:
         for name in ("", "network calls", "image forwards", "images scored"):
             table.add_column(name, justify="right" if name else "left")
         rows = [(f"evaluation: {name.replace('_', ' ')}", cost) for name, cost in self.evaluation.items()]
-        for name, cost in [("tuning", self.tuning), *rows, ("total", self.total)]:
+        first = [("training", self.training)] if self.training != Cost() else []
+        for name, cost in [*first, ("tuning", self.tuning), *rows, ("total", self.total)]:
             numbers = [f"{number:,}" for number in vars(cost).values()]
             table.add_row(name, *numbers, style="bold" if name == "total" else None)
         console.print(table)
@@ -144,9 +148,10 @@ def plan(job: Job) -> Plan:
     device = likely_device(job.model.options)
     batch = batch_of(job, device)
     chosen = job.chosen()
-    counter: _Counter | _Searching = (_Searching if job.lower else _Counter)(job, chosen.options, batch)
-    tuning, evaluation = counter.tuning(), counter.evaluation()
+    counter: _Counter | _Searching = (_Searching if job.tilts else _Counter)(job, chosen.options, batch)
+    training, tuning, evaluation = counter.training(), counter.tuning(), counter.evaluation()
     return Plan(
+        training=training,
         tuning=tuning,
         evaluation=evaluation,
         steps=counter.tuning_steps(),
@@ -155,7 +160,7 @@ def plan(job: Job) -> Plan:
         batch=batch,
         device=device,
         memory=memory(job, counter.rows(), counter.differentiated),
-        expected_s=expected_s(job, sum(evaluation.values(), tuning).image_forwards),
+        expected_s=expected_s(job, sum(evaluation.values(), training + tuning).image_forwards),
         inexact=counter.inexact(),
         warnings=tuple(counter.warnings()),
     )
@@ -174,6 +179,7 @@ class _Counter:
     def __init__(self, job: Job, estimator: Any, batch: int) -> None:
         self.job, self.batch = job, batch
         self.steps, self.samples = job.steps, job.budget.samples
+        self.estimator, self.lower = estimator, job.lower.options if job.lower else None
         self.rule = job.model.guidance.options
         self.effective_at = getattr(self.rule, "effective_at", None)
         self.draws: list[list[Member]] = estimator.draws(job.parameters)
@@ -258,7 +264,8 @@ class _Counter:
         """One step of tuning; what a step in the middle costs is known from the second."""
         other = 0 if self.common else len(self.draws) - 1  # draws whose samples no other has
         first, later = self._students
-        return (later if number else first) + self.taught(self._new(number)) + self.taught(self.samples) * other
+        drawn = (later if number else first) + self.taught(self._new(number)) + self.taught(self.samples) * other
+        return drawn + self._answered + self._minibatches(getattr(self.lower, "steps_of_update", 0))
 
     def _new(self, number: int) -> int:
         """Samples of this step that no step before has drawn."""
@@ -288,6 +295,10 @@ class _Counter:
         total = Cost()
         for draw in self.draws:
             total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
+        if self.differentiated and self.parts:
+            total += self._cost([self.at_start if first else self.moved], self.samples) * getattr(
+                self.estimator, "direct_parts", 1
+            )
         if any(keep.relative_to_start for keep in self.job.keep):
             total += self._cost([self.at_start], self.samples)
         return total
@@ -298,7 +309,38 @@ class _Counter:
     def evaluation(self) -> dict[str, Cost]:
         sides = {"start": self.at_start, "tuned": self.moved}
         found = {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
-        return {**found, "start": found["start"] + self.taught(self.job.evaluate.samples)}
+        found["start"] += self.taught(self.job.evaluate.samples)
+        if self.lower is None or not self.lower.coupled:
+            return found
+        each = self._minibatches(self.lower.pretrain + self.lower.steps_of_update * self.job.budget.steps)
+        return {"networks_from_scratch": each * len(sides), **found}
+
+    # -- a network in training -----------------------------------------------------------------------------
+
+    def training(self) -> Cost:
+        return self._minibatches(self.lower.pretrain) if self.lower else Cost()
+
+    def _minibatches(self, steps: int) -> Cost:
+        return Cost(steps, steps * self.lower.batch) if self.lower else Cost()
+
+    @cached_property
+    def _answered(self) -> Cost:
+        """Of the lower levels that tell how a network answers: their steps, and the looks at the upper objective."""
+        solves, tilted = (getattr(self.estimator, name, 0) for name in ("solves", "tilted_solves"))
+        lower = self.lower
+        if not solves or lower is None:
+            return Cost()
+        looks: int = tilted * -(-lower.z_steps // lower.z_refresh)
+        there = self._cost([self.at_start], self.samples)
+        back = Cost(2 * there.denoiser_calls, 2 * there.image_forwards, there.reward_images)
+        first = there if self.parts else Cost()
+        return self._minibatches(solves * (lower.z_steps + lower.z_batches)) + (back + first) * looks
+
+    @property
+    def parts(self) -> bool:
+        """Whether a set that is judged as a whole goes through the network in parts, and so twice where it is live."""
+        scored = (*self.job.reward, *self.job.keep)
+        return self.samples > self.batch and any(hasattr(r.options, "of_sets") for r in scored)
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
@@ -378,6 +420,9 @@ class _Searching:
 
     def tuning_steps(self) -> int:
         return self.job.budget.steps
+
+    def training(self) -> Cost:
+        return Cost()
 
     def tuning(self) -> Cost:
         return self._cost(len(self.job.prompts) * self.samples) if self.lower.free else Cost()

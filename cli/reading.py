@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
+from genbo.cli.allowed import Allowed, not_allowed, sealed
 from genbo.cli.job import (
     MAX_STEPS,
+    NO_PROMPT,
     BudgetJob,
     EvaluateJob,
     Job,
@@ -28,6 +30,7 @@ from genbo.cli.job import (
 )
 from genbo.cli.places import Mistake, Node, Place, below, node_of_value
 from genbo.cli.sentences import sentences_of, shown
+from genbo.diffusion.data import DIGITS, Data
 
 MAX_PROMPTS_BYTES = 16_000_000
 MAX_PROMPT = 2_000  # characters
@@ -37,6 +40,7 @@ TOP = (
     "prompts",
     "tune",
     "reward",
+    "data",
     "lower",
     "finetune",
     "keep",
@@ -48,8 +52,16 @@ TOP = (
     "output",
 )
 REQUIRED = ("version", "prompts", "tune", "reward")
-PATHS = ("pretrained", "clip", "lora")  # options that may name a file or a folder, or something bundled
-OPTIONAL = ("lower", "finetune")
+PATHS = (
+    "pretrained",
+    "clip",
+    "lora",
+    "like",
+    "file",
+    "features",
+    "weights",
+)  # may name a file, a folder, or a bundled thing
+OPTIONAL = ("data", "lower", "finetune")
 ROUNDS = 4  # of a search for lambda, where the job does not say
 T = TypeVar("T", bound=BaseModel)
 
@@ -57,8 +69,8 @@ T = TypeVar("T", bound=BaseModel)
 class Reading:
     """One pass over a tree. Each part gives its value, or None with its mistakes noted: all are found."""
 
-    def __init__(self, base: Path, mistakes: list[Mistake]) -> None:
-        self.base, self.mistakes = base, mistakes
+    def __init__(self, base: Path, mistakes: list[Mistake], code: Allowed | None = None) -> None:
+        self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.rule: Kind | None = None  # what of the model is known where another part of it is wrong
         self.steps: int | None = None
 
@@ -72,14 +84,16 @@ class Reading:
             return None
         if not self._version(root):
             return None
-        self._keys(root, TOP, REQUIRED)
         at = root.value.get
-        model = self.model(at("model") or Node({}, root.place, "model"))
+        model, data = self.model(at("model") or Node({}, root.place, "model")), self.data(at("data"))
+        told = self._told(model, data)
+        self._keys(root, TOP, [key for key in REQUIRED if key != "prompts" or told is None])
         lower = self.lower(at("lower"))
-        usual = "bisection" if lower and not lower.options.free else "adam"
+        usual = "bisection" if lower and not getattr(lower.options, "free", True) else "adam"
         parts = {
             "model": model,
-            "prompt_list": self.prompts(at("prompts")),
+            "data": data,
+            "prompt_list": self.prompts(at("prompts")) if at("prompts") else told,
             "tune": self.tune(at("tune")),
             "reward": self.rewards(at("reward")),
             "lower": lower,
@@ -105,6 +119,31 @@ class Reading:
         return None if self.mistakes else job
 
     # -- parts --------------------------------------------------------------------------------------------
+
+    def data(self, node: Node | None) -> Data | None:
+        """A path, or a mapping of a path and how to read it."""
+        if node is None or node.value is None:
+            return None
+        if isinstance(node.value, str):
+            node = Node({"path": node}, node.place, node.where)
+        values = self.validated(catalog.nested(Data), node)
+        if values is None:
+            return None
+        found: Data = catalog.made(Data, values)
+        if found.path != DIGITS:
+            found = replace(found, path=resolved(f"./{found.path}" if _is_plain(found.path) else found.path, self.base))
+        wrong = found.mistakes() if found.path.isprintable() else ["data: a path cannot hold control characters"]
+        for text in wrong:
+            self.note(node, text.removeprefix("data: "))
+        return None if wrong else found
+
+    @staticmethod
+    def _told(model: ModelJob | None, data: Data | None) -> Prompts | None:
+        """The prompts of a network of one's own: its classes, or nothing at all; None where it is not one."""
+        if model is None or not hasattr(model.options, "learns"):
+            return None
+        names = data.classes if data and getattr(model.options, "classes", False) else ()
+        return Prompts(texts=names or NO_PROMPT)
 
     def _version(self, root: Node) -> bool:
         assert isinstance(root.value, dict)
@@ -146,7 +185,8 @@ class Reading:
             at = own["sampler"] or node
             self.note(at.find(["steps"]), f"at most {MAX_STEPS} steps, not {sampler.options.steps}; use fewer")
             sampler = None
-        guidance = self.guidance(own["guidance"] or Node(5.0, node.place, below(node.where, "guidance")), sampler)
+        usual = 1.0 if kind and hasattr(kind.options, "learns") else 5.0
+        guidance = self.guidance(own["guidance"] or Node(usual, node.place, below(node.where, "guidance")), sampler)
         batch = self.batch(own["batch"])
         self.rule, self.steps = guidance, sampler.options.steps if sampler else None
         if kind is None or sampler is None or guidance is None or batch is None:
@@ -280,7 +320,7 @@ class Reading:
         values = self.validated(catalog.model_of("tunables", name), node)
         if values is None:
             return None
-        tunable = catalog.build("tunables", name, values, **given)
+        tunable = catalog.build("tunables", name, self._with_paths(values), **given)
         wrong = tunable.mistakes(self.steps) if self.steps else []
         self.sentences(node, wrong)
         return None if wrong or (of_rule and rule and not self._inside(tunable, node, option, rule)) else tunable
@@ -340,7 +380,7 @@ class Reading:
             assert node is not None
             self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
             return None
-        return tuple(RewardJob.model_construct(**reward) for reward in _named(found))
+        return tuple(RewardJob.model_construct(**reward) for reward in named(found))
 
     def lower(self, node: Node | None) -> LowerJob | None:
         """`{kind: reweight, reward: ..., <options>}`."""
@@ -350,6 +390,10 @@ class Reading:
             return None
         bare, reward = self._without(node, "reward")
         kind = self.kind(bare, "lower", "a lower level", also=("reward",))
+        if _trains(node):
+            if reward is not None:
+                self.note(reward, "training takes data, and no reward of its own; write it as the job's reward")
+            return LowerJob.model_construct(**kind.__dict__, reward=()) if kind else None
         if reward is None:
             self.note(node, _MISSING["lower.reward"], where=below(node.where, "reward"))
         found = self.rewards(reward)
@@ -378,7 +422,7 @@ class Reading:
     def budget(self, node: Node, lower: Node | None) -> BudgetJob | None:
         """With a lower level a step is a round of the search, and how many samples it draws stands there."""
         found = self.validated(BudgetJob, node)
-        if found is None or lower is None or lower.value is None:
+        if found is None or lower is None or lower.value is None or _trains(lower):
             return found
         assert isinstance(node.value, dict)
         for key in ("samples", "pool"):
@@ -389,7 +433,7 @@ class Reading:
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
         found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
-        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in _named(found))
+        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in named(found))
 
     def _many(self, node: Node, what: str, one: Callable[[Node], dict[str, Any] | None]) -> list[dict[str, Any]] | None:
         items = node.value if isinstance(node.value, list) else [node]
@@ -494,8 +538,8 @@ class Reading:
         values = self.validated(catalog.model_of(room, name), rest, also)
         if values is None:
             return None
-        options = catalog.build(room, name, self._with_paths(values))
-        wrong = self._option_mistakes(options)
+        options = sealed(catalog.build(room, name, self._with_paths(values)), self.code)
+        wrong = self._option_mistakes(options) or not_allowed(options)
         self.sentences(rest, wrong)
         return None if wrong else Kind(kind=name, options=options)
 
@@ -568,7 +612,10 @@ class Reading:
         self._suits(job, root)
         self._times(job, root)
         self._taught(job, root)
-        if job.budget.pool is not None and job.budget.pool < job.budget.samples and job.lower is None:
+        self._learned(job, root)
+        self._of_sets(job, root)
+        self._judged(job, root)
+        if job.budget.pool is not None and job.budget.pool < job.budget.samples and not job.tilts:
             message = (
                 f"{job.budget.samples} samples a step cannot come from a pool of {job.budget.pool}; make it larger"
             )
@@ -602,7 +649,7 @@ class Reading:
         listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
         for key, rewards in listed:
             kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
-            if kinds and job.lower is not None:
+            if kinds and job.tilts:
                 said = (
                     "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
                 )
@@ -611,10 +658,77 @@ class Reading:
                 said = "compares two ways from the same noise, and this sampler draws more on its way; set eta: 0"
                 self.note(root.find(["model", "sampler"]), f"{kinds[0]} {said}")
 
+    def _learned(self, job: Job, root: Node) -> None:
+        """A network of one's own, what trains it, on what, and what of it is tuned: all of them or none."""
+        learns, schedule = hasattr(job.model.options, "learns"), job.tune.get("noise_schedule")
+        if learns and job.lower is None:
+            message = "missing; a network of one's own is trained: write lower: {kind: denoising}"
+            self.note(root, message, where="lower")
+        if learns and job.data is None:
+            self.note(root, "missing; say what the network learns, like data: digits", where="data")
+        if job.trains and not learns:
+            message = "it trains a network of one's own; write model: {kind: unet}"
+            self.note(root.find(["lower"]), message)
+        if learns and not job.model.options.classes and getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
+            message = (
+                "this network is told nothing, so guidance has nothing to strengthen; set it to 1, or classes: true"
+            )
+            self.note(root.find(["model", "guidance"]), message)
+        if learns and job.tilts:
+            message = "it is for a pretrained model; train a network of one's own by lower: {kind: denoising}"
+            self.note(root.find(["lower"]), message)
+        if job.trains and schedule is None:
+            self.note(root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it")
+        if schedule is not None and not job.trains and not learns:
+            message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
+            self.note(root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}")
+        if schedule is None or not job.trains or job.lower is None:
+            return
+        if reason := schedule.why_not(job.lower.options.prediction):
+            self.note(root.find(["tune", "noise_schedule"]), reason)
+
+    def _judged(self, job: Job, root: Node) -> None:
+        """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
+        prompts = min(len(set(job.held_out)), job.evaluate.samples)
+        counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
+        if counted < 2 and not job.tilts:
+            message = (
+                f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
+            )
+            self.note(root.find(["evaluate", "samples"]), message, where="evaluate.samples")
+
+    def _of_sets(self, job: Job, root: Node) -> None:
+        """Distances to data need data, and samples that may be judged together."""
+        listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
+        found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
+        for key, reward in found:
+            if job.tilts:
+                said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
+                self.note(root.find([key]), f"{reward.kind} {said}")
+            elif not getattr(reward.options, "needs_data", True):
+                continue
+            elif job.data is None and not hasattr(job.model.options, "learns"):
+                said = (
+                    f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
+                )
+                self.note(root, said, where="data")
+                break
+            elif job.data and not (job.data.validation and job.data.test):
+                said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
+                self.note(root.find(["data"]), f"validation and test {said}")
+        wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
+        if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
+            self.note(root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid")
+
     def _two_levels(self, job: Job, root: Node) -> bool:
         """Whether lambda is tuned with a lower level to tune it for, or neither is there."""
         before = len(self.mistakes)
-        lower, name = job.lower, "regularization"
+        lower, name = job.lower if job.tilts else None, "regularization"
+        if job.trains:
+            if name in job.tune:
+                message = "lambda is the strength of another lower level; write lower: {kind: reweight, reward: ...}"
+                self.note(root.find(["tune", name]), message)
+            return len(self.mistakes) == before
         if lower is None and "finetune" in (root.value if isinstance(root.value, dict) else ()):
             self.note(root.find(["finetune"]), "no lower level to tune weights for; add lower:, or delete this")
         if lower is None:
@@ -647,6 +761,18 @@ _MISSING = {
     "reward": "missing; say what to maximise, like reward: {kind: clip, pretrained: emoji-clip}",
 }
 _LEVEL = re.compile(r"start(?:\s*([-+])\s*([0-9.]+(?:[eE][-+]?[0-9]+)?))?")
+
+
+def _trains(lower: Node) -> bool:
+    """Whether this says a lower level that trains the network, right or wrong in its options."""
+    kind = lower.value.get("kind") if isinstance(lower.value, dict) else lower
+    name = kind.value if kind is not None else None
+    return name in catalog.kinds("lower") and hasattr(catalog.options_of("lower", str(name)), "trains")
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path is neither absolute nor of the home folder."""
+    return bool(path) and not path.startswith(("/", "~", "."))
 
 
 def _is_factor(value: object) -> bool:
@@ -705,7 +831,7 @@ def _file_on(path: Path) -> Path | None:
     return None
 
 
-def _named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each with a `name`: its kind, numbered from its second appearance on."""
     seen: dict[str, int] = {}
     for part in found:

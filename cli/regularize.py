@@ -7,7 +7,7 @@ Banks are all the state there is. A run that is gone on with reads them again an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 
-def whole(work: Work) -> Document:
-    """All stages in order; each finds what an earlier process has left of it."""
+def whole(work: Work) -> Generator[Document, None, Document]:
+    """All stages in order; each finds what an earlier process has left of it. Gives a round when it is safe."""
     from genbo.cli.speed import record_speed
     from genbo.cli.strength import Searched, label
 
     banks = kept_in(work, "banks")
-    last = searched(work, banks)
+    last = yield from searched(work, banks)
     a = work.assembled
     upper, lower = label(a.reward_names), label(a.lower_names)
     found = partial(Searched, last, pretrained_of(last), upper, lower, work.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
@@ -68,7 +68,7 @@ def kept_in(work: Work, folder: str) -> Kept:
 # -- the search ----------------------------------------------------------------------------------------------
 
 
-def searched(work: Work, kept: Kept) -> Round:
+def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
     """The last round; a line of the journal for each."""
     from genbo.cli.strength import label, record_of
 
@@ -87,6 +87,7 @@ def searched(work: Work, kept: Kept) -> Round:
         work.screen.step(strict(record), left)
         if now.after in ("bridge", "more"):
             work.screen.note(now.reason)
+        yield run.journal.records[-1]
         work.stop_if_asked()
     return now
 

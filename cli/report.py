@@ -81,6 +81,7 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         phis=[phi_view(name, value, document) for name, value in document["phi"].items()],
         reward_chart=reward_chart(document),
         curves=curves(document),
+        parts=parts_chart(document),
         prompt_charts=prompt_charts(document),
         pictures=pictures,
         worlds=worlds,
@@ -142,6 +143,7 @@ class PhiView:
     schedule: Markup
     stops: Markup
     many: bool
+    curve: Markup
 
 
 def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView:
@@ -152,7 +154,8 @@ def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView
         if "tuned_over_steps" in value:
             both = value["start_over_steps"], value["tuned_over_steps"]
             stairs = chart.schedule(*both, value["se"], name=f"{name} over the steps")
-        return PhiView(name, value, chart.bundle(rows, name=f"path of {name}"), stairs, stops_chart(name, value), True)
+        walk = chart.bundle(rows, name=f"path of {name}")
+        return PhiView(name, value, walk, stairs, stops_chart(name, value), True, curve_chart(name, value))
     drawing = chart.path(
         walked,
         None,
@@ -161,7 +164,7 @@ def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView
         answer=value["tuned"],
         answer_se=value["se"],
     )
-    return PhiView(name, value, drawing, Markup(""), Markup(""), False)
+    return PhiView(name, value, drawing, Markup(""), Markup(""), False, Markup(""))
 
 
 def stops_chart(name: str, value: Mapping[str, Any]) -> Markup:
@@ -170,6 +173,26 @@ def stops_chart(name: str, value: Mapping[str, Any]) -> Markup:
         return Markup("")
     sides = (chart.Stops(value[f"{side}_log_snr"], value[side]) for side in ("start", "tuned"))
     return chart.stops(*sides, name=f"{name}, start and tuned")
+
+
+def curve_chart(name: str, value: Mapping[str, Any]) -> Markup:
+    """The noise schedule, before and after."""
+    if "tuned_curve" not in value:
+        return Markup("")
+    return chart.curve(value["start_curve"], value["tuned_curve"], name=f"{name}, start and tuned")
+
+
+def parts_chart(document: Document) -> list[tuple[str, Markup]]:
+    """Of a network in training: direct and indirect part of every derivative over the steps, a chart a parameter."""
+    records = [r for r in document["steps"] if r.get("indirect")]
+    if not records:
+        return []
+    labels = document["phi"]["noise_schedule"]["labels"]
+    found = []
+    for k, label in enumerate(labels[: len(records[0]["indirect"])]):
+        sides = [[r[part][k] for r in records] for part in ("direct", "indirect")]
+        found.append((label, chart.parts(*sides, name=f"direct and indirect part of {label}")))
+    return found
 
 
 def curves(document: Document) -> list[tuple[str, Markup]]:

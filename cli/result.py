@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from genbo.cli.strength import Searched
 
 Document = dict[str, Any]
+TRUSTED = 0.05  # relative distance of the gradients at gamma and 2 gamma up to which they are believed
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
 NEAR = 0.01  # of the range: nearer than this is "at the bound"
 FEW_PROMPTS = 10
@@ -165,6 +166,8 @@ def _phi(found: Findings) -> Document:
 
 def _over_steps(tunable: Any, steps: int, first: Tensor, phi: Tensor) -> Document:
     """The values that the sampler sees, one a step, where the tunable is a schedule; or where its steps stop."""
+    if hasattr(tunable, "curve"):
+        return {"labels": tunable.labels, "start_curve": tunable.curve(first), "tuned_curve": tunable.curve(phi)}
     if hasattr(tunable, "log_snr"):
         return {"start_log_snr": tunable.log_snr(first), "tuned_log_snr": tunable.log_snr(phi)}
     if not hasattr(tunable, "over_steps") or len(phi) == 1:
@@ -249,11 +252,15 @@ def _kept(found: Findings, rows: Sequence[Document]) -> Document:
 
 
 def title(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    return (name[:1].upper() + name[1:]).replace("_", " ")
 
 
 def instead(name: str, value: Mapping[str, Any]) -> str:
-    """`Guidance 6.31 ± 0.42 instead of 1.00`."""
+    """`Guidance 6.31 ± 0.42 instead of 1.00`, or of a few numbers each by its name."""
+    if labels := value.get("labels"):
+        errors = value["se"] or [None] * len(labels)
+        tuned = figures.named(labels, value["tuned"], errors)
+        return f"{title(name)} {tuned} instead of {figures.named(labels, value['start'])}"
     tuned, start = figures.spoken(value["tuned"], value["se"]), figures.spoken(value["start"])
     return f"{title(name)} {tuned} instead of {start}"
 
@@ -277,6 +284,7 @@ def trust(document: Document, method: str) -> list[Document]:
     """How far to believe it: what speaks for it (good), against it (warning), and what to know (note)."""
     return [
         *_about_steps(document),
+        *_about_parts(document),
         *_about_answer(document, method),
         *_about_bounds(document),
         *about_held_out(document),
@@ -332,6 +340,48 @@ def _about_steps(document: Document) -> list[Document]:
                 )
             )
     return said
+
+
+def _about_parts(document: Document) -> list[Document]:
+    """Of a network in training: whether what the sampler does and what the network answers pull the same way."""
+    if "noise_schedule" not in document["phi"]:
+        return []
+    records = [r for r in document["steps"] if r.get("indirect")]
+    if not records:
+        text = "The network serves every schedule, so it has nothing to answer with: the indirect part is exactly 0."
+        return [remark("good", text)]
+    pairs = [
+        (d, i)
+        for r in records
+        for d, i in zip(r["direct"], r["indirect"], strict=True)
+        if d is not None and i is not None
+    ]
+    opposed, turned = (sum(test(d, i) for d, i in pairs) for test in (_opposed, _overturned))
+    said = []
+    if opposed:
+        text = f"In {opposed} of {len(pairs)} derivatives the network's answer pulled against the sampler's part"
+        more = f", and in {turned} the sampler's part alone would have gone the wrong way" if turned else ""
+        said.append(remark("warning", f"{text}{more}: the direct part alone is not to be trusted here."))
+    else:
+        said.append(remark("good", "Direct and indirect parts pulled the same way at every step."))
+    apart = [r["apart"] for r in records if r.get("apart") is not None]
+    loose = sum(x > TRUSTED for x in apart)
+    if loose:
+        text = (
+            f"At {loose} of {len(apart)} steps the gradients at gamma and 2 gamma stood more than {TRUSTED:.0%} apart"
+        )
+        said.append(remark("warning", f"{text}: the lower level was not solved there; raise z_steps or gamma."))
+    elif apart:
+        said.append(remark("good", f"Gradients at gamma and 2 gamma agreed to {TRUSTED:.0%} at every step."))
+    return said
+
+
+def _opposed(direct: float, indirect: float) -> bool:
+    return direct * indirect < 0
+
+
+def _overturned(direct: float, indirect: float) -> bool:
+    return direct * (direct + indirect) < 0
 
 
 def _about_answer(document: Document, method: str) -> list[Document]:

@@ -268,14 +268,14 @@ def kinds() -> dict[str, str]:
 
 
 def tensors_of(state: State) -> dict[str, Tensor]:
-    """Every tensor of a state by its path: `u`, `optimizer.<name>`, ..."""
+    """Every tensor of a state by its path, on the CPU: `u`, `optimizer.<name>`, ..."""
     found: dict[str, Tensor] = {}
     for name, kind in kinds().items():
         value = getattr(state, name)
         if kind == "tensor":
-            found[name] = value
+            found[name] = value.cpu()
         elif kind == "tensors":
-            found |= {f"{name}.{key}": tensor for key, tensor in value.items()}
+            found |= {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in value.items()}
     return found
 
 
@@ -604,7 +604,7 @@ class Run:
 
 
 HEADER = b"# The job as it was run, with every default.\n"
-FOLDERS = ("ckpt", "banks", "weights", "evaluation", "tuned")
+FOLDERS = ("ckpt", "banks", "weights", "evaluation", "tuned", "network")
 FILES = (STEPS, "environment.json", "report.json", "report.html")
 MARKS = ("job.yaml", "status.json")  # what says that a folder is a run
 

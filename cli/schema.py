@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, create_model
 
 from genbo.cli import catalog
 from genbo.cli.job import BudgetJob
+from genbo.diffusion.data import Data
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # what editors' YAML servers read
 Prompts = str | Annotated[list[str], MinLen(1)]
@@ -40,10 +41,11 @@ def job_model() -> type[BaseModel]:
         "Job",
         version=(Literal[1], ...),
         model=(_models(), Field(default_factory=dict)),
-        prompts=(Prompts, ...),
+        prompts=(Prompts | None, None),  # needed by all but a network of one's own
         tune=(_tune(), ...),
         reward=(reward | Annotated[list[reward], MinLen(1)], ...),  # type: ignore[valid-type]
-        lower=(_room("lower", reward=(reward | Annotated[list[reward], MinLen(1)], ...)) | None, None),  # type: ignore[valid-type]
+        data=(str | catalog.nested(Data) | None, None),
+        lower=(_lower(reward) | None, None),
         finetune=(Literal["auto", "none"] | _finetune(), "auto"),
         keep=(keep | list[keep] | None, None),  # type: ignore[valid-type]
         estimator=(_room("estimators"), "auto"),
@@ -53,6 +55,14 @@ def job_model() -> type[BaseModel]:
         seed=(Annotated[int, Ge(0), Lt(2**63)], 0),
         output=(Annotated[str, MinLen(1)], "runs/tune"),
     )
+
+
+def _lower(reward: Any) -> Any:
+    """With a reward of its own, or, of one that trains the network on data, without."""
+    own = {"reward": (reward | Annotated[list[reward], MinLen(1)], ...)}
+    kinds = {kind: hasattr(catalog.options_of("lower", kind), "trains") for kind in catalog.kinds("lower")}
+    alone = [kind for kind, trains in kinds.items() if trains]
+    return reduce(or_, [Literal[tuple(alone)], *(_kind("lower", k, {} if k in alone else own) for k in kinds)])
 
 
 def _finetune() -> type[BaseModel]:

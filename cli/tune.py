@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from genbo.cli.allowed import allowed, announce
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.ground import on_what
 from genbo.cli.run import Run, Signals, opened, read_json, storage, to_json, without_secrets
@@ -52,6 +53,49 @@ class Result:
         return {name: value["tuned"] for name, value in self.document["phi"].items()}
 
 
+class Tuning:
+    """A run under way: its steps as they are made, and its result.
+
+    Iterating gives each step once it is safe on the disk, a dict as a line of `steps.jsonl`: `phi` by name, `value` and
+    `value_se` of the reward, `grad` and `grad_se` in the coordinates `u`, `cost` so far. Nothing runs between two steps
+    that are asked for; the run goes on to its verdict when the last has been given. `result` runs what is left of it.
+    A run that is left half way is there to be resumed.
+    """
+
+    def __init__(self, folder: Path, stages: Generator[Document, None, Document]) -> None:
+        self.folder, self._stages = folder, stages
+        self._found: Result | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        return self
+
+    def __next__(self) -> Document:
+        if self._found is not None:
+            raise StopIteration
+        try:
+            return next(self._stages)
+        except StopIteration as end:
+            self._found = Result(self.folder, end.value)
+            raise StopIteration from None
+
+    def result(self) -> Result:
+        """Of the whole run; raises `GenboError` where `genbo tune` would exit with an error."""
+        for _ in self:
+            pass
+        assert self._found is not None
+        return self._found
+
+    def close(self) -> None:
+        """Leave the run as it is, to be resumed; so does leaving a `with` block."""
+        self._stages.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def tune(
     job: str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
@@ -59,16 +103,20 @@ def tune(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
-) -> Result:
-    """Run a job, a file or a dict, as `genbo tune` does; raises `GenboError` where that would exit."""
+    allow_code: Sequence[str | Path] = (),
+) -> Tuning:
+    """A job, a file or a dict, as `genbo tune` runs it: an iterator of its steps, whose `result` is the verdict.
+
+    `overrides` are texts as `--set` takes them; `allow_code` lists the Python files that the job may run. Raises
+    `JobMistakes` at once, with all that is wrong with the job; what goes wrong later is raised as it is met.
+    """
     from genbo.cli.job import read_job
     from genbo.cli.plan import plan
 
-    read = read_job(job, overrides)
-    document = carry_out(
-        read, plan(read), resume=resume, overwrite=overwrite, quiet=quiet, reproduce=command(job, overrides)
-    )
-    return Result(Path(read.output), document)
+    read = read_job(job, overrides, allowed(allow_code))
+    again = command(job, overrides, allow_code)
+    stages = stages_of(read, plan(read), resume=resume, overwrite=overwrite, quiet=quiet, reproduce=again)
+    return Tuning(Path(read.output), stages)
 
 
 def run(
@@ -80,22 +128,25 @@ def run(
     as_json: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    allow_code: Sequence[str | Path] = (),
 ) -> int:
     """The command; returns its exit code, or raises a `GenboError` that carries one."""
     from genbo.cli.job import read_job
     from genbo.cli.plan import plan
     from genbo.cli.show import last_lines
 
-    job = read_job(path, overrides)
+    code = allowed(allow_code)
+    announce(code)
+    job = read_job(path, overrides, code)
     planned = plan(job)
     if dry_run:
         say_plan(planned, as_json=as_json)
         return 0
     if not quiet:
         say_plan(planned, as_json=False, to_stderr=True)
-    document = carry_out(
-        job, planned, resume=resume, overwrite=overwrite, quiet=quiet, reproduce=command(path, overrides)
-    )
+    again = command(path, overrides, allow_code)
+    stages = stages_of(job, planned, resume=resume, overwrite=overwrite, quiet=quiet, reproduce=again)
+    document = Tuning(Path(job.output), stages).result().document
     if as_json:
         sys.stdout.write(to_json(document).decode())
     else:
@@ -103,10 +154,13 @@ def run(
     return 0
 
 
-def command(path: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> str:
+def command(
+    path: str | Path | Mapping[str, Any], overrides: Sequence[str], allow_code: Sequence[str | Path] = ()
+) -> str:
     """What to type to have the same run again."""
     job = "job.yaml" if isinstance(path, Mapping) else str(path)
-    return shlex.join(["genbo", "tune", job, *(part for text in overrides for part in ("--set", text))])
+    given = [("--set", text) for text in overrides] + [("--allow-code", str(code)) for code in allow_code]
+    return shlex.join(["genbo", "tune", job, *(part for pair in given for part in pair)])
 
 
 def say_plan(planned: Plan, *, as_json: bool, to_stderr: bool = False) -> None:
@@ -119,8 +173,10 @@ def say_plan(planned: Plan, *, as_json: bool, to_stderr: bool = False) -> None:
 # -- the run -------------------------------------------------------------------------------------------------
 
 
-def carry_out(job: Job, planned: Plan, *, resume: bool, overwrite: bool, quiet: bool, reproduce: str) -> Document:
-    """The whole run, or the rest of it; returns the object of `report.json`."""
+def stages_of(
+    job: Job, planned: Plan, *, resume: bool, overwrite: bool, quiet: bool, reproduce: str
+) -> Generator[Document, None, Document]:
+    """The whole run, or the rest of it, step by step; returns the object of `report.json`."""
     from genbo.cli import climb, regularize
     from genbo.cli.assemble import assemble
     from genbo.cli.figures import duration
@@ -142,8 +198,8 @@ def carry_out(job: Job, planned: Plan, *, resume: bool, overwrite: bool, quiet: 
                 if planned.expected_s is None and planned.memory is not None:
                     expected = duration(guessed_s(assembled, planned.image_forwards))
                     screen.note(f"time: about {expected}, by one call of the network")
-                whole = regularize.whole if job.lower else climb.whole
-                return whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes))
+                whole = regularize.whole if job.tilts else climb.whole
+                return (yield from whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes)))
 
 
 def finished(run: Run) -> Document | None:
@@ -162,6 +218,9 @@ def endings(run: Run) -> Iterator[None]:
     try:
         with storage(), named():
             yield
+    except GeneratorExit:
+        _leave(run, "preempted", f"left by its caller after step {run.last_step}", resumable=True)
+        raise
     except GenboError as problem:
         resumable = problem.resumable or (isinstance(problem, UserMistake) and run.last_step > 0)
         _leave(run, problem.state, str(problem), resumable=resumable)
@@ -187,6 +246,8 @@ def named() -> Iterator[None]:
         yield
     except (Refused, RewardRefused) as problem:
         raise ArtifactRefused(str(problem)) from problem
+    except FloatingPointError as problem:  # a lower level left the finite numbers
+        raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:
         if not is_out_of_memory(problem):
             raise

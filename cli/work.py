@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genbo.cli.plan import Plan
     from genbo.cli.result import HeldOut, Names, Tuned
     from genbo.cli.strength import Searched
+    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
 
 Document = dict[str, Any]
@@ -88,8 +89,9 @@ def conclude(
     status: str,
     reason: str | None,
     search: Searched | None = None,
+    process: Process | None = None,
 ) -> Document:
-    """`tuned/`, `report.json` and `report.html`."""
+    """`tuned/`, `report.json` and `report.html`; `process` is what draws tuned samples, where it is known better."""
     from genbo.cli import result
     from genbo.cli.report import write_report
 
@@ -111,10 +113,11 @@ def conclude(
         notes=work.notes,
         search=search,
     )
-    document = without_secrets(strict({**result.document_of(found), "use": use_of(work, tuned)}))
+    process = process or a.problem.at(tuned.phi)
+    document = without_secrets(strict({**result.document_of(found), "use": use_of(work, process)}))
     if document["held_out"] is not None:
         weights = search.weights if search else None
-        export_tuned(work, weights.tuned if weights else a.problem.at(tuned.phi), document)
+        export_tuned(work, weights.tuned if weights else process, document)
     fault("report.begin")
     write_json(run.path / "report.json", document)
     fault("report.json")
@@ -142,14 +145,15 @@ def export_tuned(work: Work, process: Process, document: Document) -> None:
         export(process, beside, about)
 
 
-def use_of(work: Work, tuned: Tuned) -> Document:
+def use_of(work: Work, process: Process) -> Document:
     """What to paste: the plain diffusers call where it can express the values, and genbo's own."""
     from genbo.diffusion.tuned import KEPT_OPTIONS, settings
 
     folder = f"{work.job.output}/tuned"
-    process = work.assembled.problem.at(tuned.phi)
     model: Any = process.model
     said = settings(process)
+    if hasattr(model, "module"):
+        return {"folder": folder, "settings": said, **use_of_network(model, process, folder)}
     if not hasattr(model, "pipeline"):
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
     stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
@@ -162,6 +166,18 @@ def use_of(work: Work, tuned: Tuned) -> Document:
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
     own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
     return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
+
+
+def use_of_network(network: Network, process: Process, folder: str) -> Document:
+    """The same of a network of one's own: a DDIMPipeline, which takes no classes."""
+    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline({{}}, samples=16, seed=0)'
+    if network.classes:
+        return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
+    load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
+    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}).images"
+    plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
+    ddim = type(process.sampler).__name__ == "Ddim"
+    return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
 
 
 NAMES = {"weight": "guidance_scale", "rescale": "guidance_rescale"}

@@ -36,6 +36,7 @@ MOST_BYTES = 2**31  # of decoded images: an idx file's claim, or a whole folder
 MOST_PIXELS = 2**26  # of one image
 NAMED = 5  # files that one sentence names
 UNSIGNED_BYTES = 0x08  # the type in an idx header
+TEN = tuple(map(str, range(10)))
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -144,6 +145,21 @@ class Data:
     def folder(self) -> Path:
         return Path(self.path).expanduser()
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, where there are any: from names and labels alone, and no image."""
+        if self.path == DIGITS:
+            return TEN
+        try:
+            sets = idx_sets(self.folder)
+            if sets:
+                labels = sets["train"][1]
+                return () if labels is None else _names(max(_idx_bytes(labels, 1)[1]))
+            found = sorted({_class_of(file, self.folder) for file in image_files(self.folder)})
+        except (OSError, ValueError):
+            return ()
+        return tuple(found) if len(found) > 1 and "" not in found else ()
+
     def open(self) -> Splits:
         """Read it all into memory. Raises `Refused` with a sentence for everything that is wrong."""
         if wrong := self.mistakes():
@@ -165,7 +181,7 @@ class Data:
         found = load_digits()
         pixels = (torch.from_numpy(found.images)[:, None] * (255 / 16)).round().to(torch.uint8)  # 0 to 16
         labels = torch.from_numpy(found.target).long()
-        return self._split(self._shaped(Images(pixels, labels, tuple(map(str, range(10))))))
+        return self._split(self._shaped(Images(pixels, labels, TEN)))
 
     def _idx(self) -> dict[Split, Images] | None:
         try:
@@ -299,9 +315,15 @@ def _sizes(stream: IO[bytes], file: Path, dimensions: int) -> tuple[int, ...]:
 
 
 def _read_idx(file: Path, dimensions: int) -> Tensor:
-    """The bytes of an idx file, shaped; ValueError where they are not as many as its header says."""
+    """The numbers of an idx file, shaped."""
     import torch
 
+    sizes, body = _idx_bytes(file, dimensions)
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(sizes)
+
+
+def _idx_bytes(file: Path, dimensions: int) -> tuple[tuple[int, ...], bytes]:
+    """The sizes and the bytes of an idx file; ValueError where they are not as many as its header says."""
     with _opened(file) as stream:
         try:
             sizes = _sizes(stream, file, dimensions)
@@ -311,7 +333,7 @@ def _read_idx(file: Path, dimensions: int) -> Tensor:
     if len(body) != math.prod(sizes):
         kind = "more" if len(body) > math.prod(sizes) else f"only {len(body)}"
         raise ValueError(f"{file} has {kind} bytes where its header promises {math.prod(sizes)}; fetch it again")
-    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(sizes)
+    return sizes, body
 
 
 def _read_set(images: Path, labels: Path | None) -> Images:
@@ -319,7 +341,12 @@ def _read_set(images: Path, labels: Path | None) -> Images:
     if labels is None:
         return Images(pixels)
     numbers = _read_idx(labels, 1).long()
-    return Images(pixels, numbers, tuple(str(n) for n in range(int(numbers.max()) + 1)))
+    return Images(pixels, numbers, _names(int(numbers.max())))
+
+
+def _names(last: int) -> tuple[str, ...]:
+    """Of numbered classes."""
+    return tuple(map(str, range(last + 1)))
 
 
 # -- image files --------------------------------------------------------------------------------------------
@@ -348,7 +375,7 @@ def _decoded(files: Sequence[Path], folder: Path, size: int | None, color: str) 
     for file in files:
         try:
             content = file.read_bytes()
-            image = _decode(content, color)
+            image = decode(content, color)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             said = str(error).partition("\n")[0].replace(str(file), "the file") or type(error).__name__
             broken.append(f"{file.relative_to(folder)} ({said})")
@@ -384,7 +411,7 @@ def _wrong(images: list[Tensor], broken: list[str], files: Sequence[Path], folde
     return []
 
 
-def _decode(content: bytes, color: str) -> Tensor:
+def decode(content: bytes, color: str) -> Tensor:
     """(1 or 3, H, W) in bytes, upright, on white where it is transparent."""
     import warnings
     from io import BytesIO

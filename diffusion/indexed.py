@@ -28,4 +28,5 @@ def indexed(module: Any, schedule: Schedule, *, train_steps: int, within: tuple[
     config = {**module.config, "time_embedding_type": "learned", "num_train_timesteps": train_steps}
     found = UNet2DModel.from_config({name: value for name, value in config.items() if not name.startswith("_")})
     found.load_state_dict({**module.state_dict(), "time_proj.weight": table})
-    return found.to(parameter.device, parameter.dtype).eval()
+    found.to(parameter.device)
+    return (found if parameter.dtype == torch.float32 else found.to(parameter.dtype)).eval()

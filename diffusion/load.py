@@ -132,20 +132,28 @@ def _fetch(options: Diffusers) -> Path:
 
 
 def _check_weights(pipeline: Any, folder: Path, variant: str | None) -> None:
-    """diffusers fills a missing tensor with random numbers and loads NaN: look at every name and every value."""
+    """Every network of a pipeline."""
     for name, component in networks(pipeline).items():
-        stored: set[str] = set()
-        for file in (folder / name).glob(f"*{variant}*.safetensors" if variant else "*.safetensors"):
-            stored |= tensor_names(file)
-        missing = sorted(key for key in component.state_dict() if not _is_stored(key, stored, component))
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        check_network(component, folder / name, variant)
+
+
+def check_network(network: torch.nn.Module, folder: Path, variant: str | None = None) -> None:
+    """diffusers fills a missing tensor with random numbers and loads NaN: look at every name and every value."""
+    stored: set[str] = set()
+    for file in folder.glob(f"*{variant}*.safetensors" if variant else "*.safetensors"):
+        stored |= tensor_names(file)
+    missing = sorted(key for key in network.state_dict() if not _is_stored(key, stored, network))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise Refused(
+            f"pretrained: the weights of {folder.name} in {folder.parent} lack {missing[0]}{more}; "
+            "fetch the model again"
+        )
+    for key, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
             raise Refused(
-                f"pretrained: the weights of {name} in {folder} lack {missing[0]}{more}; fetch the model again"
+                f"pretrained: {folder.name} in {folder.parent} has a NaN or infinity in {key}; fetch the model again"
             )
-        for key, value in component.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise Refused(f"pretrained: {name} in {folder} has a NaN or infinity in {key}; fetch the model again")
 
 
 def _is_stored(key: str, stored: set[str], component: torch.nn.Module) -> bool:

@@ -9,7 +9,7 @@ A prompt is the name of a class, or anything where there are no classes; the las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class Network:
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
+    replay: Callable[..., Tensor] | None = None  # the module's call as one launch, where nothing is differentiated
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         if not self.classes:
@@ -74,6 +75,8 @@ class Network:
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         told = told_of_log_snr(time, self.within) if self.conditioning == "log_snr" else time
+        if self.replay is not None and not torch.is_grad_enabled():
+            return self.replay(x_t, told, *condition.tensors.values())
         if self.autocast is None:
             return call(self.module, x_t, told, condition.tensors.get("labels"))
         with torch.autocast(self.device.type, self.autocast):

@@ -63,10 +63,21 @@ class Meter:
 class Model(Protocol):
     """A network with what belongs to it. Files in `diffusion/models/` hold options and open such an object."""
 
-    shape: tuple[int, ...]  # of one sample's noise, without the batch axis
-    prediction: str  # what the network returns: epsilon | v_prediction | sample | flow_prediction
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's noise, without the batch axis."""
+
+    @property
+    def prediction(self) -> str:
+        """What the network returns: epsilon | v_prediction | sample | flow_prediction."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what precision."""
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Rows of conditioning, one a prompt; "" (or the negative prompt) is the unconditional half."""

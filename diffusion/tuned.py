@@ -22,6 +22,7 @@ from genbo.diffusion.refused import Refused
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
     from genbo.schedules.clock import Clock
 
@@ -79,9 +80,37 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         document |= {"model": _kind(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
         if names := class_names(model.folder):
             document["classes"] = names
+    elif hasattr(model, "module"):
+        save_network(model, folder)
+        if model.classes:
+            document["classes"] = list(model.classes)
     elif weights := getattr(model, "weights", {}):
         document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
+
+    Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
+    up by the index of a step.
+    """
+    import torch
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    from genbo.diffusion.indexed import indexed
+
+    module: Any = network.module
+    steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
+    if network.conditioning == "log_snr":
+        module = indexed(module, schedule, train_steps=steps, within=network.within)
+    betas = schedule.trained_betas(steps)
+    if len(betas) != steps:
+        raise Refused(f"the schedule has {len(betas)} betas for {steps} training steps")  # diffusers does not look
+    own = {"trained_betas": betas, "num_train_timesteps": steps, "timestep_spacing": "trailing"}
+    own |= {"prediction_type": network.prediction}
+    scheduler = DDIMScheduler(**own, clip_sample=False, set_alpha_to_one=True)
+    DDIMPipeline(module, scheduler).save_pretrained(folder, safe_serialization=True)
 
 
 def _copy(source: Path, target: Path, variant: str | None) -> None:
@@ -161,7 +190,9 @@ class Tuned:
         def one(chunk: Batch) -> list[Image.Image]:
             with torch.no_grad():
                 pixels = self.process.model.decode(sample(self.process, chunk)).float().mul(255).round().byte()
-            return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+            grey = pixels.shape[1] == 1
+            rows = pixels[:, 0] if grey else pixels.permute(0, 2, 3, 1)
+            return [Image.fromarray(p) for p in rows.contiguous().cpu().numpy()]
 
         return [image for part in self.process.over(batch, one) for image in part]
 

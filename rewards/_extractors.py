@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DOWNLOAD = "download"
 SMALL = "two_convolutions"
 MOST_CONFIG_BYTES = 1_000_000
+ARCHITECTURE = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")  # a name of timm's, and no address that it would fetch from
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _config_mistake(file: Path) -> str | None:
     if config.get("kind") == SMALL:
         wrong = [name for name, fits in SMALL_CONFIG.items() if not fits(config.get(name))]
         return f"features: {file} has no valid {wrong[0]}; write the network again" if wrong else None
-    if isinstance(config.get("architecture"), str):
+    if ARCHITECTURE.fullmatch(str(config.get("architecture"))):
         return None
     return f"features: {file} names neither kind: {SMALL} nor an architecture of timm's; correct it"
 

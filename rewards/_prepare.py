@@ -5,7 +5,7 @@ Gradients reach the image. Every resize is antialiased, as Pillow's is: without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,14 +22,15 @@ def prepare(
     resize_mode: str = "shortest",
     fill_color: int = 0,
     mode: str = "RGB",
+    whole: Callable[[float], int] = round,
 ) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 3, *size): open_clip's `image_transform_v2` on tensors."""
+    """(B, 3, H, W) in [0, 1] -> (B, 3, *size): open_clip's `image_transform_v2` on tensors; `whole` as for `centre`."""
     height, width = (size, size) if isinstance(size, int) else size
     wanted = resized(images.shape[-2], images.shape[-1], height, width, resize_mode)
     # open_clip drops the interpolation where the shortest side meets a size that is not square
     dropped = resize_mode == "shortest" and height != width
     kernel = "bilinear" if interpolation == "bilinear" and not dropped else "bicubic"
-    images = centre(resize(images, wanted, kernel), height, width, fill_color / 255)
+    images = centre(resize(images, wanted, kernel), height, width, fill_color / 255, whole)
     return normalise(images, mean, std)
 
 
@@ -61,14 +62,17 @@ def resize(images: Tensor, size: tuple[int, int], kernel: str) -> Tensor:
     return images
 
 
-def centre(images: Tensor, height: int, width: int, fill: float = 0.0) -> Tensor:
-    """Padded to at least (height, width), then cropped to it."""
+def centre(images: Tensor, height: int, width: int, fill: float = 0.0, whole: Callable[[float], int] = round) -> Tensor:
+    """Padded to at least (height, width), then cropped to it.
+
+    `whole` is what becomes of half a pixel where the margin is odd: torchvision rounds, transformers cuts it off.
+    """
     from torch.nn.functional import pad
 
     down, right = max(height - images.shape[-2], 0), max(width - images.shape[-1], 0)
     if down or right:
         images = pad(images, (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2), value=fill)
-    top, left = round((images.shape[-2] - height) / 2), round((images.shape[-1] - width) / 2)
+    top, left = whole((images.shape[-2] - height) / 2), whole((images.shape[-1] - width) / 2)
     return images[..., top : top + height, left : left + width]
 
 

@@ -9,7 +9,7 @@ sample i did to D (its influence). So whatever averages rewards over samples is 
 included, as long as all N samples are scored together. The error bar speaks of other samples, not of other data.
 
 Gradients pass through the mean: grad mean_i r_i = -grad D. Where the set does not fit into memory, features are taken
-without gradients first, and each part goes through `part`, whose gradients add up to the whole.
+without gradients first, and each part goes through `shares`, whose gradients add up to the whole.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Opened:
             raise Refused(f"data: {len(data)} image has no spread to compare with; give at least {LEAST}")
         key = f"{FORMAT} {self.extractor.identity} {self.rule.key} {digest(data)}"
         kept = cached(key, lambda: self._keep(data), cache)
-        return Distance(self.extractor, self.rule, {name: value.to(self.device) for name, value in kept.items()})
+        kept = {name: value.to(self.device) for name, value in kept.items()}
+        return Distance(self.extractor, self.rule, kept, self.differentiable)
 
     def _keep(self, data: Tensor) -> Stored:
         found = features_of(self.extractor, data)
@@ -114,7 +115,7 @@ class Distance:
         return -self.rule.values(features.double(), self.kept)
 
     def pull(self, features: Tensor) -> Tensor:
-        """N times the gradient of the score in every feature, (N, D), for `part`."""
+        """N times the gradient of the score in every feature, (N, D), for `shares`."""
         import torch
 
         with torch.enable_grad():
@@ -122,13 +123,13 @@ class Distance:
             (grad,) = torch.autograd.grad(self.rows(own).sum(), own)
         return grad
 
+    @staticmethod
+    def shares(live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
+        """Scores (n,) of a part of the set: the values of `rows`, with the gradients of the whole in `live` (n, D).
 
-def part(live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
-    """Scores (n,) of a part of the set: the values of `rows`, with the gradients of the whole in `live` (n, D).
-
-    `rows` and `pull` are those of the whole set, taken at these n samples.
-    """
-    return rows.detach() + ((live - live.detach()).double() * pull).sum(1)
+        `rows` and `pull` are those of the whole set, taken at these n samples.
+        """
+        return rows.detach() + ((live - live.detach()).double() * pull).sum(1)
 
 
 def features_of(extractor: Extractor, images: Tensor) -> Tensor:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
+TOKENIZER = "tokenizer_config.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+TOKENIZER_OPTIONS = ("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+
 ANOTHER = "set clip to the one that the head was trained on"
 
 Family = Literal["openai", "siglip", "mobileclip"]
@@ -85,10 +89,38 @@ class Tower:
                 require_pretrained=True,  # open_clip's default is random weights and a line in the log
             )
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            said = f"{self.option}: {self.pretrained} could not be loaded ({reason}); fetch or export it again"
+            said = f"{self.option}: {self.pretrained} could not be loaded ({_reason(error)}); fetch or export it again"
             raise Refused(said) from error
+        for name, tensor in network.state_dict().items():
+            if not tensor.isfinite().all():
+                said = f"{self.option}: {name} of {self.pretrained} holds a NaN or an infinity"
+                raise Refused(f"{said}; fetch or export it again")
         return network.eval().requires_grad_(False)
+
+    def tokenizer_mistakes(self) -> list[str]:
+        """What is wrong with the tokenizer, for those who read prompts; looks at files and loads none."""
+        if self._on_hub or (self.model and not Path(self.pretrained).is_file()):
+            return []  # open_clip fetches it with the weights
+        text = self._config.get("text_cfg") or {}
+        given, named = text.get("tokenizer_kwargs") or {}, text.get("hf_tokenizer_name")
+        if self.model:
+            remedy = f"put both into a folder with {CONFIG}, and name that without model"
+            said = f"{self.option}: the tokenizer of {self.model} lies on the hub ({named}), beside no weights file"
+            return [f"{said}; {remedy}"] if named else []
+        if other := [key for key in given if key not in TOKENIZER_OPTIONS]:
+            said = f"{self.option}: {self.folder / CONFIG} hands {other[0]} to the tokenizer"
+            return [f"{said}, which could run code by it; delete it"]
+        return self._tokenizer_file_mistakes(named) if named else []
+
+    def tokenizer(self) -> Any:
+        """Texts -> numbers of words. Raises `Refused` with a sentence where it cannot be loaded."""
+        import open_clip
+
+        try:
+            return open_clip.get_tokenizer(self.identifier)
+        except Exception as error:
+            said = f"{self.option}: the tokenizer of {self.pretrained} could not be loaded ({_reason(error)})"
+            raise Refused(f"{said}; put its files into the folder of the weights") from error
 
     @property
     def folder(self) -> Path:
@@ -104,15 +136,20 @@ class Tower:
     @property
     def width(self) -> int | None:
         """How many numbers its embedding has; None where only loading it can tell."""
+        found: int | None = self._config.get("embed_dim")
+        return found
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        """open_clip's `model_cfg`, where it lies on this machine."""
         if self.model:
             files = [path for path in _architectures() if path.stem == self.model.replace("/", "-")]
         else:
             files = [] if self._on_hub else [self.folder / CONFIG]
         for path in files:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            found: int | None = config.get("model_cfg", config).get("embed_dim")
-            return found
-        return None
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return dict(config.get("model_cfg", config))
+        return {}
 
     @property
     def _on_hub(self) -> bool:
@@ -140,6 +177,8 @@ class Tower:
         if path.is_file() and not self.preprocess:
             families = ", ".join(FAMILIES)
             return [f"preprocess: a weights file does not say how it wants its images; give one of {families}"]
+        if path.is_file() and path.suffix != ".safetensors":
+            return [f"{option}: {path} is no safetensors file; convert it, or save it again as one"]
         if self.preprocess and not path.is_file():
             return [f"preprocess: open_clip knows how the tag {self.pretrained!r} wants its images; leave it out"]
         return []
@@ -161,6 +200,20 @@ class Tower:
             unsafe = f"convert {pickled[0]}, which is pickled and can run code" if pickled else "put the weights there"
             found.append(f"{option}: {folder / WEIGHTS} is missing; {unsafe}")
         return found
+
+    def _tokenizer_file_mistakes(self, named: str) -> list[str]:
+        """Of a folder whose config names a tokenizer of transformers', which then lies in the folder."""
+        if not any((self.folder / name).is_file() for name in VOCABULARIES):
+            said = f"{self.option}: {self.folder} has no tokenizer ({' or '.join(VOCABULARIES[:2])})"
+            return [f"{said}, which its config names; put that of {named} there"]
+        file = self.folder / TOKENIZER
+        try:
+            said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except (OSError, ValueError) as error:
+            return [f"{self.option}: {file} cannot be read ({error}); put that of {named} there"]
+        if not isinstance(said, dict) or "auto_map" in said:
+            return [f"{self.option}: {file} names code of its own, which is not run; delete its auto_map"]
+        return []
 
     def _tag_mistake(self, tag: str) -> str | None:
         """A tag that open_clip does not have, or whose activation is another than the architecture's."""
@@ -186,6 +239,13 @@ def _architectures() -> list[Path]:
     return [path for place in places or [] for path in Path(place).glob("model_configs/*.json")]
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, in one line; of weights that do not fit, the first names."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return reason if len(reason) <= 300 else f"{reason[:297]}..."
+
+
 def _did_you_mean(near: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -197,7 +257,7 @@ def _config_mistake(path: Path) -> str | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return f"{path} is not JSON ({error}); write it again"
-    if not isinstance(config, dict) or "model_cfg" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         return f"{path} has no model_cfg; it must be an open_clip config"
     return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genbo.rewards import Refused
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 LARGEST_HEADER = 100_000_000
+COUNTS = ("num_batches_tracked", "position_ids")  # ends of names: what inference never reads, and not every file keeps
 
 Shape = tuple[int, ...]
 
@@ -75,6 +76,23 @@ def read(path: Path, names: Collection[str]) -> dict[str, Tensor]:
         if not tensor.isfinite().all():
             raise Refused(f"pretrained: {name} in {path} holds a NaN or an infinity; fetch or save it again")
     return {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+
+
+def filled(network: Any, path: Path, what: str) -> Any:
+    """The network with every weight of its own from a file, in evaluation mode, without gradients of its own.
+
+    It may have been made on torch's `meta` device, where nothing is drawn at random first. Raises `Refused` where the
+    file is not of this network.
+    """
+    wanted = without_counts({name: tuple(value.shape) for name, value in network.state_dict().items()})
+    if wrong := differences(path, without_counts(shapes(path)), wanted, what):
+        raise Refused("; ".join(wrong))
+    network.load_state_dict(read(path, wanted), strict=False, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def without_counts(held: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {name: shape for name, shape in held.items() if not name.endswith(COUNTS)}
 
 
 def _first(names: list[str]) -> str:

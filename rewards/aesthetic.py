@@ -75,6 +75,7 @@ class Aesthetic:
         layers = _layers(shapes(self.file))
         weights = read(self.file, [f"{layer}{part}" for layer in layers for part in ("weight", "bias")])
         score = _Score(self.tower.load(), weights, layers, self.features, device)
+        score.file = self.file
         width, sees = weights[f"{layers[0]}weight"].shape[1], score.width()
         if sees != width:
             raise Refused(self._other_clip(width, sees))
@@ -182,6 +183,7 @@ class _Score(ImageTower):
     """The opened reward, in float32."""
 
     differentiable: bool = True
+    file: Path | None = None
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
     r(x, c) = <f(prepare(x)), g(c)> / (|f| |g|)
 
 Values: [-1, 1], in practice 0.1 to 0.4 for the large published models. The weights are the user's own,
-a bundled name, or fetched by open_clip under the licence of their publisher (OpenAI's and LAION's: MIT).
+a bundled name, or fetched by open_clip under the licence of their publisher (OpenAI's and LAION's: MIT;
+Google's SigLIP: Apache-2.0).
 
 `prepare` is the model's own preprocessing, done on the tensor and on its device so that gradients reach the
 image.
@@ -34,6 +35,7 @@ class Clip:
     - with `model`, the name of an architecture (ViT-B-32): a tag of open_clip's (laion2b_s34b_b79k), or a
       safetensors file, which also wants `preprocess`, the family whose way of preparing images it learned.
 
+    SigLIP is a CLIP too; its tokenizer lies on the hub, so a folder must hold it beside the weights.
     `template` surrounds every prompt: "a photo of {}". Missing weights are an error, never drawn at random.
     """
 
@@ -42,19 +44,21 @@ class Clip:
     preprocess: Family | None = None
     template: str = "{}"
     differentiable: ClassVar[bool] = True
+    reads_prompts: ClassVar[bool] = True
 
     def mistakes(self) -> list[str]:
         """What is wrong with these options, a sentence each; looks at files and loads none."""
         found = []
         if "{}" not in self.template:
             found.append(f"template: {self.template!r} has no {{}}; put it where the prompt goes")
-        return found + self.tower.mistakes()
+        wrong = self.tower.mistakes()
+        return found + (wrong or self.tower.tokenizer_mistakes())
 
-    def open(self, device: str | torch.device = "cpu") -> _Similarity:
+    def open(self, device: str | torch.device = "cpu") -> Similarity:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        return _Similarity(self.tower, self.template, device)
+        return Similarity(self.tower, self.template, device)
 
     @property
     def tower(self) -> Tower:
@@ -66,18 +70,16 @@ class Clip:
         return self.tower.folder
 
 
-class _Similarity(ImageTower):
+class Similarity(ImageTower):
     """The opened reward. The text tower sees each prompt once; the score is in float32."""
 
     differentiable: bool = True
 
     def __init__(self, tower: Tower, template: str, device: str | torch.device) -> None:
-        import open_clip
-
         super().__init__(tower.load(), device)
         self.folder = tower.folder
         self.template = template
-        self.tokenize = open_clip.get_tokenizer(tower.identifier)
+        self.tokenize = tower.tokenizer()
         self.known: dict[str, Tensor] = {}
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -63,26 +63,26 @@ class Resnet18:
             found.append(f"preprocess: {self.preprocess!r} is not one of {', '.join(PREPARE)}")
         if not self.pretrained:
             return [*found, f"pretrained: it is empty; give a file that you made with {REMEDY}"]
-        if wrong := file_mistake(self.path):
+        if wrong := file_mistake(self.file):
             return [*found, f"{wrong}, or make the file with {REMEDY}" if "no file" in wrong else wrong]
         try:
-            held = shapes(self.path)
+            held = shapes(self.file)
         except Refused as error:
             return [*found, str(error)]
-        return found + differences(self.path, _named(held), _wanted(held), "a ResNet-18")
+        return found + differences(self.file, _named(held), _wanted(held), "a ResNet-18")
 
     def open(self, device: str | torch.device = "cpu") -> _Resnet:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        held = shapes(self.path)
-        weights = read(self.path, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
+        held = shapes(self.file)
+        weights = read(self.file, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
         if not _has_head(held):
             weights |= random_head(self.seed)
-        return _Resnet(weights, PREPARE[self.preprocess], device)
+        return _Resnet(self.file, weights, PREPARE[self.preprocess], device)
 
     @property
-    def path(self) -> Path:
+    def file(self) -> Path:
         return Path(self.pretrained).expanduser()
 
 
@@ -91,7 +91,9 @@ class _Resnet:
 
     differentiable: bool = True
 
-    def __init__(self, weights: dict[str, Tensor], preparation: dict[str, Any], device: str | torch.device) -> None:
+    def __init__(
+        self, file: Path, weights: dict[str, Tensor], preparation: dict[str, Any], device: str | torch.device
+    ) -> None:
         import torch
         from torchvision.models import resnet18
 
@@ -99,7 +101,7 @@ class _Resnet:
             network = resnet18(num_classes=1)
         network.load_state_dict(weights, strict=False)  # all but the counts of batches, which evaluation ignores
         self.network: Any = network.to(device).eval().requires_grad_(False)
-        self.preparation, self.device = preparation, device
+        self.file, self.preparation, self.device = file, preparation, device
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         score: Tensor = self.network(self.prepare(images))

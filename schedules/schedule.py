@@ -71,12 +71,7 @@ class Schedule:
 
     def why_not(self, prediction: str) -> str | None:
         """None, or why a network that predicts this cannot serve this schedule."""
-        if self.zero_terminal and prediction == "epsilon":
-            return (
-                "at zero terminal SNR a prediction of the noise says nothing of the image; "
-                "use prediction: v_prediction or sample, or leave zero_terminal out"
-            )
-        return None
+        return zero_terminal_mistake(self.zero_terminal, prediction)
 
     def to(self, device: torch.device) -> Schedule:
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
@@ -157,6 +152,16 @@ class Schedule:
     @property
     def _device(self) -> torch.device:
         return next(iter(self.values.values())).device
+
+
+def zero_terminal_mistake(zero_terminal: bool, prediction: str) -> str | None:
+    """None, or why a network that predicts this can say nothing at the end of time."""
+    if not zero_terminal or prediction != "epsilon":
+        return None
+    return (
+        "at zero terminal SNR a prediction of the noise says nothing of the image; "
+        "use prediction: v_prediction or sample, or leave zero_terminal out"
+    )
 
 
 def schedule_of(family: Family, *, zero_terminal: bool = False) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
@@ -64,6 +65,107 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         stable_diffusion().save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pickscore(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIPModel's folder as transformers saves it, tokenizer and preprocessing with it: 32 x 32 pixels."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from tests.families import clip_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-pickscore")
+    tokenizer = clip_tokenizer()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = {**tower, **words, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    config = CLIPConfig(
+        text_config=text,
+        vision_config={**tower, "hidden_size": 48, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+        logit_scale_init_value=4.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = CLIPModel(config)
+        for p in network.parameters():
+            if p.ndim > 1:  # transformers' first weights would let little of text and image through
+                p.data = torch.randn(p.shape) * p[0].numel() ** -0.5
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**sides, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_image_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ImageReward's tensors, small: timm's vision transformer, transformers' BLIP reader, and a head."""
+    import torch
+    from safetensors.torch import save_file
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
+    from transformers.models.blip.configuration_blip import BlipTextConfig
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+    folder = tmp_path_factory.mktemp("tiny-image-reward")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz,.!?"]
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["dog", "apple", "red", "blue"]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    eye = VisionTransformer(img_size=48, patch_size=16, embed_dim=128, depth=2, num_heads=2, num_classes=0)
+    sizes = {"hidden_size": 64, "encoder_hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"vocab_size": len(words) + 2, "max_position_embeddings": 40, "num_attention_heads": 1}
+    config = BlipTextConfig(bos_token_id=2, sep_token_id=3, **sizes)
+    reader = BlipTextModel(config, add_pooling_layer=False)
+    layers = [nn.Linear(64, 1024), nn.Dropout(0.2), nn.Linear(1024, 128), nn.Dropout(0.2), nn.Linear(128, 64)]
+    head = nn.Sequential(*layers, nn.Dropout(0.1), nn.Linear(64, 16), nn.Linear(16, 1))
+    held = {"blip.vision_proj.weight": torch.zeros(4, 128), "blip.vision_proj.bias": torch.zeros(4)}
+    held["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    generator = torch.Generator().manual_seed(0)
+    parts = {"blip.visual_encoder.": eye, "blip.text_encoder.": reader, "mlp.layers.": head}
+    for prefix, part in parts.items():
+        for name, value in part.state_dict().items():
+            spread = value[0].numel() ** -0.5 if value.ndim > 1 else 0.1
+            drawn = spread * torch.randn(value.shape, generator=generator)
+            is_norm = value.ndim == 1 and name.endswith("weight")
+            held[prefix + name] = drawn + 1 if is_norm else drawn
+    save_file(held, folder / "ImageReward.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier's folder as timm saves it: three classes with names."""
+    import timm
+    import torch
+    from timm.models._hub import save_for_hf
+
+    folder = tmp_path_factory.mktemp("tiny-timm")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model("test_vit.r160_in1k", num_classes=3, img_size=64)
+        for p in network.parameters():
+            if p.ndim == 2:
+                p.data = torch.randn(p.shape) * p.shape[1] ** -0.5
+    preparation = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "interpolation": "bicubic", "crop_pct": 0.9}
+    labels = ["cat", "dog", "hen"]
+    config = {"label_names": labels, "label_descriptions": {"cat": "tabby, tabby cat", "dog": "dog", "hen": "hen"}}
+    save_for_hf(network, folder, model_config=config, safe_serialization=True, data_config=preparation)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python file of a user's own."""
+    file = tmp_path_factory.mktemp("own-reward") / "my_reward.py"
+    file.write_text("def score(images, prompts):\n    return images.float().mean((1, 2, 3))\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def own_reward_sha256(own_reward: Path) -> str:
+    return hashlib.sha256(own_reward.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="session")

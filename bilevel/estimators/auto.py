@@ -21,6 +21,8 @@ class Auto:
         """The name of an estimator, its options, and the reason in a sentence."""
         if facts.slope is not None:
             return facts.slope, {}, SLOPES[facts.slope]
+        if facts.coupled:
+            return "penalty", {}, "the network is trained for what is tuned: two lower levels tell how it answers"
         number = f"{facts.parameters} parameter{'s' * (facts.parameters > 1)}"
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"

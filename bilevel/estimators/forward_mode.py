@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,17 +51,18 @@ class ForwardMode:
         import torch
         from torch.autograd import forward_ad
 
-        def along(direction: Tensor, chunk: Batch) -> tuple[Tensor, Tensor]:
+        def along(direction: Tensor, chunk: Batch, whole: Whole | None) -> tuple[Tensor, Tensor]:
             plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with torch.no_grad(), plain_attention, forward_ad.dual_level():
                 phi = problem.value(forward_ad.make_dual(u, direction))
-                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk))
+                live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk, whole=whole))
             if live.tangent is None:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
 
+        at = problem.value(u)
         parts = [
-            list(problem.process.over(batch, partial(along, direction)))
+            list(problem.in_parts(at, batch, partial(along, direction)))
             for direction in torch.eye(len(u), dtype=u.dtype)
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
+from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,13 +55,14 @@ class ReverseMode:
     ) -> tuple[Estimate, dict[str, Tensor]]:
         import torch
 
-        def one(chunk: Batch) -> tuple[Tensor, Tensor]:
+        def one(chunk: Batch, whole: Whole | None) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
-                live = problem.live_scores(problem.value(own), chunk, paired=True, checkpoint=self.checkpoint)
+                phi = problem.value(own)
+                live = problem.live_scores(phi, chunk, paired=True, checkpoint=self.checkpoint, whole=whole)
                 (grad,) = torch.autograd.grad((weights.to(live) @ live).sum(), own)
             return grad, live.detach().cpu()
 
-        grads, scores = zip(*problem.process.over(batch, one), strict=True)
+        grads, scores = zip(*problem.in_parts(problem.value(u), batch, one), strict=True)
         grad = torch.cat(grads)  # (N, P)
         return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1)), {}

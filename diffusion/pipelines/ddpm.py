@@ -49,5 +49,7 @@ class DDPMModel(Discrete):
         return {"class_labels": labels(prompts, names, self.classes, none=self.classes - 1).to(self.device)}
 
     def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+        if self.denoiser.config.time_embedding_type == "learned":
+            time = time.round().long()  # an index into a table
         output: Tensor = network(x_t, time, **told, return_dict=False)[0]
         return output

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from genbo.bilevel.tunables._noise_schedule import NoiseSchedule
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.network import Network, log_snr_of_told

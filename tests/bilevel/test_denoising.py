@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbo.bilevel.learner import Answers, Diverged, Learner
-from genbo.bilevel.lower._denoising import Denoising
+from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.penalty import implicit, penalty
-from genbo.bilevel.tunables._noise_schedule import NoiseSchedule
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.network import log_snr_of_told
@@ -279,7 +280,11 @@ def answers(trained: Learner, **changed: Any) -> Answers:
     one = copy.copy(trained)
     one.options = replace(trained.options, **changed)
     tunable = NoiseSchedule(parameters=["start", "tau"])
-    return Answers(one, tunable.schedule, lambda schedule, module: distance(schedule, module, one), Seed(7))
+    return Answers(one, tunable.schedule, wanted(tunable, one), Seed(7))
+
+
+def wanted(tunable: NoiseSchedule, of: Learner) -> Callable[[Tensor, torch.nn.Module], Tensor]:
+    return lambda q, module: distance(tunable.schedule(q), module, of)
 
 
 Q = NoiseSchedule(parameters=["start", "tau"]).value(torch.tensor([-1.0, 0.0], dtype=torch.float64))
@@ -327,7 +332,7 @@ def test_gradients_agree_from_one_gamma_to_another(trained):
 def test_broad_training_needs_no_z(trained):
     one = options(noise_levels="broad").open(Small(), DATA)
     one.train(COSINE, 20, Seed(0))
-    two = replace(answers(trained), learner=one, distance=lambda schedule, module: distance(schedule, module, one))
+    two = replace(answers(trained), learner=one, wanted=wanted(NoiseSchedule(parameters=["start", "tau"]), one))
     assert two.solve(Q, 0.0) is one.average and not two.coupled
     found = penalty(two, Q, 100.0)
     assert found.indirect.tolist() == [0, 0] and found.direct.abs().min() > 0
@@ -359,8 +364,8 @@ def test_enough_steps_of_z_end_at_the_exact_gradient():
         one = Whole(o, Held(world.solve(q, 0.0)), draws.x, None, ())
         one.loss = world.loss
 
-        def of_samples(schedule: Schedule, module: torch.nn.Module) -> Tensor:
-            return distance(schedule, module, one, STEPS, 128)
+        def of_samples(q: Tensor, module: torch.nn.Module) -> Tensor:
+            return distance(world.tunable.schedule(q), module, one, STEPS, 128)
 
         return penalty(Answers(one, world.tunable.schedule, of_samples, Seed(0)), q, 1e5, symmetric=True).distance(
             exact
@@ -369,3 +374,57 @@ def test_enough_steps_of_z_end_at_the_exact_gradient():
     assert error(1) > 0.3, "a few steps say little, however large gamma is"
     assert error(100) < 0.15
     assert error(400) < 0.01
+
+
+# -- one launch --------------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """In place of a CUDA graph: warmed up as that is, then called as it would be replayed, from the same buffers."""
+
+    def __init__(self, f: Any, keep: Any = lambda: None, restore: Any = None) -> None:
+        self.f, self.keep, self.restore = f, keep, restore
+        self.inputs: list[Tensor] | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.inputs is None:
+            self.inputs, kept = [x.clone() for x in inputs], self.keep()
+            for _ in range(3):
+                self.f(*self.inputs)
+            if self.restore:
+                self.restore(kept)
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            mine.copy_(given)
+        return self.f(*self.inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
+def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
+    """Warming up changes nothing, another schedule reaches the recording, and a state that is loaded goes on in it."""
+    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    plain, recorded = learner(noise_levels=noise_levels), learner(noise_levels=noise_levels)
+    recorded.captures = True
+    other = schedule_of(Cosine(tau=2.0))
+    for one in (plain, recorded):
+        one.train(COSINE, 4, Seed(0))
+        kept = one.state()
+        one.train(other, 3, Seed(1))
+        one.load(kept)
+        one.train(other, 3, Seed(2))
+    for (name, mine), theirs in zip(plain.state().items(), recorded.state().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_a_network_that_is_recorded_is_the_average_as_it_stands(monkeypatch):
+    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    one = learner()
+    one.replayed = Recorded(one._called)
+    batch = Batch(("",) * 3, (1, 2, 3))
+    for _ in range(2):
+        one.train(COSINE, 2, Seed(0).child(one.steps))
+        process = process_of(one.network(COSINE), Ddim(steps=4), Plain(weight=1.0))
+        assert process.model.replay is one.replayed  # type: ignore[attr-defined]
+        with torch.no_grad():
+            mine = sample(process, batch)
+        theirs = sample(process_of(one.network(COSINE, one.average), Ddim(steps=4), Plain(weight=1.0)), batch)
+        torch.testing.assert_close(mine, theirs)

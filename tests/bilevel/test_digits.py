@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from genbo.bilevel.learner import Learner
-from genbo.bilevel.lower._denoising import Denoising
+from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
-from genbo.bilevel.tunables._noise_schedule import NoiseSchedule
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.indexed import indexed
 from genbo.diffusion.process import process_of

@@ -70,7 +70,7 @@ COMMANDS = [
     ["check", "job.yaml", "--json"],
     ["tune", "job.yaml", "--dry-run"],
 ]
-COMMANDS += [["init"], ["list"], ["schema"], ["tune", "--help"], ["check", "broken.yaml"]]
+COMMANDS += [["init"], ["list"], ["schema"], ["tune", "--help"], ["score", "--help"], ["check", "broken.yaml"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -37,7 +37,7 @@ def outcome(run: Path) -> dict:
         record.pop("elapsed_s")
     from safetensors.torch import load_file
 
-    scores = {n: load_file(run / "evaluation" / f"{n}.safetensors")["scores"].tolist() for n in ("start", "tuned")}
+    scores = {n: load_file(run / "evaluation" / f"{n}.safetensors")["seen-0"].tolist() for n in ("start", "tuned")}
     return {
         "report": report,
         "steps": lines,

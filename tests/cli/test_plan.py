@@ -251,5 +251,21 @@ def test_weights_are_counted_from_headers(tiny_sd: Path, tiny_clip: Path) -> Non
     assert plan(reverse).memory.activations > found.activations  # type: ignore[union-attr]
 
 
+def test_a_reward_that_is_one_file_is_counted_and_hashed(tiny_sd: Path, random_resnet18: Path) -> None:
+    from hashlib import sha256
+
+    from genbo.cli.ground import files_of
+    from genbo.cli.memory import numbers_in
+
+    model = {"pretrained": str(tiny_sd), "dtype": "fp32", "device": "cpu"}
+    both = []
+    for reward in ("compressibility", {"kind": "resnet18", "pretrained": str(random_resnet18)}):
+        job = job_of("auto", *TUNED["scalar-from-1"], model=model, reward=reward)
+        both.append(plan(job).memory.weights)  # type: ignore[union-attr]
+    assert both[1] - both[0] == 4 * numbers_in(random_resnet18) > 4e7
+    found = files_of(job.reward[0].options.open())
+    assert found == {"resnet18.safetensors": sha256(random_resnet18.read_bytes()).hexdigest()}
+
+
 def test_an_exact_world_needs_little() -> None:
     assert plan(job_of("auto", *TUNED["scalar-from-1"])).memory is None

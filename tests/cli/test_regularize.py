@@ -80,7 +80,7 @@ def test_the_example_finds_what_is_known_and_its_intervals_hold_it(workplace):
     found = []
     for seed in range(100):
         overrides = [f"seed={seed}", "output=run", "evaluate.samples=256"]
-        found.append(tune.tune(example, overrides, overwrite=True).document["search"]["optimum"])
+        found.append(tune.tune(example, overrides, overwrite=True).result().document["search"]["optimum"])
     held = sum(low <= LAM <= high for low, high in (best["interval"] for best in found))
     errors = sorted(abs(best["lam"] / LAM - 1) for best in found)
     assert held >= 90

@@ -59,7 +59,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("plain"))
         patch.setenv("XDG_CACHE_HOME", "cache")
-        return tune.tune({**JOB_DICT, "prompts": ["east", "north", "south"]}).document
+        return tune.tune({**JOB_DICT, "prompts": ["east", "north", "south"]}).result().document
 
 
 def images_in(folder: Path, prompts: list[str]) -> Path:

@@ -35,7 +35,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_from_a_job_to_times_that_are_better(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = tune.tune(JOB)
+    found = tune.tune(JOB).result()
     assert found.verdict == "better"
     value = found.document["phi"]["timesteps"]
     assert value["start"] == [-8, -4, 0, 4, 8]
@@ -54,7 +54,7 @@ def test_from_a_job_to_times_that_are_better(workplace: Path, capsys: pytest.Cap
 
 def test_together_with_guidance(workplace: Path) -> None:
     both = {"timesteps": {"start": "trailing"}, "guidance": {"start": 2.0, "shape": "per_step"}}
-    found = tune.tune({**JOB, "tune": both})
+    found = tune.tune({**JOB, "tune": both}).result()
     assert found.document["estimator"]["kind"] == "reverse_mode"
     assert len(found.phi["timesteps"]) == len(found.phi["guidance"]) == 5
     settings = found.document["use"]["settings"]
@@ -72,7 +72,7 @@ def test_the_estimator_is_chosen_by_how_many_stops_move() -> None:
 def test_times_of_a_pipeline_are_whole_and_can_be_pasted(workplace: Path, tiny_sd: Path) -> None:
     model = {"pretrained": str(tiny_sd), "device": "cpu", "sampler": {"kind": "dpmpp", "steps": 3}, "guidance": 2.0}
     job = {**JOB, "model": model, "tune": {"timesteps": {"start": "trailing"}}, "evaluate": {"samples": 4}}
-    found = tune.tune({**job, "reward": {"kind": "teacher", "steps": 6}, "budget": {"steps": 2, "samples": 4}})
+    found = tune.tune({**job, "reward": {"kind": "teacher", "steps": 6}, "budget": {"steps": 2, "samples": 4}}).result()
     times = found.phi["timesteps"]
     assert times == [round(t) for t in times] and times[0] == 999
     pasted = [round(t) for t in times]
@@ -88,7 +88,7 @@ def test_times_of_a_pipeline_are_whole_and_can_be_pasted(workplace: Path, tiny_s
 def test_a_sampler_whose_scheduler_takes_no_times_is_for_genbo_alone(workplace: Path, tiny_sd: Path) -> None:
     model = {"pretrained": str(tiny_sd), "device": "cpu", "sampler": {"kind": "ddim", "steps": 3}, "guidance": 2.0}
     job = {**JOB, "model": model, "reward": {"kind": "compressibility"}, "evaluate": {"samples": 4}}
-    found = tune.tune({**job, "budget": {"steps": 1, "samples": 4}})
+    found = tune.tune({**job, "budget": {"steps": 1, "samples": 4}}).result()
     assert found.document["use"]["diffusers"] is None and "genbo.load" in found.document["use"]["genbo"]
 
 

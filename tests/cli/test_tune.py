@@ -14,6 +14,7 @@ import torch
 
 from genbo.cli import ground, show, tune
 from genbo.cli.errors import ArtifactRefused, Diverged, OutOfMemory, UserMistake
+from genbo.cli.job import JobMistakes
 
 JOB_DICT = {
     "version": 1,
@@ -175,7 +176,7 @@ def test_overrides_are_in_the_job_and_in_the_command(workplace: Path) -> None:
 
 
 def test_the_python_function_gives_the_same(workplace: Path) -> None:
-    found = tune.tune(JOB_DICT)
+    found = tune.tune(JOB_DICT).result()
     assert found.folder == Path("run")
     assert found.document == report_of(workplace / "run")
     assert found.phi["guidance"] == found.document["phi"]["guidance"]["tuned"]
@@ -194,7 +195,7 @@ def test_a_finished_run_resumed_does_no_work(
 
 
 def test_minutes_end_the_climb_and_the_rest_is_done(workplace: Path) -> None:
-    found = tune.tune("job.yaml", ["budget.minutes=0.000001"])
+    found = tune.tune("job.yaml", ["budget.minutes=0.000001"]).result()
     assert found.document["status"] == "done"
     assert len(found.document["steps"]) == 1
     assert found.document["held_out"]["samples"] == 24
@@ -207,7 +208,7 @@ def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         patch.setattr("genbo.cli.run._passed", {})
         patch.setenv("GENBO_FAULT", "step.computed:raise:3")
         with pytest.raises(RuntimeError):
-            tune.tune("job.yaml")
+            tune.tune("job.yaml").result()
     return workplace / "run"
 
 
@@ -215,15 +216,15 @@ def test_other_weights_are_refused_on_resume(stopped: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(ground, "files_of", lambda part: {"weights.safetensors": "another hash"})
         with pytest.raises(UserMistake, match=r"inputs\.model\.weights\.safetensors"):
-            tune.tune("job.yaml", resume=True)
+            tune.tune("job.yaml", resume=True).result()
     assert status_of(stopped)["resumable"]
-    assert tune.tune("job.yaml", resume=True).document["status"] == "done"
+    assert tune.tune("job.yaml", resume=True).result().document["status"] == "done"
 
 
 def test_another_version_is_noted_on_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ground.environment_of
     monkeypatch.setattr(ground, "environment_of", lambda assembled: {**real(assembled), "python": "2.7"})
-    trust = tune.tune("job.yaml", resume=True).document["trust"]
+    trust = tune.tune("job.yaml", resume=True).result().document["trust"]
     assert any("is 2.7" in said["text"] and "bit for bit" in said["text"] for said in trust)
 
 
@@ -237,11 +238,11 @@ def test_a_schedule_is_reported_over_the_steps(workplace: Path, capsys: pytest.C
     assert guidance["start_over_steps"] == [1.5] * 5
     assert guidance["tuned_over_steps"][0] == pytest.approx(guidance["tuned"][0])
     assert show.run(workplace / "run") == 0
-    assert "3 values" in capsys.readouterr().out
+    assert "instead of 1.50, 1.50, 1.50" in capsys.readouterr().out
 
 
 def test_what_is_kept_is_reported(workplace: Path) -> None:
-    found = tune.tune({**JOB_DICT, "keep": [{"kind": "quadratic", "target": 0, "at_least": -1000}]})
+    found = tune.tune({**JOB_DICT, "keep": [{"kind": "quadratic", "target": 0, "at_least": -1000}]}).result()
     (kept,) = found.document["keep"].values()
     assert kept["held"]
     assert not kept["broken"]
@@ -278,7 +279,7 @@ def test_numbers_that_are_not_finite_end_with_4_and_the_last_good_value(
 ) -> None:
     with_reward(monkeypatch, Reward(bad, after=2))  # a step of 8 samples in 2 versions is one call
     with pytest.raises(Diverged, match="not finite") as ended:
-        tune.tune("job.yaml", ["budget.steps=8"])
+        tune.tune("job.yaml", ["budget.steps=8"]).result()
     assert ended.value.exit_code == 4
     report = report_of(workplace / "run")
     assert [s["status"] for s in report["steps"]] == ["ok", "ok", "non_finite", "non_finite", "non_finite"]
@@ -288,13 +289,13 @@ def test_numbers_that_are_not_finite_end_with_4_and_the_last_good_value(
     assert "no verdict" in (workplace / "run" / "report.html").read_text()
     assert status_of(workplace / "run")["state"] == "diverged"
     with pytest.raises(Diverged, match="not finite"):
-        tune.tune("job.yaml", ["budget.steps=8"], resume=True)
+        tune.tune("job.yaml", ["budget.steps=8"], resume=True).result()
 
 
 def test_a_flat_reward_ends_with_4_and_a_sentence(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_reward(monkeypatch, Reward(0.5))
     with pytest.raises(Diverged, match="does not change with guidance") as ended:
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     assert ended.value.exit_code == 4
     assert report_of(workplace / "run")["phi"]["guidance"]["tuned"] == pytest.approx(1.0)
 
@@ -302,7 +303,7 @@ def test_a_flat_reward_ends_with_4_and_a_sentence(workplace: Path, monkeypatch: 
 def test_a_held_out_score_that_is_not_finite_is_4(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_reward(monkeypatch, Reward(math.nan, after=4))
     with pytest.raises(Diverged, match="held-out sample is not finite"):
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     assert not (workplace / "run" / "report.html").exists()
 
 
@@ -319,7 +320,7 @@ def test_a_held_out_score_that_is_not_finite_is_4(workplace: Path, monkeypatch: 
 def test_out_of_memory_is_5(error: Exception, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_reward(monkeypatch, Reward(error, after=2))
     with pytest.raises(OutOfMemory, match="not even one image at a time fits") as ended:
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     assert ended.value.exit_code == 5
     assert status_of(workplace / "run") | {"reason": ""} == {
         "schema": 1, "state": "failed", "reason": "", "last_step": 2, "resumable": True,
@@ -331,7 +332,7 @@ def test_an_error_that_only_sounds_like_memory_is_not_swallowed(
 ) -> None:
     with_reward(monkeypatch, Reward(ValueError("out of memory?")))
     with pytest.raises(ValueError, match="out of memory"):
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     assert status_of(workplace / "run")["reason"] == "ValueError: out of memory?"
 
 
@@ -343,14 +344,14 @@ def test_a_refused_model_is_3(workplace: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("genbo.diffusion.models.mixture.Mixture.open", refuse)
     with pytest.raises(ArtifactRefused, match=r"conv_in\.weight") as ended:
-        tune.tune("job.yaml")
+        tune.tune("job.yaml").result()
     assert ended.value.exit_code == 3
 
 
 def test_damaged_checkpoints_are_named_and_stepped_over(
     workplace: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = tune.tune("job.yaml", ["output=whole"]).document
+    whole = tune.tune("job.yaml", ["output=whole"]).result().document
     damaged = workplace / "run" / "ckpt" / "step-000002" / "state.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert tune.run("job.yaml", [], resume=True) == 0
@@ -464,3 +465,22 @@ def test_sample_takes_a_plain_model_and_refuses_the_rest(
     with pytest.raises(UserMistake, match="neither a run nor a model"):
         sample.run(tmp_path / "nothing", ["a dog"], output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_steps_are_given_as_they_are_made_and_a_run_that_is_left_goes_on(workplace: Path) -> None:
+    whole = tune.tune("job.yaml", ["output=whole"]).result().document
+    with tune.tune("job.yaml") as left:
+        first, second = next(left), next(left)
+    assert (first["step"], second["step"]) == (0, 1) and first["phi"].keys() == whole["phi"].keys()
+    assert json.loads((workplace / "run" / "status.json").read_text())["state"] == "preempted"
+    rest = tune.tune("job.yaml", resume=True)
+    assert [step["step"] for step in rest] == [2, 3]
+    assert list(rest) == [], "all steps have been given"
+    assert rest.result().document["phi"] == whole["phi"] and rest.result().verdict == whole["verdict"]
+    again = tune.tune("job.yaml", resume=True)
+    assert list(again) == [] and again.result().phi == rest.result().phi, "a run that has ended has no steps left"
+
+
+def test_a_wrong_job_is_refused_before_anything_is_asked_for(workplace: Path) -> None:
+    with pytest.raises(JobMistakes):
+        tune.tune("job.yaml", ["tune.guidance.start=ten"])

@@ -123,7 +123,7 @@ def test_it_is_tuned_without_gradients(family_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert read_job(job(family_folder)).chosen().name == "zeroth_order"
-    result = tune.tune({**job(family_folder), "output": "run"})
+    result = tune.tune({**job(family_folder), "output": "run"}).result()
     assert result.verdict
     tuned = load(Path("run/tuned"), device="cpu")
     assert tuned.process.options["weight"][0].tolist() == pytest.approx([result.phi["guidance"]] * 3)

@@ -203,6 +203,7 @@ def test_a_broken_config_is_a_sentence(folder, text, said):
         ({"pretrained": "w.safetensors", "model": "ViT-B-32"}, "there is no file w.safetensors"),
         ({"pretrained": ".", "model": "ViT-B-32"}, "is a folder"),
         ({"pretrained": __file__, "model": "ViT-B-32"}, "give one of openai, siglip, mobileclip"),
+        ({"pretrained": __file__, "model": "ViT-B-32", "preprocess": "openai"}, "is no safetensors file; convert it"),
     ],
 )
 def test_every_mistake_has_a_place_and_a_remedy(options, said):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genbo.rewards._fid import Frechet, factor, frechet
+from genbo.rewards.fid import Frechet, factor, frechet
 
 SHAPES = [(20, 50, 64), (200, 300, 16), (30, 20, 64), (200, 20, 64), (40, 400, 40)]  # samples, data, features
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genbo.rewards._kernels import means_of_others, polynomial, values
-from genbo.rewards._kid import Polynomial
+from genbo.rewards.kid import Polynomial
 
 CUBIC = Polynomial()
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from genbo.rewards import Refused
-from genbo.rewards._cmmd import BANDWIDTH, SCALE, Cmmd
 from genbo.rewards._kernels import gaussian, means_of_others, median_distance, values
-from genbo.rewards._mmd import Gaussian, Mmd
+from genbo.rewards.cmmd import BANDWIDTH, SCALE, Cmmd
+from genbo.rewards.mmd import Gaussian, Mmd
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

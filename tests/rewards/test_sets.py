@@ -7,10 +7,10 @@ import torch
 from torch.autograd import forward_ad
 
 from genbo.rewards import Refused
-from genbo.rewards._fid import Fid
-from genbo.rewards._kid import Kid
-from genbo.rewards._mmd import Mmd
-from genbo.rewards._sets import cached, features_of, part
+from genbo.rewards._sets import cached, features_of
+from genbo.rewards.fid import Fid
+from genbo.rewards.kid import Kid
+from genbo.rewards.mmd import Mmd
 
 DISTANCES = [Fid, Kid, Mmd]
 
@@ -65,7 +65,7 @@ def test_a_set_in_parts_has_the_values_and_the_gradient_of_the_whole(reward):
         features = torch.cat([reward.features(chunk) for chunk in x.split(5)])
         rows = reward.rows(features)
     pull, at = reward.pull(features), torch.arange(12).split(5)
-    parts = [part(reward.features(x[rows_of]), rows[rows_of], pull[rows_of]) for rows_of in at]
+    parts = [reward.shares(reward.features(x[rows_of]), rows[rows_of], pull[rows_of]) for rows_of in at]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-8)
     (grad,) = torch.autograd.grad(sum(p.sum() for p in parts) / 12, x)
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-8)

@@ -25,11 +25,30 @@ ROOMS = {
 }
 
 # Options for the kinds that cannot do without; a fixture's name stands for what it made.
-FIXTURES = ("tiny_clip", "random_resnet18")
+FIXTURES = (
+    "tiny_clip",
+    "random_resnet18",
+    "tiny_image_reward",
+    "tiny_pickscore",
+    "tiny_timm",
+    "own_reward",
+    "own_reward_sha256",
+)
 EXAMPLES: dict[str, dict[str, Any]] = {
     "Aesthetic": {"pretrained": "emoji-style"},
+    "Classifier": {"pretrained": "tiny_timm", "label": "dog"},
     "Clip": {"pretrained": "tiny_clip"},
+    "Cmmd": {"features": "emoji-clip"},
+    "Diversity": {"features": "pixels"},
+    "Fid": {"features": "pixels"},
+    "Kid": {"features": "pixels"},
+    "Mmd": {"features": "pixels"},
+    "External": {"file": "own_reward", "sha256": "own_reward_sha256"},
     "Guidance": {"start": 5.0},
+    "Hps": {"pretrained": "tiny_clip"},
+    "ImageReward": {"pretrained": "tiny_image_reward"},
+    "PrecisionRecall": {"features": "fashion-features"},
+    "Pickscore": {"pretrained": "tiny_pickscore"},
     "Resnet18": {"pretrained": "random_resnet18"},
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.problem import Taught
+from genbo.bilevel.problem import OfSets, Taught
 
 PROMPTS = ("a red apple", "a dog", "a blue house", "a dog", "nothing at all")
 
@@ -26,6 +26,8 @@ class Beside:
 
 @pytest.fixture
 def reward(reward_class, example):
+    if hasattr(reward_class, "of_sets"):
+        pytest.skip("is of all samples together: see below")
     opened = example(reward_class).open("cpu")
     return Beside(opened) if isinstance(opened, Taught) else opened
 
@@ -111,3 +113,46 @@ def test_forward_mode_is_reverse_mode(reward, images):
         dual = reward(forward_ad.make_dual(images, direction), PROMPTS)
         tangent = forward_ad.unpack_dual(dual).tangent
     torch.testing.assert_close(tangent, (grad * direction).flatten(1).sum(1), rtol=1e-3, atol=1e-5)
+
+
+# -- of sets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_sets(reward_class, example, tmp_path):
+    if not hasattr(reward_class, "of_sets"):
+        pytest.skip("scores an image")
+    data = torch.rand(12, 3, 24, 24, generator=torch.Generator().manual_seed(9))
+    opened = example(reward_class).open("cpu")
+    return opened.against(data, tmp_path) if hasattr(opened, "against") else opened
+
+
+def test_a_set_is_scored_by_a_share_a_sample(of_sets, images):
+    assert isinstance(of_sets, OfSets)
+    scores = of_sets(images, PROMPTS)
+    assert scores.shape == (len(PROMPTS),) and scores.dtype == torch.float64 and scores.isfinite().all()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    torch.testing.assert_close(of_sets(images[order], PROMPTS), scores[order])
+    other = of_sets(images.flip(0) ** 2, PROMPTS).mean()
+    assert other != scores.mean(), "the reward cannot tell these sets apart"
+
+
+def test_a_set_may_be_seen_in_parts(of_sets, images):
+    features = torch.cat([of_sets.features(part) for part in images.split(2)])
+    torch.testing.assert_close(of_sets.rows(features), of_sets(images, PROMPTS), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_the_parts_add_up_to_those_of_the_whole(of_sets, images):
+    if not of_sets.differentiable:
+        pytest.skip("no gradient")
+    whole = images.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(of_sets(whole, PROMPTS).mean(), whole)
+    assert wanted.any()
+    seen = of_sets.features(images)
+    rows, pull = of_sets.rows(seen), of_sets.pull(seen)
+    live = images.clone().requires_grad_()
+    shares = [of_sets.shares(of_sets.features(live[k : k + 2]), rows[k : k + 2], pull[k : k + 2]) for k in (0, 2, 4)]
+    together = torch.cat(shares)
+    torch.testing.assert_close(together, rows)
+    (found,) = torch.autograd.grad(together.mean(), live)
+    assert (found - wanted).norm() < 1e-2 * wanted.norm(), "but for roundings at the edges of a clamp"

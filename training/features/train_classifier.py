@@ -23,9 +23,9 @@ from genbo.diffusion.seed import Seed
 from genbo.rewards import bundled
 from genbo.rewards._convolutions import KIND, TwoConvolutions
 from genbo.rewards._extractors import open_extractor
-from genbo.rewards._fid import Frechet
-from genbo.rewards._kid import Polynomial
 from genbo.rewards._sets import Rule, features_of
+from genbo.rewards.fid import Frechet
+from genbo.rewards.kid import Polynomial
 from training.features.card import card
 
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.rewards._mmd import Mmd
+from genbo.rewards.mmd import Mmd
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ makes z - y proportional to it, and what is unfinished in y cancels, because y t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -24,15 +24,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.learner import Learner
+    from genbo.diffusion.process import Meter
+
+COUPLED_STEPS = 10  # of the paper's code
+LONG = 10_000  # steps of training that pay for compiling
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """`steps` of training an update of the schedule; `within` is the range of log-SNR that the network must know.
+    """`pretrain` steps of training before the first of tuning, and `steps` before each (by default 10 where the network
+    depends on the schedule, and none where it serves every one). `within` is the range of log-SNR that the network must
+    know.
 
     `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
     there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every
-    `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule.
+    `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule. `compile: auto` does so on a
+    GPU before long training; `capture` records a step as one CUDA graph there.
     """
 
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
@@ -42,20 +49,35 @@ class Denoising:
     snr_cap: Annotated[float, Gt(0)] | None = 5.0
     train_steps: Annotated[int, Gt(1)] = 1000
     batch: Annotated[int, Gt(0)] = 128
-    steps: Annotated[int, Gt(0)] = 10
+    pretrain: Annotated[int, Ge(0)] = 2000
+    steps: Annotated[int, Ge(0)] | None = None
     lr: Annotated[float, Gt(0)] = 1e-3
     warmup: Annotated[int, Ge(0)] = 100
     weight_decay: Annotated[float, Ge(0)] = 0.01
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.999
     unlabelled: Annotated[float, Interval(ge=0, le=1)] = 0.1
     bf16: Literal["auto", "on", "off"] = "auto"
-    compile: bool = False
-    gamma: Annotated[float, Gt(0)] = 1000.0
-    symmetric: bool = True
+    compile: Literal["auto", "on", "off"] = "auto"
+    capture: bool = False
     z_steps: Annotated[int, Gt(0)] = 100
     z_refresh: Annotated[int, Gt(0)] = 25
     z_lr: Annotated[float, Gt(0)] = 0.1
     z_batches: Annotated[int, Gt(0)] = 4
+    trains: ClassVar[bool] = True  # the network that is sampled, and not a law at a strength
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the schedule has a part in what the network is trained for."""
+        return self.noise_levels == "schedule"
+
+    def compiles(self, device: str) -> bool:
+        """Whether networks are compiled there: it takes minutes, which only long training pays back."""
+        return self.compile == "on" or (self.compile == "auto" and device == "cuda" and self.pretrain >= LONG)
+
+    @property
+    def steps_of_update(self) -> int:
+        """Steps of training before each step of tuning."""
+        return self.steps if self.steps is not None else COUPLED_STEPS if self.coupled else 0
 
     def mistakes(self) -> list[str]:
         """What is wrong with these options, a sentence each."""
@@ -68,6 +90,8 @@ class Denoising:
         low, high = self.within
         if not -20 <= low < high <= 20:
             found.append("within: give a low and a high log-SNR between -20 and 20, as in [-12, 12]")
+        if not self.pretrain and not self.steps_of_update:
+            found.append("pretrain: 0 here and no steps later leave the network untrained; set one of the two")
         return found
 
     def open(
@@ -77,8 +101,9 @@ class Denoising:
         labels: Tensor | None = None,
         *,
         classes: tuple[str, ...] = (),
+        meter: Meter | None = None,
     ) -> Learner:
         """A learner of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
         from genbo.bilevel.learner import Learner
 
-        return Learner(self, module, data, labels, classes)
+        return Learner(self, module, data, labels, classes, meter)

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genbo.schedules.link import Interval
+from genbo.schedules.piecewise import read_betas, through
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from genbo.schedules.schedule import Family, Schedule, Told
 
 Numbers = float | list[float]
+POINTS = 101  # of a curve that is drawn
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class NoiseSchedule:
     """`parameters` names what is tuned (by default all but the ends); `start` says where parameters start or stay.
 
     `bounds` narrows the domain of a number. `normalised: false` leaves the signal at the end of time that the family's
-    own curve leaves there, as the paper does. `inner` is the number of inner knots of `piecewise`.
+    own curve leaves there, as the paper does. `inner` is the number of inner knots of `piecewise`, which may start
+    `like` another schedule: a JSON file with a list of betas, or a diffusers scheduler_config.json that has them.
     """
 
     family: Literal["cosine", "sigmoid", "linear", "piecewise"] = "cosine"
@@ -41,6 +45,7 @@ class NoiseSchedule:
     normalised: bool = True
     zero_terminal: bool = False
     inner: int = 4
+    like: str = ""
 
     @property
     def name(self) -> str:
@@ -51,6 +56,8 @@ class NoiseSchedule:
     def shape(self) -> Family:
         """The family at its starting values."""
         family: Any = getattr(import_module(f"genbo.schedules.{self.family}"), self.family.capitalize())
+        if self.like:
+            return through(read_betas(Path(self.like)), self.inner)
         if self.family == "piecewise":
             return family(**{"inner": self.inner, **self.start})  # type: ignore[no-any-return]
         return family(**self.start, normalised=self.normalised)  # type: ignore[no-any-return]
@@ -76,10 +83,34 @@ class NoiseSchedule:
         """What is wrong with these options, a sentence each."""
         if self.inner < 1:
             return [f"inner: {self.inner} knots; piecewise needs at least 1 inside"]
+        if self.like and (wrong := self._unlike()):
+            return [f"like: {wrong}"]
         for look in (self._strangers, self._bad_bounds, self._bad_starts, self._outside):
             if found := list(look()):
                 return found
         return []
+
+    def why_not(self, prediction: str) -> str | None:
+        """None, or why a network that predicts this cannot serve this schedule."""
+        from genbo.schedules.schedule import zero_terminal_mistake
+
+        return zero_terminal_mistake(self.zero_terminal, prediction)
+
+    def _unlike(self) -> str | None:
+        """Why the schedule cannot start like that file."""
+        if self.family != "piecewise":
+            return f"only piecewise can take any shape; set family: piecewise, not {self.family}"
+        if self.start:
+            return "start says where to begin, too; delete one of the two"
+        try:
+            betas = read_betas(Path(self.like))
+        except (OSError, ValueError) as problem:
+            return f"{self.like}: {getattr(problem, 'strerror', None) or problem}"
+        if len(betas) < self.inner + 2:
+            return (
+                f"{self.like} has {len(betas)} betas for {self.inner} inner knots; give a longer list, or fewer knots"
+            )
+        return None
 
     def _strangers(self) -> Iterator[str]:
         known = self._plain().links
@@ -171,6 +202,20 @@ class NoiseSchedule:
 
     def spoken(self, phi: Tensor) -> list[float]:
         return [float(p) for p in phi]
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for each number of phi."""
+        links = self.links
+        sizes = [(name, links[name].size) for name in self.tuned]
+        return [name if size == 1 else f"{name}_{k + 1}" for name, size in sizes for k in range(size)]
+
+    def curve(self, phi: Tensor) -> list[list[float]]:
+        """Time and log-SNR along the schedule at phi (P,)."""
+        import torch
+
+        t = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+        return [t.tolist(), self.schedule(phi).log_snr(t)[0].tolist()]
 
     def named(self, phi: Tensor) -> Mapping[str, Numbers]:
         """phi (P,) by the names of the parameters: what `start` takes."""

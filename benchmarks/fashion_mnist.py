@@ -1,0 +1,135 @@
+"""Does a learned noise schedule help? Networks trained from scratch under it, held fixed, beside the default's.
+
+    python -m benchmarks.fashion_mnist [--steps 4000] [--out figures.json]
+
+The schedules are learned by `genbo tune examples/noise-schedule-fashion-mnist.yaml`, once from the default cosine and
+once from a bad one, whose end leaves a third of the signal. Then, for each of three seeds and each schedule, a new
+network is trained under that schedule alone, and 10,000 of its samples are held against the test images: Fréchet
+distance of the bundled features. All but the schedule is the same, initial weights and minibatches included, so
+differences are those of a seed. Intervals are Student's over the seeds; `se` is one distance's own, by its samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import genbo
+from genbo.bilevel.evaluate import student_t
+from genbo.bilevel.learner import Learner
+from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
+from genbo.diffusion.data import Data
+from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.unet import Unet
+from genbo.diffusion.process import process_of
+from genbo.diffusion.sample import sample
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.rewards._sets import Distance
+from genbo.rewards.fid import Fid
+
+JOB = "examples/noise-schedule-fashion-mnist.yaml"
+CHANNELS, SAMPLES, AT_ONCE, SEEDS = [32, 64, 64], 10_000, 1000, (0, 1, 2)
+SAMPLING = (10, 50)  # steps; the schedules are learned for the first
+BAD = ["tune.noise_schedule.normalised=false", "tune.noise_schedule.start={end: 0.6}"]
+
+
+def learned(name: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
+    """The schedule that a job finds, as options of the tunable, and what its report says."""
+    began = time.perf_counter()
+    result = genbo.tune(JOB, [*overrides, f"output={runs / name}"], overwrite=True).result()
+    said = result.document["phi"]["noise_schedule"]
+    wanted = result.document["job"]["tune"]["noise_schedule"]
+    start = {**wanted["start"], **dict(zip(said["labels"], said["tuned"], strict=True))}
+    return {
+        "options": {"start": start, "normalised": wanted["normalised"]},
+        "headline": result.document["headline"],
+        "cost": result.document["cost"],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+class Trainer:
+    """One network, trained again and again from weights of its own for each seed, its recorded step kept."""
+
+    def __init__(self, path: str, device: str) -> None:
+        self.data = Data(path).open()
+        self.device = device
+        self.train = self.data.train.to(device)
+        self.learners: dict[bool, Learner] = {}
+
+    def learner(self, seed: int, normalised: bool) -> Learner:
+        network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
+        options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture=True)
+        fresh = options.open(network.module, self.train.signed())
+        if normalised not in self.learners:
+            self.learners[normalised] = fresh
+        else:
+            self.learners[normalised].load(fresh.state())
+        return self.learners[normalised]
+
+    def distances(self, options: dict[str, Any], seed: int, steps: int, reward: Distance) -> dict[str, Any]:
+        tunable = NoiseSchedule(**options)
+        schedule = tunable.schedule(tunable.first(SAMPLING[0]))
+        began, learner = time.perf_counter(), self.learner(seed, tunable.normalised)
+        loss = learner.train(schedule, steps, Seed(seed).child("scratch"))
+        found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began}
+        batch = batch_of([""], SAMPLES, Seed(seed).child("drawn"))
+        for n in SAMPLING:
+            process = process_of(learner.network(schedule), Ddim(steps=n), Plain(weight=1.0), batch=AT_ONCE)
+            with torch.no_grad():
+                parts = [reward.features(process.model.decode(sample(process, c))) for c in batch.chunks(AT_ONCE)]
+            rows = -reward.rows(torch.cat(parts))
+            found[f"fid_{n}"], found[f"se_{n}"] = rows.mean().item(), rows.std().item() / math.sqrt(SAMPLES)
+        return found
+
+
+def compared(rows: list[dict[str, Any]], name: str, other: str, n: int) -> str:
+    """The mean difference over the seeds, with its interval."""
+    by = {(r["schedule"], r["seed"]): r[f"fid_{n}"] for r in rows}
+    gaps = torch.tensor([by[name, s] - by[other, s] for s in SEEDS], dtype=torch.float64)
+    half = student_t(0.975, len(SEEDS) - 1) * gaps.std().item() / math.sqrt(len(SEEDS))
+    return f"{name} - {other} at {n} steps: {gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    place = [f"data.path={given.data}"]
+    schedules: dict[str, Any] = {
+        "default": {"options": {}},
+        "bad": {"options": {"start": {"end": 0.6}, "normalised": False}},
+    }
+    schedules["learned"] = learned("learned", place, given.runs)
+    schedules["mended"] = learned("mended", [*place, *BAD], given.runs)
+    for name in ("learned", "mended"):
+        print(name, json.dumps({k: v for k, v in schedules[name].items() if k != "cost"}), flush=True)
+    trainer = Trainer(given.data, "cuda" if torch.cuda.is_available() else "cpu")
+    reward = Fid("fashion-features").open(trainer.device).against(trainer.data.test.pixels)
+    rows = []
+    for seed in SEEDS:
+        for name, found in schedules.items():
+            row = {"schedule": name, "seed": seed, **trainer.distances(found["options"], seed, given.steps, reward)}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            if given.out:
+                given.out.write_text(json.dumps({"schedules": schedules, "rows": rows}, indent=1) + "\n")
+    for n in SAMPLING:
+        for pair in (("learned", "default"), ("bad", "default"), ("mended", "default"), ("mended", "bad")):
+            print(compared(rows, *pair, n))
+
+
+if __name__ == "__main__":
+    main()

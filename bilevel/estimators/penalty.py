@@ -1,0 +1,115 @@
+"""The gradient where the sampled network is trained for u: what the sampler does, and what the network answers.
+
+    z+- = argmin L +- f / gamma,      f = -F,  the upper objective on the same samples throughout
+    dF/du ~ [d_u F(z+) + d_u F(z-)] / 2  -  (gamma / 2) [d_u L(z+) - d_u L(z-)]                bias O(1 / gamma^2)
+
+or, one-sided as in the paper, with z+ and y: bias O(1 / gamma) (`genbo.bilevel.penalty`). The direct part is another
+estimator's, at z; the indirect part multiplies a difference by gamma, so both its sides see the same minibatches. With
+`gauge` all of it is done at gamma and 2 gamma and extrapolated; how far the two stood apart says how far to believe it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Gt
+
+from genbo.bilevel.estimators.reverse_mode import ReverseMode
+from genbo.bilevel.estimators.zeroth_order import ZerothOrder
+from genbo.bilevel.problem import Estimate, Estimator, Facts, Problem, Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.seed import Batch, Seed
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """`direct` is how the sampler's part is estimated: by differences of width `h`, or by reverse mode."""
+
+    gamma: Annotated[float, Gt(0)] = 1000.0
+    symmetric: bool = True
+    gauge: bool = True
+    direct: Literal["differences", "reverse_mode"] = "differences"
+    h: Annotated[float, Gt(0)] = 0.1
+
+    def why_not(self, facts: Facts) -> str | None:
+        if not facts.coupled:
+            return "penalty is for a network that is trained for what is tuned; use estimator: auto"
+        if not facts.differentiable_reward:
+            return "penalty trains the network for the reward too, so it must be differentiable; use kid, mmd or fid"
+        return None
+
+    @property
+    def inner(self) -> Estimator:
+        return ReverseMode() if self.direct == "reverse_mode" else ZerothOrder(h=self.h)
+
+    @property
+    def solves(self) -> int:
+        """Lower levels of one gradient."""
+        return 4 if self.gauge else 2
+
+    @property
+    def tilted_solves(self) -> int:
+        """Those of them that let the upper objective in."""
+        return self.solves if self.symmetric else self.solves // 2
+
+    @property
+    def direct_parts(self) -> int:
+        """How often the sampler's part is estimated."""
+        return self.solves if self.symmetric else self.solves // 2
+
+    def trajectories(self, parameters: int) -> int:
+        return self.direct_parts * self.inner.trajectories(parameters)
+
+    def network_passes(self) -> int:
+        return self.inner.network_passes()
+
+    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
+        return self.direct_parts * self.inner.draws(parameters)
+
+    def __call__(
+        self,
+        problem: Problem,
+        u: Tensor,
+        batch: Batch,
+        weights: Tensor,
+        seed: Seed,
+        state: Mapping[str, Tensor],
+    ) -> tuple[Estimate, dict[str, Tensor]]:
+        from genbo.bilevel.penalty import Gauged, gauged, penalty
+
+        learning, seen = problem.learning, list[Estimate]()
+        assert learning is not None
+
+        def direct(theta: Any) -> Tensor:
+            estimate, _ = self.inner(problem.with_model(learning.model(theta)), u, batch, weights, seed, {})
+            seen.append(estimate)
+            return -estimate.grad
+
+        def wanted(at: Tensor, theta: Any) -> Tensor:
+            return -_value(problem.with_model(learning.model(theta)), problem.value(at), batch, weights)
+
+        two = learning.answers(problem.value, wanted, seed.child("lower"))
+        if self.gauge:
+            both = gauged(two, u, self.gamma, symmetric=self.symmetric, direct=direct)
+        else:
+            both = Gauged(penalty(two, u, self.gamma, symmetric=self.symmetric, direct=direct), None)
+        found, first = both.gradient, seen[0]
+        return Estimate(-found.total, first.grad_se, first.scores, -found.indirect.cpu(), both.apart), {}
+
+
+def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor) -> Tensor:
+    """The upper objective on the whole batch, differentiable in the network's weights; a step keeps x_t alone."""
+    import torch
+
+    def one(chunk: Batch, whole: Whole | None) -> Tensor:
+        with torch.enable_grad():
+            live = problem.live_scores(phi[None], chunk, checkpoint=True, whole=whole)
+            found: Tensor = (weights.to(live) @ live).sum()
+        return found
+
+    return torch.stack(list(problem.in_parts(phi.detach(), batch, one))).sum() / len(batch)

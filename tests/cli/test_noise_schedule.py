@@ -1,0 +1,221 @@
+"""A noise schedule learned from a job: its network, its plan, its gradient's two parts, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import genbo
+from genbo.cli.errors import Diverged
+from genbo.cli.heldout import shown_samples
+from genbo.cli.job import JobMistakes, read_job
+from genbo.cli.plan import plan
+from genbo.diffusion.sample import sample
+from genbo.diffusion.seed import Seed, batch_of
+
+BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 12, "batch": 16}
+COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 3, "z_steps": 4, "z_refresh": 3, "z_batches": 2}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+    def of(lower: dict[str, Any] = BROAD, **changed: Any) -> dict[str, Any]:
+        model = {"kind": "unet", "channels": [8, 16], "sampler": {"kind": "ddim", "steps": 3}, "batch": 40}
+        return {
+            "version": 1,
+            "data": "digits",
+            "model": {**model, **changed.pop("model", {})},
+            "tune": {"noise_schedule": {"parameters": ["end", "tau"], "start": {"end": 0.6}, "normalised": False}},
+            "lower": lower,
+            "reward": {"kind": "mmd", "features": "pixels"},
+            "budget": {"steps": 2, "samples": 16},
+            "evaluate": {"samples": 24},
+            "output": str(tmp_path / "run"),
+            **changed,
+        }
+
+    return of
+
+
+CASES = {
+    "broad": (BROAD, {}),
+    "coupled": (COUPLED, {}),
+    "one-sided": (COUPLED, {"estimator": {"kind": "penalty", "symmetric": False, "gauge": False}}),
+    "backwards": ({**BROAD, "steps": 1}, {"estimator": "reverse_mode"}),
+    "backwards in parts": (BROAD, {"estimator": "reverse_mode", "model": {"batch": 6}}),
+    "coupled, backwards, in parts": (
+        COUPLED,
+        {"estimator": {"kind": "penalty", "direct": "reverse_mode"}, "model": {"batch": 10}},
+    ),
+    "two points along a random direction": (
+        BROAD,
+        {"estimator": {"kind": "zeroth_order", "directions": "random", "count": 1}},
+    ),
+    "told the index": ({**COUPLED, "conditioning": "index", "train_steps": 20}, {}),
+    "with classes and guidance": (BROAD, {"model": {"classes": True, "guidance": 2.0}}),
+}
+
+
+def test_genbo_draws_from_the_tuned_folder_what_the_run_drew(job):
+    """The same images by class, guidance and seed, though the network is told indices now."""
+    result = genbo.tune(job(*CASES["with classes and guidance"][:1], **CASES["with classes and guidance"][1])).result()
+    again = genbo.load(result.folder)
+    images = again(["7", "3"], samples=2, seed=0)
+    assert [image.size for image in images] == [(8, 8)] * 4 and images[0].mode == "L"
+    assert images[0].tobytes() != images[2].tobytes()
+    shown = load_file(result.folder / "evaluation" / "tuned.safetensors")["shown"]
+    batch = batch_of(read_job(result.document["job"]).held_out, 24, Seed(0).child("evaluate"))
+    with torch.no_grad():
+        drawn = again.process.model.decode(sample(again.process, batch))
+    mine = (drawn[sorted(shown_samples(batch.prompts))] * 255).round()
+    assert (mine - shown.float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_job_costs_what_its_plan_says(job, case):
+    lower, changed = CASES[case]
+    document = job(lower, **changed)
+    planned = plan(read_job(document))
+    result = genbo.tune(document).result()
+    spent = result.document["cost"]
+    for key in ("denoiser_calls", "image_forwards", "reward_images"):
+        assert spent[key] == getattr(planned, key), key
+    assert planned.inexact is None
+    assert result.verdict in ("better", "worse", "no measurable difference")
+    assert "end " in result.document["headline"] and "tau " in result.document["headline"]
+    html = (result.folder / "report.html").read_text()
+    assert "The noise schedule" in html and "<script" not in html
+
+
+def test_both_parts_stand_in_every_step_and_add_up(job):
+    document = genbo.tune(job(COUPLED)).result().document
+    assert document["estimator"]["kind"] == "penalty"
+    for step in document["steps"]:
+        for total, direct, indirect in zip(step["grad"], step["direct"], step["indirect"], strict=True):
+            assert total == pytest.approx(direct + indirect) and direct and indirect
+        assert step["apart"] > 0
+    html = (Path(document["job"]["output"]) / "report.html").read_text()
+    assert "what the network answers" in html and "direct and indirect part of tau" in html
+
+
+def test_the_report_warns_where_the_parts_disagree():
+    from genbo.cli.result import _about_parts
+
+    def said(direct: list[float], indirect: list[float], apart: float) -> list[str]:
+        steps = [{"direct": direct, "indirect": indirect, "apart": apart}]
+        return [remark["text"] for remark in _about_parts({"phi": {"noise_schedule": {}}, "steps": steps})]
+
+    (against, loose) = said([1.0, 2.0], [-3.0, 1.0], 0.2)
+    assert against.startswith("In 1 of 2 derivatives") and "in 1 the sampler's part alone" in against
+    assert "raise z_steps or gamma" in loose
+    (together, agreed) = said([1.0, 2.0], [0.5, 1.0], 0.01)
+    assert "the same way" in together and "agreed to 5%" in agreed
+
+
+def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
+    from diffusers import DDIMPipeline
+
+    result = genbo.tune(job()).result()
+    folder = result.folder / "tuned"
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert len(config["trained_betas"]) == config["num_train_timesteps"] == 1000
+    pipeline = DDIMPipeline.from_pretrained(folder, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 8, 8, 1) and images.std() > 0
+    phi = result.phi["noise_schedule"]
+    from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
+
+    tunable = NoiseSchedule(parameters=["end", "tau"], normalised=False)
+    bar = tunable.schedule(torch.tensor(phi, dtype=torch.float64)).alphas_cumprod()[0]
+    torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), bar, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_does(job, monkeypatch):
+    """In the middle of training, of a step, of training anew and of judging: weights are the same to the last bit."""
+    from genbo.cli import training
+    from genbo.cli.errors import Preempted
+
+    monkeypatch.setattr(training, "OFTEN", 7)
+    one = genbo.tune(job(COUPLED)).result()
+    kept = {name: load_file(one.folder / name) for name in ("network/start.safetensors",)}
+    begun = False
+    for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
+        name, nth = point.split(":")
+        monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
+        monkeypatch.setattr("genbo.cli.run._passed", {})
+        with pytest.raises(Preempted):
+            genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
+        begun = True
+    monkeypatch.delenv("GENBO_FAULT")
+    two = genbo.tune(job(COUPLED), resume=True).result()
+    for key in ("phi", "held_out"):
+        assert one.document[key] == two.document[key]
+    assert {**one.document["cost"], "elapsed_s": 0} == {**two.document["cost"], "elapsed_s": 0}
+    for file, tensors in kept.items():
+        again = load_file(two.folder / file)
+        assert all(torch.equal(tensors[key], again[key]) for key in tensors)
+
+
+def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job, monkeypatch):
+    """The third training of a step sees NaN: what the first two came to is there, and the report says it."""
+    from genbo.bilevel import learner
+
+    calls, train = [], learner.Learner.train
+
+    def poisoned(self: Any, schedule: Any, steps: int, seed: Any) -> float:
+        calls.append(steps)
+        if len(calls) == 4:  # the first is the training before the climb
+            self.data = torch.full_like(self.data, float("nan"))
+        return train(self, schedule, steps, seed)
+
+    monkeypatch.setattr(learner.Learner, "train", poisoned)
+    document = job(COUPLED, budget={"steps": 4, "samples": 16})
+    with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
+        genbo.tune(document).result()
+    folder = Path(document["output"])
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "diverged" and status["last_step"] == 2
+    assert len((folder / "steps.jsonl").read_text().splitlines()) == 2
+    state = load_file(folder / "ckpt" / "step-000002" / "state.safetensors")
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model": {"channels": [6]}}, "channels: 6 is no multiple of 4"),
+        ({"model": {"pretrained": "./nowhere"}}, "give the folder of a UNet2DModel"),
+        ({"estimator": "penalty"}, "use estimator: auto"),
+        ({"lower": {**BROAD, "pretrain": 0}}, "leave the network untrained"),
+        (
+            {"reward": {"kind": "quadratic"}, "data": {"path": "digits", "validation": 0.6, "test": 0.5}},
+            "hold back less",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_sentences(job, changed, said):
+    with pytest.raises(JobMistakes, match=said):
+        read_job(job(**changed))
+
+
+def test_a_job_is_read_back_from_its_own_words(job):
+    for case in CASES.values():
+        read = read_job(job(case[0], **case[1]))
+        assert read_job(read.document()).document() == read.document()
+
+
+def test_levels_that_an_image_has_no_room_for(job):
+    from genbo.cli.errors import ArtifactRefused
+
+    with pytest.raises(ArtifactRefused, match="5 levels halve an image 4 times, which 8 x 8 pixels do not allow"):
+        genbo.tune(job(model={"channels": [8] * 5})).result()
