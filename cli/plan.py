@@ -491,6 +491,9 @@ def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
 
 
 def _warnings(job: Job) -> Iterator[str]:
+    if getattr(job.model.options, "folder", job) is None:
+        name = job.model.options.pretrained
+        yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
     elif shared := set(job.held_out) & set(job.prompts):

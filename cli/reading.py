@@ -632,7 +632,8 @@ class Reading:
         if misfits is None:
             return
         for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
-            self.note(root.find(["tune"] if key == "tune" else ["model", key]), said)
+            at = ["tune"] if key == "tune" else ["model", key]
+            self.note(root.find(at), said, where=".".join(at))
 
     def _times(self, job: Job, root: Node) -> None:
         """Whether the times of a tunable are such as this model's sampler can stop at."""

@@ -21,6 +21,8 @@ from genbo.cli.run import read_tensors, words_in, write_tensors
 from genbo.cli.work import Work
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from genbo.bilevel.bank import Bank
     from genbo.bilevel.evaluate import Comparison
     from genbo.bilevel.finetuning import Training
@@ -239,9 +241,12 @@ def path_kl(work: Work, process: Process, factor: float, batch: Batch, kept: Kep
     base, tuned = noisy(work.assembled.problem.process), noisy(process)
     few = type(batch)(batch.prompts[:PATHS], batch.seeds[:PATHS])
 
-    def one(chunk: Batch) -> Mapping[str, Any]:
+    def part(chunk: Batch) -> Tensor:
         with torch.no_grad():
-            return {"kl": sample_with_kl(tuned, base, chunk)[1].cpu()}
+            return sample_with_kl(tuned, base, chunk)[1].cpu()
+
+    def one(chunk: Batch) -> Mapping[str, Tensor]:
+        return {"kl": torch.cat(list(base.over(chunk, part)))}
 
     kl = kept(f"kl-{factor:g}", list(few.chunks(base.batch)), one)["kl"]
     return kl.mean().item(), kl.std().item() / math.sqrt(len(kl))

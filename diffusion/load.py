@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from genbo.diffusion.models._folder import components, lora_mistakes, read_index
-from genbo.diffusion.pipelines._pipeline import networks
+from genbo.diffusion.pipelines._pipeline import encoders, networks
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
 
@@ -55,13 +55,16 @@ def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
         vae.enable_tiling()
     if options.vae_slicing and vae is not None:
         vae.enable_slicing()
-    if options.offload == "none":
-        pipeline.to(device)
-        return
-    if device.type == "cpu":
+    if options.offload != "none" and device.type == "cpu":
         raise Refused("offload: there is nothing to move away from where the device is the CPU; set offload: none")
-    move = {"model": pipeline.enable_model_cpu_offload, "sequential": pipeline.enable_sequential_cpu_offload}
-    move[options.offload](device=device)
+    if options.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif options.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        stay = encoders(pipeline) if options.offload == "encoders" else {}
+        for name, network in networks(pipeline).items():
+            network.to("cpu" if name in stay else device)
 
 
 def _quicken(network: Any, options: Diffusers) -> None:

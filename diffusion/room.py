@@ -61,8 +61,8 @@ def _emptied() -> None:
     """What failed is let go, after its error is, which held it."""
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

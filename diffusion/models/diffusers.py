@@ -32,8 +32,9 @@ class Diffusers:
 
     `height` and `width` are pixels, where they are not the model's own. `lora` is a safetensors file, or its folder,
     that is merged into the weights at `lora_scale`. `distilled_guidance` is told to networks that were distilled for it
-    (FLUX.1 dev; diffusers' own 3.5 where it is null). `offload` keeps on the GPU what works at the moment alone: whole
-    networks (`model`) or single layers (`sequential`, slow). `compile: auto` compiles on a GPU in long jobs.
+    (FLUX.1 dev; diffusers' own 3.5 where it is null). `offload` keeps off the GPU what does not work just now: text
+    encoders (`encoders`), every network (`model`), or every layer (`sequential`, slow). `compile: auto` compiles on a
+    GPU in long jobs.
     """
 
     pretrained: str = "emoji"
@@ -47,7 +48,7 @@ class Diffusers:
     distilled_guidance: float | None = None
     lora: str | None = None
     lora_scale: float = 1.0
-    offload: Literal["none", "model", "sequential"] = "none"
+    offload: Literal["none", "encoders", "model", "sequential"] = "none"
     vae_tiling: bool = False
     vae_slicing: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
@@ -75,7 +76,7 @@ class Diffusers:
     @property
     def differentiable(self) -> bool:
         """Whether a gradient can go back through the network: weights that were moved away are not there for it."""
-        return self.offload == "none"
+        return self.offload in ("none", "encoders")
 
     def mistakes(self) -> list[str]:
         """What stops this model from being loaded, a sentence each; looks at the folder, loads nothing."""

@@ -113,7 +113,8 @@ class BlackboxModel(PipelineModel):
         own, self.pipeline.scheduler = self.pipeline.scheduler, self.scheduler(process.sampler)
         counting = self.denoiser.register_forward_hook(_counted_by(process))
         try:
-            output = self.pipeline(**told)
+            with self._encoders_here():
+                output = self.pipeline(**told)
         finally:
             counting.remove()
             self.pipeline.scheduler = own

@@ -128,7 +128,10 @@ class Discrete(PipelineModel):
 
 
 def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
-    """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
+    """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas.
+
+    One that says nothing of clipping is of a kind that never clips; DDIM and DDPM would clip latents by default.
+    """
     import diffusers
 
     kind = type(sampler).__name__.lower()
@@ -136,7 +139,7 @@ def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
         "dpmpp": {"algorithm_type": "dpmsolver++", "solver_order": 2},
         "ddpm": {"variance_type": f"fixed_{getattr(sampler, 'variance', '')}"},
     }
-    return getattr(diffusers, SCHEDULERS[kind]).from_config({**config, **extra.get(kind, {})})
+    return getattr(diffusers, SCHEDULERS[kind]).from_config({"clip_sample": False, **config, **extra.get(kind, {})})
 
 
 def _unit_variance(scheduler: Any) -> bool:

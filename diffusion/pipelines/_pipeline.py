@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,7 +44,9 @@ class PipelineModel:
         for module in networks(pipeline).values():
             module.eval().requires_grad_(False)
         self.denoiser = getattr(pipeline, self.part)
-        self.device, self.dtype = torch.device(pipeline._execution_device), self.denoiser.dtype
+        hooked = self.options.offload in ("model", "sequential")
+        self.device = torch.device(pipeline._execution_device if hooked else self.denoiser.device)
+        self.dtype = self.denoiser.dtype
         self.shape = (self.channels, *self._latent_size())
         self._rows: dict[str, dict[str, Tensor]] = {}
         self.network: Network | None = None  # the denoiser, where it has weights of its own
@@ -119,11 +122,23 @@ class PipelineModel:
         """Each prompt goes through the text encoders once in a run."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if new:
-            with torch.no_grad():
+            with torch.no_grad(), self._encoders_here():
                 told = self.rows(new)
             self._rows.update({prompt: {name: t[i] for name, t in told.items()} for i, prompt in enumerate(new)})
         found = [self._rows[prompt] for prompt in prompts]
         return Condition({name: torch.stack([row[name] for row in found]) for name in found[0]})
+
+    @contextmanager
+    def _encoders_here(self) -> Iterator[None]:
+        """The text encoders beside the network, for as long as they work, where they are kept off the device."""
+        kept_off = encoders(self.pipeline).values() if self.options.offload == "encoders" else ()
+        for network in kept_off:
+            network.to(self.device)
+        try:
+            yield
+        finally:
+            for network in kept_off:
+                network.to("cpu")
 
     def unconditional(self) -> Condition:
         return self.encode([self.negative_prompt])
@@ -168,6 +183,11 @@ class PipelineModel:
     @property
     def variant(self) -> str | None:
         return self.options.variant
+
+
+def encoders(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The components that read prompts, by name."""
+    return {name: network for name, network in networks(pipeline).items() if name.startswith("text_encoder")}
 
 
 def networks(pipeline: Any) -> dict[str, torch.nn.Module]:

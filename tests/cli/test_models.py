@@ -96,3 +96,30 @@ def test_a_transformers_memory_grows_with_its_tokens(family_folder):
     assert wide == 4 * small
     assert activations(folder, 4, 2, False) == 16**2 * activations(folder, 4, 2, False, (16, 16))
     assert activations(folder, 4, 2, True, (16, 16)) >= activations(folder, 4, 2, False, (16, 16))
+
+
+def mistakes_of(model: dict[str, Any], *prompts: str, **more: Any) -> dict[str, str]:
+    job = {"version": 1, "model": model, "prompts": list(prompts or WORDS), "reward": {"kind": "quadratic"}}
+    with pytest.raises(JobMistakes) as found:
+        read_job({**job, "tune": {"guidance": {"start": 3.0}}, **more})
+    return {mistake.where: mistake.message for mistake in found.value.mistakes}
+
+
+def test_what_a_family_does_not_allow_is_said_at_its_place_in_the_job(family_folder):
+    flux, pixels, classes = (str(family_folder(name)) for name in ("flux", "ddpm", "dit"))
+    said = mistakes_of({"pretrained": flux, "sampler": "dpmpp"})
+    assert "sampled by euler" in said["model.sampler"] and "distilled_guidance" in said["model.guidance"]
+    assert "nothing to guide" in mistakes_of({"pretrained": pixels})["model.guidance"]
+    said = mistakes_of({"pretrained": pixels, "guidance": 1}, tune={"distilled_guidance": {}})
+    assert said == {"tune": "this model's network is not told its guidance; set or tune guidance instead"}
+    said = mistakes_of({"pretrained": classes}, "207", "a dog")
+    assert said["prompts.1"].startswith("this model does not know the prompt 'a dog'; there is 0, 1, 2")
+    assert said["prompts.1"].endswith("19 and 980 more")
+    assert mistakes_of({"pretrained": flux, "sampler": "euler", "guidance": 1, "lora": "nowhere"})["model.lora"]
+
+
+def test_a_folder_without_a_job_is_drawn(family_folder, tmp_path, capsys):
+    from genbo.cli import sample
+
+    assert sample.run(family_folder("stable_diffusion_3"), ["a dog"], samples=1, output=tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").glob("000-a-dog-*.png"))) == 1

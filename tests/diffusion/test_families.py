@@ -455,3 +455,17 @@ def test_half_precision_draws_much_the_same(family_folder, family):
     found = genbo_images(process_of(half, process.sampler, process.rule), prompts_of(family)).float()
     wanted = genbo_images(process, prompts_of(family))
     assert (found - wanted).abs().mean() < 0.02 < wanted.std()
+
+
+def test_latents_are_clipped_only_where_the_pipeline_says_so(family_folder):
+    """PixArt's own scheduler, DPM-Solver++, knows no clipping; DDIM made of its config would clip."""
+    model = opened(family_folder("pixart_sigma"), "pixart_sigma")
+    model.pipeline.scheduler = model.scheduler(Dpmpp(steps=4))
+    assert "clip_sample" not in model.pipeline.scheduler.config or not model.pipeline.scheduler.config.clip_sample
+    model.pipeline.scheduler = type(model.pipeline.scheduler)(prediction_type="epsilon")
+    assert model.grid(Ddim(steps=4)).x_0_bound == model.grid(Dpmpp(steps=4)).x_0_bound == math.inf
+    pixels = opened(family_folder("ddpm"), "ddpm")
+    assert pixels.grid(Ddim(steps=4)).x_0_bound == pixels.grid(Ddpm(steps=4)).x_0_bound == 1.0
+    assert pixels.grid(Dpmpp(steps=4)).x_0_bound == math.inf
+    times = pixels.grid(Ddim(steps=4)).time
+    assert pixels.grid_at(Ddim(steps=4), times).x_0_bound == 1.0

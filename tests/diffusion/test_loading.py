@@ -373,3 +373,22 @@ def test_a_model_from_the_hub_is_held_against_the_job_once_it_is_here(family_fol
     with pytest.raises(UserMistake, match=r"model\.guidance: .* distilled_guidance"):
         assemble(read_job({**words, "model": model}))
     assert assemble(read_job({**words, "model": {**model, "negative_prompt": "a cat"}})).problem.process.steps == 2
+
+
+@pytest.mark.parametrize("family", ["pixart_sigma", "flux"])
+def test_text_encoders_are_on_the_device_while_they_work_alone(family_folder, family, monkeypatch):
+    """There and back once for new prompts, and not at all for known ones."""
+    options = Diffusers(pretrained=str(family_folder(family)), device="cpu", height=16, width=16)
+    model = options.open()
+    model.options = replace(options, offload="encoders")
+    moves: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda self, device, *a, **k: moves.append((type(self).__name__, str(device))) or self
+    )
+    model.device = torch.device("cpu", 0)
+    encoder = {"pixart_sigma": ["T5EncoderModel"], "flux": ["CLIPTextModel", "T5EncoderModel"]}[family]
+    model.encode(["a dog", "a cat"])
+    assert moves == [*((name, "cpu:0") for name in encoder), *((name, "cpu") for name in encoder)]
+    model.encode(["a cat", "a dog"])
+    assert len(moves) == 2 * len(encoder)
+    assert model.options.differentiable and not replace(options, offload="sequential").differentiable
