@@ -208,8 +208,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
+    if not (given.tiny or torch.cuda.is_available()):
+        parser.error("there is no CUDA device that torch can use, and the full sizes need one; add --tiny")
     diffusers.utils.logging.set_verbosity_error()
-    device = torch.device("cuda" if torch.cuda.is_available() and not given.tiny else "cpu")
+    device = torch.device("cpu" if given.tiny else "cuda")
     benches = {name: Bench(tiny(name) if given.tiny else FULL[name], device) for name in given.models}
 
     def write() -> None:
