@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,11 @@ from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.pipelines.stable_diffusion import StableDiffusionModel
 from genbo.diffusion.process import Process, process_of
-from genbo.diffusion.sample import sample
+from genbo.diffusion.sample import Rows, sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
-STEPS, REPEATS = 20, 40
+STEPS, REPEATS, LEAST = 20, 40, 3  # of the sampler; pairs at most and at least
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
@@ -44,31 +46,45 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, process: Process, batch: Batch) -> dict[str, Any]:
-    """Sampler and bare calls in turn, so that a slow moment of the host meets both; the fastest of each, as timeit."""
-    model = process.model
-    rows = 2 * len(batch)
+def bare_calls(process: Process, batch: Batch) -> tuple[Callable[[int], None], int]:
+    """The sampler's network calls by themselves, one a step, and how many rows each has."""
+    told, model = Rows(process, batch), process.model
+    condition = told.both or told.cond
+    rows = len(batch) if told.both is None else 2 * len(batch)
     x = torch.randn(rows, *model.shape, dtype=model.dtype, device=model.device)
-    condition = model.unconditional().take(torch.zeros(len(batch), dtype=torch.long, device=model.device))
-    condition = condition.cat(model.encode(batch.prompts))
-    times = process.grid.time[0].to(model.device, model.dtype)
+
+    def call(step: int) -> None:
+        model(x, told.times[step, :rows], condition)
+
+    return call, rows
+
+
+@torch.no_grad()
+def measure(name: str, process: Process, batch: Batch, enough_s: float = math.inf) -> dict[str, Any]:
+    """Sampler and bare calls in turn, so that a slow moment of the host meets both; the fastest of each, as timeit.
+
+    The pairs end after `REPEATS`, or once they have taken `enough_s` seconds. `first_call_s` is that of the network's
+    very first call, which compiles it where it is compiled.
+    """
+    device = process.model.device
+    call, rows = bare_calls(process, batch)
+    first_call_s = seconds(lambda: call(0), device)
+    sample(process_of(process.model, replace(process.sampler, steps=1), process.rule), batch)
 
     def bare() -> None:
-        for t in times:
-            model(x, t.expand(rows), condition)
+        for step in range(process.steps):
+            call(step)
 
-    with torch.no_grad():
-        for work in (bare, lambda: sample(process, batch)):
-            work()
-        before = process.meter.denoiser_calls
-        gc.collect()
-        gc.disable()
-        pairs = [
-            (seconds(lambda: sample(process, batch), model.device), seconds(bare, model.device)) for _ in range(REPEATS)
-        ]
+    before, pairs = process.meter.denoiser_calls, list[tuple[float, float]]()
+    gc.collect()
+    gc.disable()
+    try:
+        while len(pairs) < LEAST or (len(pairs) < REPEATS and sum(map(sum, pairs)) < enough_s):
+            pairs.append((seconds(lambda: sample(process, batch), device), seconds(bare, device)))
+    finally:
         gc.enable()
-    calls = (process.meter.denoiser_calls - before) // REPEATS
-    assert calls == STEPS, "the bare loop must make as many calls as the sampler"
+    calls = (process.meter.denoiser_calls - before) // len(pairs)
+    assert calls == process.steps, "the bare loop must make as many calls as the sampler"
     sampler_s, bare_s = (min(column) for column in zip(*pairs, strict=True))
     ratios = statistics.quantiles([sampler / bare for sampler, bare in pairs], n=4)
     return {
@@ -76,13 +92,34 @@ def measure(name: str, process: Process, batch: Batch) -> dict[str, Any]:
         "batch": len(batch),
         "rows": rows,
         "calls": calls,
+        "first_call_s": round(first_call_s, 4),
         "sampler_s": round(sampler_s, 4),
         "bare_s": round(bare_s, 4),
         "ratio": round(sampler_s / bare_s, 4),
         "ratio_quartiles": [round(q, 4) for q in ratios],
-        "images_per_s": round(len(batch) / sampler_s, 2),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0,
+        "pairs": len(pairs),
+        "images_per_s": round(len(batch) / sampler_s, 4),
+        "peak_gib": peak_gib(),
     }
+
+
+def peak_gib() -> float:
+    """The most memory that was in use since `forget_peak`; 0 on a CPU, which does not count it."""
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else 0.0
+
+
+def forget_peak() -> None:
+    """Count anew, with nothing held that is not in use."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def about() -> dict[str, str]:
+    """On what and with what it was measured."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    return {"device": device, "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
 def emoji() -> tuple[str, Process, Batch]:
@@ -131,19 +168,11 @@ def main() -> None:
     out = parser.parse_args().out
     figures = []
     for build in (emoji, sd15) if torch.cuda.is_available() else (emoji,):
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        forget_peak()
         figures.append(measure(*build()))
         print(" ".join(f"{key}={value}" for key, value in figures[-1].items()), flush=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    about = {
-        "device": device,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "figures": figures,
-    }
     if out:
-        out.write_text(json.dumps(about, indent=2) + "\n")
+        out.write_text(json.dumps({**about(), "figures": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def load_pipeline(options: Diffusers) -> Model:
     family = importlib.import_module(f"genbo.diffusion.pipelines.{options.family(type(pipeline).__name__)}")
     model: Any = family.open_pipeline(pipeline, options)
     model.lora_file, model.fused = lora, fused
-    _quicken(model.denoiser, options)
+    quicken(model.denoiser, options)
     return cast("Model", model)
 
 
@@ -67,7 +67,7 @@ def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
             network.to("cpu" if name in stay else device)
 
 
-def _quicken(network: Any, options: Diffusers) -> None:
+def quicken(network: Any, options: Diffusers) -> None:
     """Attention by the backend that is asked for, and blocks compiled: the repeated ones alone, which is quick."""
     if options.attention != "auto":
         try:
