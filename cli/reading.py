@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from genbo.cli import catalog
 from genbo.cli.allowed import Allowed, not_allowed, sealed
+from genbo.cli.fits import misfits
 from genbo.cli.job import (
     MAX_STEPS,
     NO_PROMPT,
@@ -115,7 +116,8 @@ class Reading:
         if self.mistakes or any(part is None for name, part in parts.items() if name not in OPTIONAL):
             return None
         job = Job.model_construct(None, **parts)
-        self._combination(job, root)
+        for node, message, where in misfits(job, root):
+            self.note(node, message, where=where)
         return None if self.mistakes else job
 
     # -- parts --------------------------------------------------------------------------------------------
@@ -607,150 +609,6 @@ class Reading:
                     what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
                     said = f"{what} does not know the prompt {text!r}"
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
-
-    def _combination(self, job: Job, root: Node) -> None:
-        self._suits(job, root)
-        self._times(job, root)
-        self._taught(job, root)
-        self._learned(job, root)
-        self._of_sets(job, root)
-        self._judged(job, root)
-        if job.budget.pool is not None and job.budget.pool < job.budget.samples and not job.tilts:
-            message = (
-                f"{job.budget.samples} samples a step cannot come from a pool of {job.budget.pool}; make it larger"
-            )
-            self.note(root.find(["budget", "pool"]), message)
-        if self._two_levels(job, root):
-            for part, options in (("estimator", job.chosen().options), ("optimizer", job.optimizer.options)):
-                why_not = getattr(options, "why_not", None)
-                if why_not and (reason := why_not(job.facts())):
-                    self.note(root.find([part]), reason, where=part)
-
-    def _suits(self, job: Job, root: Node) -> None:
-        """Whether this model can be sampled, guided and tuned so."""
-        misfits = getattr(job.model.options, "misfits", None)
-        if misfits is None:
-            return
-        for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
-            at = ["tune"] if key == "tune" else ["model", key]
-            self.note(root.find(at), said, where=".".join(at))
-
-    def _times(self, job: Job, root: Node) -> None:
-        """Whether the times of a tunable are such as this model's sampler can stop at."""
-        for key, tunable in job.tune.items():
-            if not hasattr(tunable, "of"):
-                continue
-            at = root.find(["tune", key, "start"])
-            if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
-                self.note(at, reason)
-
-    def _taught(self, job: Job, root: Node) -> None:
-        """A teacher draws the very noise of each sample again, so there must be such a noise, and no other."""
-        listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
-        for key, rewards in listed:
-            kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
-            if kinds and job.tilts:
-                said = (
-                    "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
-                )
-                self.note(root.find([key]), f"{kinds[0]} {said}")
-            elif kinds and job.model.sampler.options.stochastic:
-                said = "compares two ways from the same noise, and this sampler draws more on its way; set eta: 0"
-                self.note(root.find(["model", "sampler"]), f"{kinds[0]} {said}")
-
-    def _learned(self, job: Job, root: Node) -> None:
-        """A network of one's own, what trains it, on what, and what of it is tuned: all of them or none."""
-        learns, schedule = hasattr(job.model.options, "learns"), job.tune.get("noise_schedule")
-        if learns and job.lower is None:
-            message = "missing; a network of one's own is trained: write lower: {kind: denoising}"
-            self.note(root, message, where="lower")
-        if learns and job.data is None:
-            self.note(root, "missing; say what the network learns, like data: digits", where="data")
-        if job.trains and not learns:
-            message = "it trains a network of one's own; write model: {kind: unet}"
-            self.note(root.find(["lower"]), message)
-        if learns and not job.model.options.classes and getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
-            message = (
-                "this network is told nothing, so guidance has nothing to strengthen; set it to 1, or classes: true"
-            )
-            self.note(root.find(["model", "guidance"]), message)
-        if learns and job.tilts:
-            message = "it is for a pretrained model; train a network of one's own by lower: {kind: denoising}"
-            self.note(root.find(["lower"]), message)
-        if job.trains and schedule is None:
-            self.note(root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it")
-        if schedule is not None and not job.trains and not learns:
-            message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
-            self.note(root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}")
-        if schedule is None or not job.trains or job.lower is None:
-            return
-        if reason := schedule.why_not(job.lower.options.prediction):
-            self.note(root.find(["tune", "noise_schedule"]), reason)
-
-    def _judged(self, job: Job, root: Node) -> None:
-        """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
-        prompts = min(len(set(job.held_out)), job.evaluate.samples)
-        counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
-        if counted < 2 and not job.tilts:
-            message = (
-                f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
-            )
-            self.note(root.find(["evaluate", "samples"]), message, where="evaluate.samples")
-
-    def _of_sets(self, job: Job, root: Node) -> None:
-        """Distances to data need data, and samples that may be judged together."""
-        listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
-        found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
-        for key, reward in found:
-            if job.tilts:
-                said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
-                self.note(root.find([key]), f"{reward.kind} {said}")
-            elif not getattr(reward.options, "needs_data", True):
-                continue
-            elif job.data is None and not hasattr(job.model.options, "learns"):
-                said = (
-                    f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
-                )
-                self.note(root, said, where="data")
-                break
-            elif job.data and not (job.data.validation and job.data.test):
-                said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
-                self.note(root.find(["data"]), f"validation and test {said}")
-        wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
-        if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
-            self.note(root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid")
-
-    def _two_levels(self, job: Job, root: Node) -> bool:
-        """Whether lambda is tuned with a lower level to tune it for, or neither is there."""
-        before = len(self.mistakes)
-        lower, name = job.lower if job.tilts else None, "regularization"
-        if job.trains:
-            if name in job.tune:
-                message = "lambda is the strength of another lower level; write lower: {kind: reweight, reward: ...}"
-                self.note(root.find(["tune", name]), message)
-            return len(self.mistakes) == before
-        if lower is None and "finetune" in (root.value if isinstance(root.value, dict) else ()):
-            self.note(root.find(["finetune"]), "no lower level to tune weights for; add lower:, or delete this")
-        if lower is None:
-            if name in job.tune:
-                message = "missing; lambda is the strength of a lower level: write lower: {kind: reweight, reward: ...}"
-                self.note(root, message, where="lower")
-            return len(self.mistakes) == before
-        if name not in job.tune:
-            self.note(root.find(["lower"]), "nothing tunes this; add tune: {regularization: {}}, or delete it")
-        elif others := [key for key in job.tune if key != name]:
-            message = f"regularization is searched by itself; tune {' and '.join(others)} in a job of its own, first"
-            self.note(root.find(["tune"]), message)
-        if job.keep:
-            message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
-            self.note(root.find(["keep"]), message)
-        if "optimizer" in (root.value if isinstance(root.value, dict) else ()) and lower.options.free:
-            message = "the whole curve over lambda is known, so nothing is climbed step by step; delete this"
-            self.note(root.find(["optimizer"]), message)
-        levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]
-        if reason := lower.options.why_not(job.model.options, *levels):
-            self.note(root.find(["lower"]), reason)
-        return len(self.mistakes) == before
 
 
 _MISSING = {

@@ -219,3 +219,43 @@ def test_levels_that_an_image_has_no_room_for(job):
 
     with pytest.raises(ArtifactRefused, match="5 levels halve an image 4 times, which 8 x 8 pixels do not allow"):
         genbo.tune(job(model={"channels": [8] * 5})).result()
+
+
+@pytest.fixture
+def own_network(tmp_path: Path) -> Path:
+    """A UNet2DModel of the digits' size, as diffusers saves it."""
+    from genbo.diffusion.models.unet import Unet
+
+    folder = tmp_path / "own" / "unet"
+    Unet(channels=[8, 16], seed=7).open().module.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    return folder.parent
+
+
+def test_a_network_from_a_folder_is_trained_on(job, own_network):
+    from genbo.diffusion.models.unet import Unet
+
+    first = load_file(own_network / "unet" / "diffusion_pytorch_model.safetensors")
+    again = Unet(pretrained=str(own_network)).open().module.state_dict()
+    assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
+    result = genbo.tune(job(model={"pretrained": str(own_network)})).result()
+    trained = load_file(result.folder / "network" / "start.safetensors")
+    moved = max((trained[f"module.{name}"] - value).abs().max().item() for name, value in first.items())
+    assert 0 < moved < 0.1, "it was trained on from there"
+
+
+def test_a_network_that_does_not_fit_is_refused_with_a_sentence(job, own_network):
+    from safetensors.torch import save_file
+
+    from genbo.cli.errors import ArtifactRefused
+
+    with pytest.raises(ArtifactRefused, match="has in_channels 1, and the data want 3"):
+        genbo.tune(job(model={"pretrained": str(own_network)}, data={"path": "digits", "color": "rgb"})).result()
+    file = own_network / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    lost = tensors.pop("conv_out.weight")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ArtifactRefused, match=r"lack conv_out\.weight"):
+        genbo.tune(job(model={"pretrained": str(own_network)}), overwrite=True).result()
+    save_file({**tensors, "conv_out.weight": lost * float("nan")}, file, metadata={"format": "pt"})
+    with pytest.raises(ArtifactRefused, match=r"NaN or infinity in conv_out\.weight"):
+        genbo.tune(job(model={"pretrained": str(own_network)}), overwrite=True).result()

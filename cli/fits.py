@@ -1,0 +1,165 @@
+"""Whether the parts of a job fit each other; `reading` reads each by itself.
+
+Each look gives what it finds: the node, the sentence with its way out, and the key where that is another than the
+node's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from genbo.cli.job import Job
+from genbo.cli.places import Node
+
+Misfit = tuple[Node, str, str | None]
+
+
+def misfits(job: Job, root: Node) -> Iterator[Misfit]:
+    """All of them, of a job whose every part is right."""
+    for look in (suits, times, taught, learned, of_sets, judged, pooled):
+        yield from look(job, root)
+    found = list(two_levels(job, root))
+    yield from found or refusals(job, root)
+
+
+def pooled(job: Job, root: Node) -> Iterator[Misfit]:
+    """A step's samples come from the pool, where there is one."""
+    samples, pool = job.budget.samples, job.budget.pool
+    if pool is not None and pool < samples and not job.tilts:
+        yield (
+            root.find(["budget", "pool"]),
+            f"{samples} samples a step cannot come from a pool of {pool}; make it larger",
+            None,
+        )
+
+
+def refusals(job: Job, root: Node) -> Iterator[Misfit]:
+    """What the estimator and the optimizer say of the rest."""
+    for part, options in (("estimator", job.chosen().options), ("optimizer", job.optimizer.options)):
+        why_not = getattr(options, "why_not", None)
+        if why_not and (reason := why_not(job.facts())):
+            yield root.find([part]), reason, part
+
+
+def suits(job: Job, root: Node) -> Iterator[Misfit]:
+    """Whether this model can be sampled, guided and tuned so."""
+    misfits = getattr(job.model.options, "misfits", None)
+    if misfits is None:
+        return
+    for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+        at = ["tune"] if key == "tune" else ["model", key]
+        yield root.find(at), said, ".".join(at)
+
+
+def times(job: Job, root: Node) -> Iterator[Misfit]:
+    """Whether the times of a tunable are such as this model's sampler can stop at."""
+    for key, tunable in job.tune.items():
+        if not hasattr(tunable, "of"):
+            continue
+        at = root.find(["tune", key, "start"])
+        if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
+            yield at, reason, None
+
+
+def taught(job: Job, root: Node) -> Iterator[Misfit]:
+    """A teacher draws the very noise of each sample again, so there must be such a noise, and no other."""
+    listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
+    for key, rewards in listed:
+        kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
+        if kinds and job.tilts:
+            said = "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
+            yield root.find([key]), f"{kinds[0]} {said}", None
+        elif kinds and job.model.sampler.options.stochastic:
+            said = "compares two ways from the same noise, and this sampler draws more on its way; set eta: 0"
+            yield root.find(["model", "sampler"]), f"{kinds[0]} {said}", None
+
+
+def learned(job: Job, root: Node) -> Iterator[Misfit]:
+    """A network of one's own, what trains it, on what, and what of it is tuned: all of them or none."""
+    learns, schedule = hasattr(job.model.options, "learns"), job.tune.get("noise_schedule")
+    if learns and job.lower is None:
+        message = "missing; a network of one's own is trained: write lower: {kind: denoising}"
+        yield root, message, "lower"
+    if learns and job.data is None:
+        yield root, "missing; say what the network learns, like data: digits", "data"
+    if job.trains and not learns:
+        message = "it trains a network of one's own; write model: {kind: unet}"
+        yield root.find(["lower"]), message, None
+    if learns and not job.model.options.classes and getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
+        message = "this network is told nothing, so guidance has nothing to strengthen; set it to 1, or classes: true"
+        yield root.find(["model", "guidance"]), message, None
+    if learns and job.tilts:
+        message = "it is for a pretrained model; train a network of one's own by lower: {kind: denoising}"
+        yield root.find(["lower"]), message, None
+    if job.trains and schedule is None:
+        yield root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it", None
+    if schedule is not None and not job.trains and not learns:
+        message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
+        yield root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}", None
+    if schedule is None or not job.trains or job.lower is None:
+        return
+    if reason := schedule.why_not(job.lower.options.prediction):
+        yield root.find(["tune", "noise_schedule"]), reason, None
+
+
+def judged(job: Job, root: Node) -> Iterator[Misfit]:
+    """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
+    prompts = min(len(set(job.held_out)), job.evaluate.samples)
+    counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
+    if counted < 2 and not job.tilts:
+        message = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
+        yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
+
+
+def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
+    """Distances to data need data, and samples that may be judged together."""
+    listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
+    found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
+    for key, reward in found:
+        if job.tilts:
+            said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
+            yield root.find([key]), f"{reward.kind} {said}", None
+        elif not getattr(reward.options, "needs_data", True):
+            continue
+        elif job.data is None and not hasattr(job.model.options, "learns"):
+            said = f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
+            yield root, said, "data"
+            break
+        elif job.data and not (job.data.validation and job.data.test):
+            said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
+            yield root.find(["data"]), f"validation and test {said}", None
+    wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
+    if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
+        yield root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid", None
+
+
+def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
+    """Whether lambda is tuned with a lower level to tune it for, or neither is there."""
+    lower, name, written = job.lower if job.tilts else None, "regularization", root.value
+    assert isinstance(written, dict)
+    if job.trains:
+        if name in job.tune:
+            message = "lambda is the strength of another lower level; write lower: {kind: reweight, reward: ...}"
+            yield root.find(["tune", name]), message, None
+        return
+    if lower is None and "finetune" in written:
+        yield root.find(["finetune"]), "no lower level to tune weights for; add lower:, or delete this", None
+    if lower is None:
+        if name in job.tune:
+            message = "missing; lambda is the strength of a lower level: write lower: {kind: reweight, reward: ...}"
+            yield root, message, "lower"
+        return
+    if name not in job.tune:
+        yield root.find(["lower"]), "nothing tunes this; add tune: {regularization: {}}, or delete it", None
+    elif others := [key for key in job.tune if key != name]:
+        message = f"regularization is searched by itself; tune {' and '.join(others)} in a job of its own, first"
+        yield root.find(["tune"]), message, None
+    if job.keep:
+        message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
+        yield root.find(["keep"]), message, None
+    if "optimizer" in written and lower.options.free:
+        message = "the whole curve over lambda is known, so nothing is climbed step by step; delete this"
+        yield root.find(["optimizer"]), message, None
+    levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]
+    if reason := lower.options.why_not(job.model.options, *levels):
+        yield root.find(["lower"]), reason, None
