@@ -235,7 +235,9 @@ def test_the_loop_beats_the_start_on_samples_that_it_never_saw():
     budget = Budget(steps=25, samples=32)
     *_, last = tune(p, ZerothOrder(), Adam(lr=0.3), ["east", "north"], budget, Seed(0))
     batch = batch_of(["east", "north"], 128, Seed(9))
-    start, tuned = (torch.cat([s for s, _ in draw(p, phi, batch)], 1)[0] for phi in (p.first(), p.value(last.state.u)))
+    start, tuned = (
+        torch.cat([seen[0] for seen, _ in draw(p, phi, batch)]) for phi in (p.first(), p.value(last.state.u))
+    )
     assert tuned.mean() > 0.5 * start.mean()
     assert (tuned > start).double().mean() > 0.8
 

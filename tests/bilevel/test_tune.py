@@ -218,7 +218,7 @@ def test_both_sides_of_the_verdict_share_their_noise():
     p = problem(2.0)
     batch = batch_of(["right"], 50, Seed(0).child("evaluate"))
     sides = [
-        torch.cat([s for s, _ in draw(p, torch.tensor([w], dtype=torch.float64), batch)], 1)[0] for w in (2.0, 2.01)
+        torch.cat([seen[0] for seen, _ in draw(p, torch.tensor([w], dtype=torch.float64), batch)]) for w in (2.0, 2.01)
     ]
     assert (sides[1] - sides[0]).std() < 0.1 * sides[0].std()
 

@@ -259,3 +259,16 @@ def test_a_network_that_does_not_fit_is_refused_with_a_sentence(job, own_network
     save_file({**tensors, "conv_out.weight": lost * float("nan")}, file, metadata={"format": "pt"})
     with pytest.raises(ArtifactRefused, match=r"NaN or infinity in conv_out\.weight"):
         genbo.tune(job(model={"pretrained": str(own_network)}), overwrite=True).result()
+
+
+def test_the_examples_and_the_template_are_jobs(capsys, tmp_path):
+    from genbo.cli import init
+
+    root = Path(__file__).parents[2] / "examples"
+    digits = read_job(root / "noise-schedule-digits.yaml")
+    assert plan(digits).inexact is None and not digits.lower.options.coupled  # type: ignore[union-attr]
+    assert init.run("noise-schedule") == 0
+    (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
+    assert read_job(tmp_path / "job.yaml").digest() == digits.digest()
+    with pytest.raises(JobMistakes, match="data"):  # the images are not here
+        read_job(root / "noise-schedule-fashion-mnist.yaml", ["data.path=/nowhere"])

@@ -64,7 +64,7 @@ def test_a_job_from_check_to_images(job, workplace):
 def test_a_tuned_schedule_from_python(job, workplace):
     import genbo as package
 
-    result = package.tune(job("steps", "per_step"))
+    result = package.tune(job("steps", "per_step")).result()
     assert len(result.phi["guidance"]) == 4
     pipeline = package.load(result.folder / "tuned", device="cpu")
     assert pipeline.process.options["weight"][0].tolist() == pytest.approx(result.phi["guidance"])
