@@ -134,7 +134,8 @@ class Plan:
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "estimator", f"{self.chosen.name}: {self.chosen.reason}"
-        yield "memory", f"about {_bytes(self.memory.total)} ({self.memory.rule})" if self.memory else "little"
+        without = "not estimated: the network in training decides" if self.training != Cost() else "little"
+        yield "memory", f"about {_bytes(self.memory.total)} ({self.memory.rule})" if self.memory else without
         unknown = "unknown until measured: genbo check --measure"
         yield "time", f"about {duration(self.expected_s)}" if self.expected_s is not None else unknown
         if self.inexact:
