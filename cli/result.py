@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from genbo.cli.strength import Searched
 
 Document = dict[str, Any]
-TRUSTED = 0.05  # relative distance of the gradients at gamma and 2 gamma up to which they are believed
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
 NEAR = 0.01  # of the range: nearer than this is "at the bound"
 FEW_PROMPTS = 10
@@ -344,6 +343,10 @@ def _about_steps(document: Document) -> list[Document]:
 
 def _about_parts(document: Document) -> list[Document]:
     """Of a network in training: whether what the sampler does and what the network answers pull the same way."""
+    import torch
+
+    from genbo.bilevel.penalty import TRUSTED, Hypergradient
+
     if "noise_schedule" not in document["phi"]:
         return []
     records = [r for r in document["steps"] if r.get("indirect")]
@@ -356,7 +359,8 @@ def _about_parts(document: Document) -> list[Document]:
         for d, i in zip(r["direct"], r["indirect"], strict=True)
         if d is not None and i is not None
     ]
-    opposed, turned = (sum(test(d, i) for d, i in pairs) for test in (_opposed, _overturned))
+    both = Hypergradient(*torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T)
+    opposed, turned = int(both.opposed.sum()), int(both.overturned.sum())
     said = []
     if opposed:
         text = f"In {opposed} of {len(pairs)} derivatives the network's answer pulled against the sampler's part"
@@ -374,14 +378,6 @@ def _about_parts(document: Document) -> list[Document]:
     elif apart:
         said.append(remark("good", f"Gradients at gamma and 2 gamma agreed to {TRUSTED:.0%} at every step."))
     return said
-
-
-def _opposed(direct: float, indirect: float) -> bool:
-    return direct * indirect < 0
-
-
-def _overturned(direct: float, indirect: float) -> bool:
-    return direct * (direct + indirect) < 0
 
 
 def _about_answer(document: Document, method: str) -> list[Document]:

@@ -155,11 +155,9 @@ class Diffusers:
         return load_pipeline(self)
 
     def torch_device(self) -> torch.device:
-        import torch
+        from genbo.diffusion.device import torch_device
 
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch_device(self.device)
 
 
 def _listed(weight: float | list[float]) -> list[float]:

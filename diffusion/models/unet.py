@@ -17,8 +17,6 @@ from annotated_types import Ge, MinLen
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:
-    import torch
-
     from genbo.diffusion.data import Images
     from genbo.diffusion.network import Network
 
@@ -69,6 +67,7 @@ class Unet:
 
     def open(self, images: Images | None = None) -> Network:
         """The untrained model, of the data's shape: one of 8 x 8 grey pixels where none are given."""
+        from genbo.diffusion.device import torch_device
         from genbo.diffusion.network import Network
         from genbo.schedules.cosine import Cosine
         from genbo.schedules.schedule import schedule_of
@@ -78,7 +77,7 @@ class Unet:
             raise Refused("classes: the data have no labels; give folders of classes or a file of labels, or leave it")
         names = names if self.classes else ()
         module = self._pretrained(shape, len(names)) if self.pretrained else self._new(shape, len(names))
-        device = self.torch_device()
+        device = torch_device(self.device)
         return Network(module.to(device), shape, schedule_of(Cosine()), classes=names, device=device)
 
     def _new(self, shape: tuple[int, ...], classes: int) -> Any:
@@ -115,14 +114,13 @@ class Unet:
         from diffusers import UNet2DModel
 
         from genbo.diffusion.load import check_network
+        from genbo.diffusion.room import first_line
 
         folder = self._unet_folder
         try:
             module = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise Refused(
-                f"pretrained: diffusers cannot load {folder}: {str(error).strip().split(chr(10))[0]}"
-            ) from error
+            raise Refused(f"pretrained: diffusers cannot load {folder}: {first_line(error)}") from error
         check_network(module, folder)
         wanted = {
             "in_channels": shape[0],
@@ -136,10 +134,3 @@ class Unet:
                     "give another network, or other data"
                 )
         return module
-
-    def torch_device(self) -> torch.device:
-        import torch
-
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")

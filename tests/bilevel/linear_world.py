@@ -60,6 +60,17 @@ class LinearDenoiser(torch.nn.Module):
         return (psi @ self.theta).reshape(x_t.shape)
 
 
+class Held(torch.nn.Module):
+    """The linear denoiser as a module that can be trained."""
+
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.theta = torch.nn.Parameter(theta[None].clone())  # a matrix, which weight decay reaches
+
+    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
+        return LinearDenoiser(self.theta[0], "log_snr")(x_t, told)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class LinearWorld:
     """A `genbo.bilevel.penalty.TwoLevel` whose q is the tunable's own phi."""

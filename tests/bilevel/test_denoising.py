@@ -26,7 +26,7 @@ from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch, Seed
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.schedule import Schedule, schedule_of
-from tests.bilevel.linear_world import STEPS, LinearDenoiser, LinearWorld, data, quantiles
+from tests.bilevel.linear_world import STEPS, Held, LinearWorld, data, quantiles
 
 COSINE = schedule_of(Cosine())
 DATA = data(512)[:, None].float()
@@ -336,17 +336,6 @@ def test_broad_training_needs_no_z(trained):
     assert two.solve(Q, 0.0) is one.average and not two.coupled
     found = penalty(two, Q, 100.0)
     assert found.indirect.tolist() == [0, 0] and found.direct.abs().min() > 0
-
-
-class Held(torch.nn.Module):
-    """The linear denoiser as a module that can be trained."""
-
-    def __init__(self, theta: Tensor) -> None:
-        super().__init__()
-        self.theta = torch.nn.Parameter(theta[None].clone())  # a matrix, which weight decay reaches
-
-    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
-        return LinearDenoiser(self.theta[0], "log_snr")(x_t, told)
 
 
 def test_enough_steps_of_z_end_at_the_exact_gradient():

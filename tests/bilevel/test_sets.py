@@ -28,7 +28,7 @@ from genbo.diffusion.seed import Seed, batch_of
 from genbo.rewards.fid import Fid
 from genbo.rewards.kid import Kid
 from genbo.rewards.mmd import Mmd
-from tests.bilevel.linear_world import DECAY, STEPS, LinearDenoiser, LinearWorld
+from tests.bilevel.linear_world import DECAY, STEPS, Held, LinearDenoiser, LinearWorld
 
 ONE = torch.ones(1, dtype=torch.float64)
 SAMPLES = 14
@@ -109,17 +109,6 @@ class Squared:
 
     def shares(self, live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
         return rows.detach() + ((live - live.detach()) * pull).sum(1)
-
-
-class Held(torch.nn.Module):
-    """The linear denoiser as a module that can be trained."""
-
-    def __init__(self, theta: Tensor) -> None:
-        super().__init__()
-        self.theta = torch.nn.Parameter(theta[None].clone())
-
-    def forward(self, x_t: Tensor, told: Tensor) -> Tensor:
-        return LinearDenoiser(self.theta[0], "log_snr")(x_t, told)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
