@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import genbo
+from benchmarks.overhead import about, forget_peak, peak_gib
 from genbo.bilevel.evaluate import student_t
 from genbo.bilevel.learner import Learner
 from genbo.bilevel.lower.denoising import Denoising
@@ -29,7 +30,7 @@ from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet
-from genbo.diffusion.process import process_of
+from genbo.diffusion.process import Meter, process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Seed, batch_of
@@ -44,6 +45,7 @@ BAD = ["tune.noise_schedule.normalised=false", "tune.noise_schedule.start={end: 
 
 def learned(name: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
     """The schedule that a job finds, as options of the tunable, and what its report says."""
+    forget_peak()
     began = time.perf_counter()
     result = genbo.tune(JOB, [*overrides, f"output={runs / name}"], overwrite=True).result()
     said = result.document["phi"]["noise_schedule"]
@@ -54,6 +56,7 @@ def learned(name: str, overrides: Sequence[str], runs: Path) -> dict[str, Any]:
         "headline": result.document["headline"],
         "cost": result.document["cost"],
         "seconds": time.perf_counter() - began,
+        "peak_gib": peak_gib(),
     }
 
 
@@ -68,7 +71,7 @@ class Trainer:
 
     def learner(self, seed: int, normalised: bool) -> Learner:
         network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
-        options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture=True)
+        options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture="on")
         fresh = options.open(network.module, self.train.signed())
         if normalised not in self.learners:
             self.learners[normalised] = fresh
@@ -77,19 +80,24 @@ class Trainer:
         return self.learners[normalised]
 
     def distances(self, options: dict[str, Any], seed: int, steps: int, reward: Distance) -> dict[str, Any]:
+        """Trained for so many steps, then sampled: distances, and what each half took."""
         tunable = NoiseSchedule(**options)
         schedule = tunable.schedule(tunable.first(SAMPLING[0]))
+        forget_peak()
         began, learner = time.perf_counter(), self.learner(seed, tunable.normalised)
+        learner.meter = Meter()
         loss = learner.train(schedule, steps, Seed(seed).child("scratch"))
-        found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began}
+        found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began, **learner.meter.as_dict()}
         batch = batch_of([""], SAMPLES, Seed(seed).child("drawn"))
         for n in SAMPLING:
+            began = time.perf_counter()
             process = process_of(learner.network(schedule), Ddim(steps=n), Plain(weight=1.0), batch=AT_ONCE)
             with torch.no_grad():
                 parts = [reward.features(process.model.decode(sample(process, c))) for c in batch.chunks(AT_ONCE)]
             rows = -reward.rows(torch.cat(parts))
             found[f"fid_{n}"], found[f"se_{n}"] = rows.mean().item(), rows.std().item() / math.sqrt(SAMPLES)
-        return found
+            found[f"sampling_{n}_s"] = time.perf_counter() - began
+        return {**found, "peak_gib": peak_gib()}
 
 
 def compared(rows: list[dict[str, Any]], name: str, other: str, n: int) -> str:
@@ -120,12 +128,13 @@ def main() -> None:
     reward = Fid("fashion-features").open(trainer.device).against(trainer.data.test.pixels)
     rows = []
     for seed in SEEDS:
-        for name, found in schedules.items():
-            row = {"schedule": name, "seed": seed, **trainer.distances(found["options"], seed, given.steps, reward)}
+        for name, known in schedules.items():
+            row = {"schedule": name, "seed": seed, **trainer.distances(known["options"], seed, given.steps, reward)}
             rows.append(row)
             print(json.dumps(row), flush=True)
             if given.out:
-                given.out.write_text(json.dumps({"schedules": schedules, "rows": rows}, indent=1) + "\n")
+                found = {"about": about(), "schedules": schedules, "rows": rows}
+                given.out.write_text(json.dumps(found, indent=1) + "\n")
     for n in SAMPLING:
         for pair in (("learned", "default"), ("bad", "default"), ("mended", "default"), ("mended", "bad")):
             print(compared(rows, *pair, n))

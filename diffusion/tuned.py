@@ -7,6 +7,7 @@ so that whatever loads the folder draws from the tuned model; where LoRA did it,
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import shutil
@@ -100,7 +101,7 @@ def save_network(network: Network, folder: Path) -> None:
 
     from genbo.diffusion.indexed import indexed
 
-    module: Any = network.module
+    module: Any = copy.deepcopy(network.module).to(memory_format=torch.contiguous_format)  # safetensors has no other
     steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
     if network.conditioning == "log_snr":
         module = indexed(module, schedule, train_steps=steps, within=network.within)

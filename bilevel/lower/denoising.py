@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COUPLED_STEPS = 10  # of the paper's code
 LONG = 10_000  # steps of training that pay for compiling
+SMALL = 20_000_000  # weights of a network that takes longer to launch than to compute
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Denoising:
     `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
     there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every
     `z_refresh` of them; `z_batches` minibatches measure how L changes with the schedule. `compile: auto` does so on a
-    GPU before long training; `capture` records a step as one CUDA graph there.
+    GPU before long training, and `capture: auto` records a step of a small network as one CUDA graph there.
     """
 
     prediction: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
@@ -58,7 +59,7 @@ class Denoising:
     unlabelled: Annotated[float, Interval(ge=0, le=1)] = 0.1
     bf16: Literal["auto", "on", "off"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    capture: bool = False
+    capture: Literal["auto", "on", "off"] = "auto"
     z_steps: Annotated[int, Gt(0)] = 100
     z_refresh: Annotated[int, Gt(0)] = 25
     z_lr: Annotated[float, Gt(0)] = 0.1
@@ -73,6 +74,10 @@ class Denoising:
     def compiles(self, device: str) -> bool:
         """Whether networks are compiled there: it takes minutes, which only long training pays back."""
         return self.compile == "on" or (self.compile == "auto" and device == "cuda" and self.pretrain >= LONG)
+
+    def captures(self, device: str, weights: int) -> bool:
+        """Whether steps are recorded as CUDA graphs there, for a network of so many weights."""
+        return device == "cuda" and (self.capture == "on" or (self.capture == "auto" and weights <= SMALL))
 
     @property
     def steps_of_update(self) -> int:
