@@ -7,6 +7,7 @@ once from a bad one, whose end leaves a third of the signal. Then, for each of t
 network is trained under that schedule alone, and 10,000 of its samples are held against the test images: Fréchet
 distance of the bundled features. All but the schedule is the same, initial weights and minibatches included, so
 differences are those of a seed. Intervals are Student's over the seeds; `se` is one distance's own, by its samples.
+What `--out` already holds, from a run that was stopped, is not done again.
 """
 
 from __future__ import annotations
@@ -115,26 +116,33 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/fashion-mnist"))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    known = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    schedules: dict[str, Any] = known.get("schedules", {})
+    rows: list[dict[str, Any]] = known.get("rows", [])
+
+    def write() -> None:
+        if given.out:
+            found = {"about": about(), "steps": given.steps, "schedules": schedules, "rows": rows}
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    if known and known["steps"] != given.steps:
+        parser.error(f"{given.out} is of {known['steps']} steps; give another file, or --steps {known['steps']}")
+    schedules |= {"default": {"options": {}}, "bad": {"options": {"start": {"end": 0.6}, "normalised": False}}}
     place = [f"data.path={given.data}"]
-    schedules: dict[str, Any] = {
-        "default": {"options": {}},
-        "bad": {"options": {"start": {"end": 0.6}, "normalised": False}},
-    }
-    schedules["learned"] = learned("learned", place, given.runs)
-    schedules["mended"] = learned("mended", [*place, *BAD], given.runs)
-    for name in ("learned", "mended"):
+    for name, overrides in (("learned", place), ("mended", [*place, *BAD])):
+        if name not in schedules:
+            schedules[name] = learned(name, overrides, given.runs)
+            write()
         print(name, json.dumps({k: v for k, v in schedules[name].items() if k != "cost"}), flush=True)
     trainer = Trainer(given.data, "cuda" if torch.cuda.is_available() else "cpu")
     reward = Fid("fashion-features").open(trainer.device).against(trainer.data.test.pixels)
-    rows = []
+    done = {(row["schedule"], row["seed"]) for row in rows}
     for seed in SEEDS:
-        for name, known in schedules.items():
-            row = {"schedule": name, "seed": seed, **trainer.distances(known["options"], seed, given.steps, reward)}
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-            if given.out:
-                found = {"about": about(), "schedules": schedules, "rows": rows}
-                given.out.write_text(json.dumps(found, indent=1) + "\n")
+        for name in (name for name in schedules if (name, seed) not in done):
+            options = schedules[name]["options"]
+            rows.append({"schedule": name, "seed": seed, **trainer.distances(options, seed, given.steps, reward)})
+            print(json.dumps(rows[-1]), flush=True)
+            write()
     for n in SAMPLING:
         for pair in (("learned", "default"), ("bad", "default"), ("mended", "default"), ("mended", "bad")):
             print(compared(rows, *pair, n))

@@ -1,6 +1,7 @@
 """What sampling and tuning cost on networks of the published sizes, with random weights: minutes on one GPU.
 
-    python -m benchmarks.full_size [--models sd15 sdxl sd3 flux] [--minutes 8] [--out figures.json] [--tiny]
+    python -m benchmarks.full_size [--models sd15 sdxl sd3 flux] [--minutes 8] [--parts eager compiled]
+        [--out figures.json] [--tiny]
 
 Each model is measured by `benchmarks.full_size_one`, in a process of its own: none keeps memory from the next, and one
 that fails or hangs takes nothing with it. Of the minutes left each has a share by its size; what one does not need is
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHARES = {"sd15": 15, "sdxl": 20, "sd3": 23, "flux": 42}  # of the time
+SHARES = {"sd15": 19, "sdxl": 20, "sd3": 22, "flux": 39}  # of the time
 HEADLINES = {  # of each part, the one figure that is printed
     "eager": "ratio",
     "outer_step": "seconds",
@@ -29,13 +30,13 @@ HEADLINES = {  # of each part, the one figure that is printed
 }
 
 
-def measured(names: list[str], share_s: float, left_s: float, tiny: bool) -> dict[str, dict[str, Any]]:
+def measured(names: list[str], more: list[str], share_s: float, left_s: float) -> dict[str, dict[str, Any]]:
     """What a process finds of these, as far as it comes; twice its share, or all that is left, is its end."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         module = [sys.executable, "-m", "benchmarks.full_size_one", *names]
-        options = ["--until", str(time.time() + share_s), "--out", str(out), *(["--tiny"] if tiny else [])]
-        wrong = _ran([*module, *options], min(2 * share_s, left_s), Path(folder) / "log")
+        options = ["--until", str(time.time() + share_s), "--out", str(out)]
+        wrong = _ran([*module, *options, *more], min(2 * share_s, left_s), Path(folder) / "log")
         read = json.loads(out.read_text()) if out.exists() else {"about": {}, "found": {}}
     failed = {"process": {"error": wrong}} if wrong else {}
     return {name: {"about": read["about"], **read["found"].get(name, {}), **failed} for name in names}
@@ -67,16 +68,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--minutes", type=float)
+    parser.add_argument("--parts", nargs="+", help="of each model, and not all of it")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     minutes = given.minutes or (1.0 if given.tiny else 8.0)
+    more = [*(["--parts", *given.parts] if given.parts else []), *(["--tiny"] if given.tiny else [])]
     end, figures = time.time() + 60 * minutes, dict[str, dict[str, Any]]()
     together = [given.models] if given.tiny else [[name] for name in given.models]
     for at, names in enumerate(together):
         left, rest = end - time.time(), [name for later in together[at:] for name in later]
         share = left * sum(SHARES[name] for name in names) / sum(SHARES[name] for name in rest)
-        found = measured(names, share, left, given.tiny)
+        found = measured(names, more, share, left)
         figures |= found
         print("\n".join(line(name, found[name]) for name in names), flush=True)
         if given.out:

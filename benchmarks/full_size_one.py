@@ -1,6 +1,6 @@
 """Pipelines of `published`, measured part by part: what `benchmarks.full_size` runs in processes of their own.
 
-    python -m benchmarks.full_size_one sd15 --until 1893456000 --out sd15.json [--tiny]
+    python -m benchmarks.full_size_one sd15 --until 1893456000 --out sd15.json [--parts eager compiled] [--tiny]
 
 What is found is written after every part. A part that fails leaves its error there, and one that would not end before
 `--until`, in seconds since 1970, is left out: how long it takes is known from the samplings timed first.
@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Bench:
 
     def image_s(self) -> float:
         """Seconds an image, as timed; 0 where that failed."""
-        timed = self.found["eager"]
+        timed = self.found.get("eager", {})
         return float(timed["sampler_s"] / timed["batch"]) if "sampler_s" in timed else 0.0
 
 
@@ -180,11 +180,13 @@ PARTS: dict[str, tuple[Callable[[Bench], Figures], Callable[[Bench], float]]] = 
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def run(bench: Bench, until: float, write: Callable[[], None]) -> None:
-    """Part after part; `write` is called after each."""
+def run(bench: Bench, until: float, write: Callable[[], None], parts: Collection[str] = tuple(PARTS)) -> None:
+    """Part after part, of `parts` and what all of them need; `write` is called after each."""
     for name, (part, takes) in PARTS.items():
         if name != "built" and bench.model is None:
             break
+        if name != "built" and name not in parts:
+            continue
         bench.found[name] = _tried(bench, part, takes(bench), until - time.time())
         write()
 
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=list(FULL))
     parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     if not (given.tiny or torch.cuda.is_available()):
@@ -220,7 +223,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     for bench in benches.values():
-        run(bench, given.until, write)
+        run(bench, given.until, write, given.parts)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ class Learner:
             capturable=device.type == "cuda",
         )
         self.steps = 0
+        self.moving: tuple[int, dict[str, Tensor]] | None = None  # what a step changes, once AdamW has its state
+        self.copied: dict[str, Tensor] | None = None  # of it, as it is now
 
     @property
     def device(self) -> torch.device:
@@ -141,6 +143,7 @@ class Learner:
 
     def step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         """One step of AdamW and of the average; the loss, on the device."""
+        self.copied = None
         if not self.captures:
             return self._step(schedule, batch)
         if self.stepped is None:
@@ -171,12 +174,15 @@ class Learner:
         return loss.detach()
 
     def _moving(self) -> dict[str, Tensor]:
-        """Every tensor that a step changes, in place: weights, averages, and what AdamW has come to, which is last."""
-        named = {f"module.{k}": v for k, v in self.module.state_dict().items()}
-        named |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for i, p in enumerate(self._in_order()):
-            named |= {f"adamw.{i}.{k}": v for k, v in self.optimizer.state.get(p, {}).items()}
-        return named
+        """Every tensor that a step changes, in place: weights, averages, and what AdamW has come to."""
+        known = len(self.optimizer.state)
+        if self.moving is None or self.moving[0] != known:
+            named = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+            named |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+            for i, p in enumerate(self._in_order()):
+                named |= {f"adamw.{i}.{k}": v for k, v in self.optimizer.state.get(p, {}).items()}
+            self.moving = known, named
+        return self.moving[1]
 
     def _kept(self) -> dict[str, Tensor]:
         """Copies of them, made together: one by one they would cost more than a step."""
@@ -207,8 +213,10 @@ class Learner:
         return type(schedule)(schedule.family, values, schedule.zero_terminal).to(self.device)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a later run needs to go on, as copies."""
-        return self._kept() | {"steps": torch.tensor(self.steps)}
+        """Everything that a later run needs to go on: copies, made once where nothing has changed."""
+        if self.copied is None:
+            self.copied = self._kept() | {"steps": torch.tensor(self.steps)}
+        return dict(self.copied)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state`, wherever its tensors lie."""
@@ -218,7 +226,7 @@ class Learner:
             mine = f"adamw.{i}."
             own = {k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)}
             self._adamw(p, own)
-        self.steps = int(state["steps"])
+        self.steps, self.moving, self.copied = int(state["steps"]), None, None
 
     def _adamw(self, p: Tensor, own: Mapping[str, Tensor]) -> None:
         """AdamW's state of a weight, in its place where there is one: a recorded step writes there."""

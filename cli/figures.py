@@ -91,7 +91,8 @@ def duration(seconds: float | None) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+    """1 image, 2048 images, 10 000 images."""
+    return f"{n} {word}" if n == 1 else f"{count(n) if n >= 10_000 else n} {word}s"
 
 
 def pasted(value: float | Sequence[float]) -> float | list[float]:

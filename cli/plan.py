@@ -20,7 +20,7 @@ from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.figures import duration
-from genbo.cli.job import Chosen, Job, WeightsJob, likely_device
+from genbo.cli.job import NO_PROMPT, Chosen, Job, WeightsJob, likely_device
 from genbo.cli.memory import Memory, memory
 from genbo.cli.speed import expected_s, record_speed
 
@@ -495,6 +495,8 @@ def _warnings(job: Job) -> Iterator[str]:
     if getattr(job.model.options, "folder", job) is None:
         name = job.model.options.pretrained
         yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
+    if job.prompts == NO_PROMPT:
+        return
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
     elif shared := set(job.held_out) & set(job.prompts):

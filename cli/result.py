@@ -417,9 +417,13 @@ def about_held_out(document: Document) -> list[Document]:
         seen = f"{figures.plural(prompts, 'prompt')} and seeds that tuning never saw"
         text = f"The verdict rests on {seen} ({samples} pairs)."
         said.append(remark("good", text))
-    else:
+    elif "prompts" in document["job"]:
         text = "The verdict rests on fresh seeds of the tuning prompts; evaluate.prompts would add others."
         said.append(remark("note", text))
+    else:
+        seen = ", and distances to data on test images" if document["job"].get("data") else ""
+        text = f"The verdict rests on fresh seeds{seen} that tuning never saw."
+        said.append(remark("good", text))
     if prompts < FEW_PROMPTS:
         counted = figures.plural(prompts, "prompt")
         text = f"The interval counts {counted} only: it says little of prompts unlike these."

@@ -117,6 +117,12 @@ def test_a_guided_one(monkeypatch):
     assert [len(parts) for parts in written] == [1, 2, 3, 4, 5]
 
 
+def test_of_some_parts_no_other_is_run():
+    one = bench("flux")
+    full_size_one.run(one, time.time() + 600, lambda: None, ["largest_batch"])
+    assert list(one.found) == ["built", "largest_batch"]
+
+
 def test_the_largest_batch_is_halved_until_it_fits():
     """A guided image is two rows: six rows have room for two images, as halves go."""
     one = bench("sd15")
@@ -150,7 +156,7 @@ def test_what_fails_takes_nothing_with_it(monkeypatch):
 
 
 def test_what_hangs_is_ended():
-    found = full_size.measured(["flux"], share_s=0.5, left_s=10, tiny=True)
+    found = full_size.measured(["flux"], ["--tiny"], share_s=0.5, left_s=10)
     assert found["flux"]["process"]["error"] == "ended after 1 s"
 
 

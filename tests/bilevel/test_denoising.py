@@ -19,6 +19,7 @@ from genbo.bilevel.penalty import implicit, penalty
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.network import log_snr_of_told
 from genbo.diffusion.process import Prediction, process_of
 from genbo.diffusion.sample import sample
@@ -417,3 +418,32 @@ def test_a_network_that_is_recorded_is_the_average_as_it_stands(monkeypatch):
             mine = sample(process, batch)
         theirs = sample(process_of(one.network(COSINE, one.average), Ddim(steps=4), Plain(weight=1.0)), batch)
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_state_is_a_copy_of_the_moment_and_made_once():
+    one = learner()
+    one.train(COSINE, 2, Seed(0))
+    kept = one.state()
+    assert all(mine is theirs for mine, theirs in zip(kept.values(), one.state().values(), strict=True))
+    as_it_was = {name: x.clone() for name, x in kept.items()}
+    one.train(COSINE, 2, Seed(1))
+    assert all(x.equal(as_it_was[name]) for name, x in kept.items())
+    moved = [name for name, x in one.state().items() if not x.equal(kept[name])]
+    assert {name.split(".")[0] for name in moved} == {"module", "average", "adamw", "steps"}
+    one.load(kept)
+    assert all(x.equal(kept[name]) for name, x in one.state().items())
+
+
+def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
+    """A file has no channels-last: the fused step would pair each weight with another's moment."""
+    pixels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    one, other = (options().open(Unet(channels=[8]).open().module, pixels) for _ in range(2))
+    one.train(COSINE, 2, Seed(0))
+    other.load({name: x.contiguous() for name, x in one.state().items()})
+    moments = [(p, other.optimizer.state[p]["exp_avg"]) for p in other.params]
+    assert any(not p.is_contiguous() for p, _ in moments)
+    assert all(moment.stride() == p.stride() for p, moment in moments)
+    one.train(COSINE, 2, Seed(1))
+    other.train(COSINE, 2, Seed(1))
+    for name, x in one.state().items():
+        torch.testing.assert_close(other.state()[name], x, msg=name)
