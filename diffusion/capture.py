@@ -44,12 +44,13 @@ class Captured:
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         key = tuple((x.shape, x.dtype) for x in inputs)
-        if key not in self.known:
-            self.known[key] = self._record(inputs)
-        recorded = self.known[key]
-        for mine, given in zip(recorded.inputs, inputs, strict=True):
-            mine.copy_(given)
-        recorded.graph.replay()
+        with torch.cuda.device(inputs[0].device):  # streams and graphs are of the device that is current
+            if key not in self.known:
+                self.known[key] = self._record(inputs)
+            recorded = self.known[key]
+            for mine, given in zip(recorded.inputs, inputs, strict=True):
+                mine.copy_(given)
+            recorded.graph.replay()
         return recorded.output
 
     def _record(self, inputs: Inputs) -> _Recorded:
