@@ -68,24 +68,24 @@ class Trainer:
         self.data = Data(path).open()
         self.device = device
         self.train = self.data.train.to(device)
-        self.learners: dict[bool, Learner] = {}
+        self.one: Learner | None = None
 
-    def learner(self, seed: int, normalised: bool) -> Learner:
+    def learner(self, seed: int) -> Learner:
         network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
         options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture="on")
         fresh = options.open(network.module, self.train.signed())
-        if normalised not in self.learners:
-            self.learners[normalised] = fresh
+        if self.one is None:
+            self.one = fresh
         else:
-            self.learners[normalised].load(fresh.state())
-        return self.learners[normalised]
+            self.one.load(fresh.state())
+        return self.one
 
     def distances(self, options: dict[str, Any], seed: int, steps: int, reward: Distance) -> dict[str, Any]:
         """Trained for so many steps, then sampled: distances, and what each half took."""
         tunable = NoiseSchedule(**options)
         schedule = tunable.schedule(tunable.first(SAMPLING[0]))
         forget_peak()
-        began, learner = time.perf_counter(), self.learner(seed, tunable.normalised)
+        began, learner = time.perf_counter(), self.learner(seed)
         learner.meter = Meter()
         loss = learner.train(schedule, steps, Seed(seed).child("scratch"))
         found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began, **learner.meter.as_dict()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +49,7 @@ class Learner:
         device = data.device
         self.meter = meter or Meter()
         self.options, self.data, self.labels, self.classes = options, data, labels, classes
-        self.module = module.to(device).to(memory_format=torch.channels_last)  # half the time of a convolution
+        self.module = module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
         self.loss = DenoisingLoss(
             options.prediction,
@@ -65,7 +65,7 @@ class Learner:
             self.forward = torch.compile(self.loss.__call__, dynamic=False)
             self.body = torch.compile(call, dynamic=False)
         self.captures = options.captures(device.type, sum(p.numel() for p in self.module.parameters()))
-        self.stepped: Captured | None = None  # the training step, and
+        self.stepped: dict[Any, Captured] = {}  # the training step under a kind of schedule, and
         self.replayed = Captured(self._called) if self.captures else None  # the average's call, as one launch
         self.params = list(self.module.parameters())
         self.lr = torch.zeros((), device=device)
@@ -117,7 +117,10 @@ class Learner:
     # -- y -------------------------------------------------------------------------------------------------------------
 
     def train(self, schedule: Schedule, steps: int, seed: Seed) -> float:
-        """AdamW under a schedule; returns the mean loss. Raises `Diverged`, with the weights as they were before."""
+        """AdamW under a schedule for at least one step; returns the mean loss.
+
+        Raises `Diverged`, with the weights as they were before.
+        """
         before, done = self.state(), self.steps
         schedule, total = self._here(schedule), torch.zeros((), device=self.device)
         self.module.train()
@@ -138,25 +141,30 @@ class Learner:
 
     def draw(self, seed: Seed) -> Minibatch:
         generator = torch.Generator(self.device).manual_seed(seed.value)
-        share = self.options.unlabelled
-        return minibatch(self.data, self.options.batch, generator, self.labels, unlabelled=share)
+        share, none = self.options.unlabelled, len(self.classes)
+        return minibatch(self.data, self.options.batch, generator, self.labels, unlabelled=share, none=none)
 
     def step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         """One step of AdamW and of the average; the loss, on the device."""
         self.copied = None
         if not self.captures:
             return self._step(schedule, batch)
-        if self.stepped is None:
-            names, family, zero = list(schedule.values), schedule.family, schedule.zero_terminal
-
-            def of_tensors(x: Tensor, eps: Tensor, at: Tensor, *rest: Tensor) -> Tensor:
-                values = dict(zip(names, rest, strict=False))
-                labels = rest[len(names)] if len(rest) > len(names) else None
-                return self._step(type(schedule)(family, values, zero), Minibatch(x, eps, at, labels))
-
-            self.stepped = Captured(of_tensors, self._kept, self._put_back)
         labels = [] if batch.labels is None else [batch.labels]
-        return self.stepped(batch.x, batch.eps, batch.at, *schedule.values.values(), *labels).clone()
+        return self._recorded(schedule)(batch.x, batch.eps, batch.at, *schedule.values.values(), *labels).clone()
+
+    def _recorded(self, schedule: Schedule) -> Captured:
+        """The step as one launch: a schedule's numbers are inputs, and what else it is is part of the recording."""
+        names, family, zero = tuple(schedule.values), schedule.family, schedule.zero_terminal
+
+        def of_tensors(x: Tensor, eps: Tensor, at: Tensor, *rest: Tensor) -> Tensor:
+            values, labels = dict(zip(names, rest[: len(names)], strict=True)), rest[len(names) :]
+            return self._step(type(schedule)(family, values, zero), Minibatch(x, eps, at, *labels))
+
+        fixed = [(f.name, getattr(family, f.name)) for f in fields(family) if f.name not in names]  # type: ignore[arg-type]
+        kind = (type(family), repr(fixed), names, zero)
+        if kind not in self.stepped:
+            self.stepped[kind] = Captured(of_tensors, self._kept, self._put_back)
+        return self.stepped[kind]
 
     def _step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=not self.captures):
@@ -231,7 +239,7 @@ class Learner:
     def _adamw(self, p: Tensor, own: Mapping[str, Tensor]) -> None:
         """AdamW's state of a weight, in its place where there is one: a recorded step writes there."""
         known = self.optimizer.state.get(p) or {}
-        if known and not own and self.stepped is None:
+        if known and not own and not self.stepped:
             del self.optimizer.state[p]
         elif known:
             for name, value in known.items():
@@ -278,7 +286,7 @@ class Learner:
         found: list[Tensor | float] = []
         for p in self.params:
             state = self.optimizer.state.get(p)
-            if not state:
+            if not state or not self.steps:  # of a step that is recorded, the moments are there before the first
                 found.append(1.0)
                 continue
             moment = state["exp_avg_sq"] / (1 - 0.99 ** state["step"])

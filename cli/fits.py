@@ -100,6 +100,13 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
         return
     if reason := schedule.why_not(job.lower.options.prediction):
         yield root.find(["tune", "noise_schedule"]), reason, None
+    table, steps = job.lower.options.train_steps, job.model.sampler.options.steps
+    if job.lower.options.conditioning == "index" and table % steps:
+        message = (
+            f"a network that is told an index stops at whole steps, and {steps} steps of the sampler do not divide "
+            f"{table}; set it to {steps * -(-table // steps)}"
+        )
+        yield root.find(["lower", "train_steps"]), message, "lower.train_steps"
 
 
 def judged(job: Job, root: Node) -> Iterator[Misfit]:
@@ -128,6 +135,10 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
         elif job.data and not (job.data.validation and job.data.test):
             said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
             yield root.find(["data"]), f"validation and test {said}", None
+    drawn, samples = len(dict.fromkeys(job.held_out)), job.evaluate.samples
+    if found and drawn < samples and samples % drawn:
+        said = f"{samples} samples of {drawn} prompts are not as many of each, and a distance counts every sample alike"
+        yield root.find(["evaluate", "samples"]), f"{said}; take {samples - samples % drawn}", "evaluate.samples"
     wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
     if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
         yield root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid", None

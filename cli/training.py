@@ -38,7 +38,7 @@ def before(work: Work, kept: Kept) -> None:
 
 
 def from_scratch(work: Work, kept: Kept, phi: Tensor, name: str) -> Learner:
-    """A new network, trained under the schedule at phi as long as the job's own was in all."""
+    """A new network, trained under the schedule at phi for as many steps as the job's budget gives its own in all."""
     from genbo.cli.assemble import learner_of
 
     assert work.assembled.data is not None

@@ -17,6 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     Inputs = Sequence[Tensor]
 
+MOST = 8  # recordings at a time: each holds the memory of one pass
 WARM_UP = 3  # calls before a recording: libraries choose their kernels and allocate then
 
 
@@ -46,6 +47,8 @@ class Captured:
         key = tuple((x.shape, x.dtype) for x in inputs)
         with torch.cuda.device(inputs[0].device):  # streams and graphs are of the device that is current
             if key not in self.known:
+                while len(self.known) >= MOST:
+                    del self.known[next(iter(self.known))]
                 self.known[key] = self._record(inputs)
             recorded = self.known[key]
             for mine, given in zip(recorded.inputs, inputs, strict=True):
@@ -57,13 +60,19 @@ class Captured:
         static, kept = [x.clone() for x in inputs], self.keep()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UP):
-                self.f(*static)
-        torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.f(*static)
-        if self.restore is not None:
-            self.restore(kept)
+        try:
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP):
+                    self.f(*static)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, stream=aside):  # torch's own is of the device that first recorded anything
+                output = self.f(*static)
+        except BaseException:
+            self.known.clear()  # where there was no room, what larger inputs have left is in the way
+            raise
+        finally:
+            torch.cuda.current_stream().wait_stream(aside)
+            if self.restore is not None:
+                self.restore(kept)
         return _Recorded(graph, static, output)

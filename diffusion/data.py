@@ -1,8 +1,8 @@
 """Images to learn from and to compare with: a folder of files, MNIST's idx files, or scikit-learn's digits.
 
-Nothing is fetched. Every image falls into train, validation or test by a hash of its own content, so adding images
-moves none of the others, and copies of an image never stand on two sides. Idx files that come with a test set of their
-own (`t10k-...`) keep it. What is read is not trusted: what a header claims is bounded and must be what follows.
+Nothing is fetched. Every image falls into train, validation or test by a hash of its own bytes, so adding images
+moves none of the others, and copies of a file never stand on two sides. Idx files with a test set of their own
+(`t10k-...`) keep it as it is. What is read is not trusted: what a header claims is bounded and must be what follows.
 """
 
 from __future__ import annotations

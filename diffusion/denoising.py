@@ -46,10 +46,11 @@ def minibatch(
     labels: Tensor | None = None,
     *,
     unlabelled: float = 0.0,
+    none: int = -1,
 ) -> Minibatch:
     """Drawn where the data and the generator live. Noise levels are spread evenly, from one random offset.
 
-    A share `unlabelled` of the labels is replaced by the label after the last, which stands for none.
+    A share `unlabelled` of the labels is replaced by `none`, the label that stands for no class.
     """
     device = data.device
     rows = torch.randint(len(data), (size,), device=device, generator=generator)
@@ -58,7 +59,7 @@ def minibatch(
     at = 1 - (torch.arange(size, device=device) + offset) / size
     if labels is not None:
         drop = torch.rand(size, device=device, generator=generator) < unlabelled
-        labels = labels[rows].masked_fill(drop, 0) + drop * (labels.max() + 1)
+        labels = labels[rows].masked_fill(drop, none)
     return Minibatch(data[rows], eps, at, labels)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from genbo.diffusion.process import Condition
 
@@ -41,6 +42,11 @@ def call(module: torch.nn.Module, x_t: Tensor, told: Tensor, labels: Tensor | No
     """The raw output, whether the module wraps it, as diffusers' do, or not."""
     output: Any = module(x_t, told) if labels is None else module(x_t, told, class_labels=labels)
     return output if isinstance(output, Tensor) else output.sample
+
+
+def _carries_tangents(*inputs: Tensor) -> bool:
+    """Whether a derivative is on its way through them, forwards: a recording would lose it."""
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,10 @@ class Network:
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         told = told_of_log_snr(time, self.within) if self.conditioning == "log_snr" else time
-        if self.replay is not None and not torch.is_grad_enabled():
-            return self.replay(x_t, told, *condition.tensors.values())
+        if self.replay is not None and not torch.is_grad_enabled() and not _carries_tangents(x_t, told):
+            return self.replay(
+                x_t, told, *condition.tensors.values()
+            ).clone()  # samplers remember; the next writes there
         if self.autocast is None:
             return call(self.module, x_t, told, condition.tensors.get("labels"))
         with torch.autocast(self.device.type, self.autocast):

@@ -82,7 +82,7 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         if names := class_names(model.folder):
             document["classes"] = names
     elif hasattr(model, "module"):
-        save_network(model, folder)
+        save_network(model, folder, process.steps)
         if model.classes:
             document["classes"] = list(model.classes)
     elif weights := getattr(model, "weights", {}):
@@ -90,11 +90,12 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def save_network(network: Network, folder: Path) -> None:
+def save_network(network: Network, folder: Path, sampled: int = 1) -> None:
     """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
     Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
-    up by the index of a step.
+    up by the index of a step. diffusers counts in whole steps of its table, so a table of one's own choice has as many
+    as the `sampled` steps of the sampler divide: 1002 for 6.
     """
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler
@@ -104,6 +105,7 @@ def save_network(network: Network, folder: Path) -> None:
     module: Any = copy.deepcopy(network.module).to(memory_format=torch.contiguous_format)  # safetensors has no other
     steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
     if network.conditioning == "log_snr":
+        steps = sampled * -(-steps // sampled)
         module = indexed(module, schedule, train_steps=steps, within=network.within)
     betas = schedule.trained_betas(steps)
     if len(betas) != steps:

@@ -10,7 +10,7 @@ estimator's, at z; the indirect part multiplies a difference by gamma, so both i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -91,7 +91,8 @@ class Penalty:
             return -estimate.grad
 
         def wanted(at: Tensor, theta: Any) -> Tensor:
-            return -_value(problem.with_model(learning.model(theta)), problem.value(at), batch, weights)
+            live = [p for p in theta.parameters() if p.requires_grad]
+            return -_value(problem.with_model(learning.model(theta)), problem.value(at), batch, weights, live)
 
         two = learning.answers(problem.value, wanted, seed.child("lower"))
         if self.gauge:
@@ -102,14 +103,22 @@ class Penalty:
         return Estimate(-found.total, first.grad_se, first.scores, -found.indirect.cpu(), both.apart), {}
 
 
-def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor) -> Tensor:
-    """The upper objective on the whole batch, differentiable in the network's weights; a step keeps x_t alone."""
+def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor, live: Sequence[Tensor]) -> Tensor:
+    """The upper objective on the whole batch, with its first derivatives in the `live` weights of the network.
+
+    Each part is gone back through as soon as it is drawn, so that no two are in memory, and one that has no room for
+    its way back is halved like any other; what is returned is linear in the weights, with those derivatives.
+    """
     import torch
 
-    def one(chunk: Batch, whole: Whole | None) -> Tensor:
+    def one(chunk: Batch, whole: Whole | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.enable_grad():
-            live = problem.live_scores(phi[None], chunk, checkpoint=True, whole=whole)
-            found: Tensor = (weights.to(live) @ live).sum()
-        return found
+            scores = problem.live_scores(phi[None], chunk, checkpoint=True, whole=whole)
+            found = (weights.to(scores) @ scores).sum()
+            return found.detach(), torch.autograd.grad(found, live) if live else ()
 
-    return torch.stack(list(problem.in_parts(phi.detach(), batch, one))).sum() / len(batch)
+    values, slopes = zip(*problem.in_parts(phi.detach(), batch, one), strict=True)
+    total = torch.stack(values).sum()
+    for weight, *parts in zip(live, *slopes, strict=True):
+        total = total + ((weight - weight.detach()) * torch.stack(parts).sum(0)).sum()
+    return total / len(batch)

@@ -67,6 +67,8 @@ class Unet:
 
     def open(self, images: Images | None = None) -> Network:
         """The untrained model, of the data's shape: one of 8 x 8 grey pixels where none are given."""
+        import torch
+
         from genbo.diffusion.device import torch_device
         from genbo.diffusion.network import Network
         from genbo.schedules.cosine import Cosine
@@ -78,7 +80,8 @@ class Unet:
         names = names if self.classes else ()
         module = self._pretrained(shape, len(names)) if self.pretrained else self._new(shape, len(names))
         device = torch_device(self.device)
-        return Network(module.to(device), shape, schedule_of(Cosine()), classes=names, device=device)
+        module = module.to(device).to(memory_format=torch.channels_last)  # in half of a convolution's time on a GPU
+        return Network(module, shape, schedule_of(Cosine()), classes=names, device=device)
 
     def _new(self, shape: tuple[int, ...], classes: int) -> Any:
         """A network with weights drawn from the seed."""

@@ -15,6 +15,7 @@ from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.process import process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.samplers.dpmpp import Dpmpp
 from genbo.diffusion.seed import Seed, batch_of
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.schedule import schedule_of
@@ -77,6 +78,19 @@ def test_samples_are_drawn_from_the_average_as_it_stands(way):
         plain = process_of(one.network(COSINE, one.average), Ddim(steps=4), Plain(weight=2.0))
         with torch.no_grad():
             torch.testing.assert_close(sample(recorded, batch), sample(plain, batch), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_a_sampler_that_remembers_is_not_shown_the_next_call(prediction):
+    one = learner(prediction=prediction)
+    one.train(COSINE, 20, Seed(0))
+    batch = batch_of(["3", "8"], 6, Seed(0))
+    drawn = []
+    for module in (None, one.average):
+        process = process_of(one.network(COSINE, module), Dpmpp(steps=5), Plain(weight=1.0))
+        with torch.no_grad():
+            drawn.append(sample(process, batch))
+    torch.testing.assert_close(*drawn, atol=5e-3, rtol=0)
 
 
 def test_a_state_goes_on_in_a_new_recording():

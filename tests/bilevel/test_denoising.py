@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbo.bilevel.learner import Answers, Diverged, Learner
@@ -21,12 +22,14 @@ from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.network import log_snr_of_told
-from genbo.diffusion.process import Prediction, process_of
+from genbo.diffusion.process import Condition, Prediction, process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.samplers.dpmpp import Dpmpp
 from genbo.diffusion.seed import Batch, Seed
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.schedule import Schedule, schedule_of
+from genbo.schedules.sigmoid import Sigmoid
 from tests.bilevel.linear_world import STEPS, Held, LinearWorld, data, quantiles
 
 COSINE = schedule_of(Cosine())
@@ -149,9 +152,9 @@ def test_noise_levels_of_a_minibatch_are_spread_evenly():
         assert (at * size).ceil().sort().values.tolist() == list(range(1, size + 1))
 
 
-def test_left_out_labels_become_the_last_one():
+def test_left_out_labels_become_that_of_no_class():
     labels = torch.arange(512) % 3
-    draws = minibatch(DATA, 3000, torch.Generator().manual_seed(0), labels, unlabelled=0.2)
+    draws = minibatch(DATA, 3000, torch.Generator().manual_seed(0), labels, unlabelled=0.2, none=3)
     assert draws.labels is not None
     counts = draws.labels.bincount(minlength=4) / 3000
     torch.testing.assert_close(counts, torch.tensor([0.8 / 3] * 3 + [0.2]), atol=0.03, rtol=0)
@@ -370,22 +373,25 @@ def test_enough_steps_of_z_end_at_the_exact_gradient():
 
 
 class Recorded:
-    """In place of a CUDA graph: warmed up as that is, then called as it would be replayed, from the same buffers."""
+    """In place of a CUDA graph: warmed up as that is, then from the same buffers into the same one, tangents lost."""
 
     def __init__(self, f: Any, keep: Any = lambda: None, restore: Any = None) -> None:
         self.f, self.keep, self.restore = f, keep, restore
-        self.inputs: list[Tensor] | None = None
+        self.known: dict[Any, tuple[list[Tensor], Tensor]] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        if self.inputs is None:
-            self.inputs, kept = [x.clone() for x in inputs], self.keep()
+        key = tuple(x.shape for x in inputs)
+        if key not in self.known:
+            static, kept = [x.detach().clone() for x in inputs], self.keep()
             for _ in range(3):
-                self.f(*self.inputs)
+                output = self.f(*static)
             if self.restore:
                 self.restore(kept)
-        for mine, given in zip(self.inputs, inputs, strict=True):
-            mine.copy_(given)
-        return self.f(*self.inputs)  # type: ignore[no-any-return]
+            self.known[key] = static, output.clone()
+        static, output = self.known[key]
+        for mine, given in zip(static, inputs, strict=True):
+            mine.copy_(forward_ad.unpack_dual(given).primal.detach())
+        return output.copy_(self.f(*static))
 
 
 @pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
@@ -394,13 +400,15 @@ def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
     monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
     plain, recorded = learner(noise_levels=noise_levels), learner(noise_levels=noise_levels)
     recorded.captures = True
-    other = schedule_of(Cosine(tau=2.0))
+    others = [Cosine(tau=2.0), Cosine(end=0.6, normalised=False), Sigmoid()]
     for one in (plain, recorded):
         one.train(COSINE, 4, Seed(0))
         kept = one.state()
-        one.train(other, 3, Seed(1))
+        one.train(schedule_of(others[0]), 3, Seed(1))
         one.load(kept)
-        one.train(other, 3, Seed(2))
+        for other in others:
+            one.train(schedule_of(other), 3, Seed(2))
+        one.train(schedule_of(others[0], zero_terminal=True), 3, Seed(2))
     for (name, mine), theirs in zip(plain.state().items(), recorded.state().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8, msg=name)
 
@@ -447,3 +455,56 @@ def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
     other.train(COSINE, 2, Seed(1))
     for name, x in one.state().items():
         torch.testing.assert_close(other.state()[name], x, msg=name)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_a_sampler_that_remembers_is_not_shown_the_next_call(monkeypatch, prediction):
+    """DPM-Solver++ keeps x_0, which for `sample` is the network's output itself."""
+    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    one = learner(prediction=prediction)
+    one.replayed = Recorded(one._called)
+    one.train(COSINE, 20, Seed(0))
+    batch = Batch(("",) * 3, (1, 2, 3))
+    with torch.no_grad():
+        mine, theirs = (
+            sample(process_of(one.network(COSINE, module), Dpmpp(steps=5), Plain(weight=1.0)), batch)
+            for module in (None, one.average)
+        )
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_a_derivative_on_its_way_forwards_is_not_lost_in_a_recording():
+    one = learner()
+    one.replayed = Recorded(one._called)
+    one.train(COSINE, 5, Seed(0))
+    x, told = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)), torch.full((4,), 500.0)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        seen = [
+            forward_ad.unpack_dual(one.network(COSINE, module)(dual, told, Condition({}))).tangent
+            for module in (None, one.average)
+        ]
+    assert seen[0] is not None and seen[1] is not None
+    torch.testing.assert_close(*seen)
+
+
+def test_an_answer_after_a_state_that_never_moved_is_finite(monkeypatch):
+    """A recorded step has its moments from the start; those of no step yet are no preconditioner."""
+    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    one, other = learner(), learner()
+    one.captures = True
+    fresh = one.state()
+    one.train(COSINE, 3, Seed(0))
+    one.load(fresh)
+    mine, theirs = (of.answer(COSINE, lambda z: torch.zeros(()), 0.0, 5, Seed(1)) for of in (one, other))
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_the_label_of_no_class_is_the_same_in_training_and_in_sampling():
+    """Whatever classes the training share happens to hold."""
+    labels = torch.arange(len(DATA)) % 2
+    one = options(unlabelled=1.0).open(Small(), DATA, labels, classes=("a", "b", "c"))
+    drawn = one.draw(Seed(0)).labels
+    assert drawn is not None
+    assert set(drawn.tolist()) == {3} == set(one.network(COSINE).unconditional().tensors["labels"].tolist())

@@ -150,7 +150,8 @@ class Known:
 
     def upper(self, q: Tensor, theta: Tensor) -> Tensor:
         model = self.learner.network(self.world.tunable.schedule(q), LinearDenoiser(theta, "log_snr"))
-        return -_value(self.problem.with_model(model), q, self.batch, ONE)
+        scores = self.problem.with_model(model).live_scores(q[None], self.batch)
+        return -(ONE @ scores).mean()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,23 @@ def test_the_penalty_is_the_exact_gradient_with_both_its_parts(coupled, estimato
         assert (mine - wanted).norm() < 0.02 * wanted.norm()
     assert (exact.direct * exact.indirect < 0).any(), "the parts disagree in sign here: neither stands for the other"
     assert (found.apart is not None) == estimator.gauge
+
+
+@pytest.mark.parametrize("size", [64, 7])
+def test_the_weights_derivatives_of_what_is_wanted_come_in_parts(coupled, size):
+    """Each part is gone back through by itself, and the sum is that of the whole."""
+    world, problem, learner = coupled
+    q, batch = world.tunable.first(STEPS), batch_of([""], 20, Seed(5))
+    theta = world.solve(q, 0.0)[None].clone().requires_grad_()
+    model = learner.network(world.tunable.schedule(q), LinearDenoiser(theta[0], "log_snr"))
+    whole = (ONE @ problem.with_model(model).live_scores(q[None], batch)).mean()
+    (wanted,) = torch.autograd.grad(whole, theta)
+    process, backward = replace(problem.process, model=model, batch=size), []
+    theta.register_hook(lambda grad: backward.append(grad))
+    found = _value(replace(problem, process=process), q, batch, ONE, [theta])
+    assert len(backward) == -(-20 // size)
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(torch.autograd.grad(found, theta)[0], wanted)
 
 
 def test_the_penalty_is_for_networks_in_training_and_gradients_of_the_reward():

@@ -16,7 +16,7 @@ from genbo.cli.heldout import shown_samples
 from genbo.cli.job import JobMistakes, read_job
 from genbo.cli.plan import plan
 from genbo.diffusion.sample import sample
-from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.seed import Batch, Seed, batch_of
 
 BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 12, "batch": 16}
 COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 3, "z_steps": 4, "z_refresh": 3, "z_batches": 2}
@@ -59,20 +59,24 @@ CASES = {
         BROAD,
         {"estimator": {"kind": "zeroth_order", "directions": "random", "count": 1}},
     ),
-    "told the index": ({**COUPLED, "conditioning": "index", "train_steps": 20}, {}),
-    "with classes and guidance": (BROAD, {"model": {"classes": True, "guidance": 2.0}}),
+    "told the index": ({**COUPLED, "conditioning": "index", "train_steps": 21}, {}),
+    "with classes and guidance": (
+        BROAD,
+        {"model": {"classes": True, "guidance": 2.0}, "evaluate": {"samples": 20}},
+    ),
 }
 
 
 def test_genbo_draws_from_the_tuned_folder_what_the_run_drew(job):
     """The same images by class, guidance and seed, though the network is told indices now."""
-    result = genbo.tune(job(*CASES["with classes and guidance"][:1], **CASES["with classes and guidance"][1])).result()
+    told = {"classes": True, "guidance": 2.0, "sampler": {"kind": "ddim", "steps": 6}}  # which do not divide 1,000
+    result = genbo.tune(job(model=told, evaluate={"samples": 30})).result()
     again = genbo.load(result.folder)
     images = again(["7", "3"], samples=2, seed=0)
     assert [image.size for image in images] == [(8, 8)] * 4 and images[0].mode == "L"
     assert images[0].tobytes() != images[2].tobytes()
     shown = load_file(result.folder / "evaluation" / "tuned.safetensors")["shown"]
-    batch = batch_of(read_job(result.document["job"]).held_out, 24, Seed(0).child("evaluate"))
+    batch = batch_of(read_job(result.document["job"]).held_out, 30, Seed(0).child("evaluate"))
     with torch.no_grad():
         drawn = again.process.model.decode(sample(again.process, batch))
     mine = (drawn[sorted(shown_samples(batch.prompts))] * 255).round()
@@ -126,16 +130,21 @@ def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
     result = genbo.tune(job()).result()
     folder = result.folder / "tuned"
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    assert len(config["trained_betas"]) == config["num_train_timesteps"] == 1000
+    assert len(config["trained_betas"]) == config["num_train_timesteps"] == 1002  # which three steps divide
     pipeline = DDIMPipeline.from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    noise = [torch.Generator().manual_seed(seed) for seed in (11, 12)]
+    images = pipeline(batch_size=2, generator=noise, num_inference_steps=3, output_type="np").images
     assert images.shape == (2, 8, 8, 1) and images.std() > 0
+    process = genbo.load(result.folder).process
+    with torch.no_grad():
+        mine = process.model.decode(sample(process, Batch(("", ""), (11, 12))))
+    torch.testing.assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), mine, atol=1e-5, rtol=0)
     phi = result.phi["noise_schedule"]
     from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 
     tunable = NoiseSchedule(parameters=["end", "tau"], normalised=False)
-    bar = tunable.schedule(torch.tensor(phi, dtype=torch.float64)).alphas_cumprod()[0]
+    bar = tunable.schedule(torch.tensor(phi, dtype=torch.float64)).alphas_cumprod(1002)[0]
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), bar, rtol=1e-5, atol=1e-6)
 
 
