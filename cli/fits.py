@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from genbo.cli.job import Job
+from genbo.cli.catalog import nearest
+from genbo.cli.job import NO_PROMPT, Job
 from genbo.cli.places import Node
 
 Misfit = tuple[Node, str, str | None]
@@ -70,7 +71,8 @@ def taught(job: Job, root: Node) -> Iterator[Misfit]:
             said = "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
             yield root.find([key]), f"{kinds[0]} {said}", None
         elif kinds and job.model.sampler.options.stochastic:
-            said = "compares two ways from the same noise, and this sampler draws more on its way; set eta: 0"
+            remedy = "set eta: 0" if hasattr(job.model.sampler.options, "eta") else "take ddim, euler or dpmpp"
+            said = f"compares two ways from the same noise, and this sampler draws more on its way; {remedy}"
             yield root.find(["model", "sampler"]), f"{kinds[0]} {said}", None
 
 
@@ -85,9 +87,8 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
     if job.trains and not learns:
         message = "it trains a network of one's own; write model: {kind: unet}"
         yield root.find(["lower"]), message, None
-    if learns and not job.model.options.classes and getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
-        message = "this network is told nothing, so guidance has nothing to strengthen; set it to 1, or classes: true"
-        yield root.find(["model", "guidance"]), message, None
+    if learns:
+        yield from _what_it_is_told(job, root)
     if learns and job.tilts:
         message = "it is for a pretrained model; train a network of one's own by lower: {kind: denoising}"
         yield root.find(["lower"]), message, None
@@ -107,6 +108,30 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
             f"{table}; set it to {steps * -(-table // steps)}"
         )
         yield root.find(["lower", "train_steps"]), message, "lower.train_steps"
+
+
+def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
+    """Guidance and prompts of a network that is told the classes of its data, or nothing."""
+    classes = job.data.classes if job.data and job.model.options.classes else ()
+    written = [
+        (["prompts"], job.prompts),
+        (["evaluate", "prompts"], job.held_out if job.evaluate.prompts else NO_PROMPT),
+    ]
+    if not job.model.options.classes:
+        message = "this network is told nothing, so guidance has nothing to strengthen; "
+        if getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
+            yield root.find(["model", "guidance"]), f"{message}set it to 1, or classes: true", None
+        if "guidance" in job.tune:
+            yield root.find(["tune", "guidance"]), f"{message}delete it, or set model.classes: true", None
+    for at, texts in written:
+        strangers = [text for text in texts if text not in classes]
+        if texts == NO_PROMPT or not strangers:
+            continue
+        if not job.model.options.classes:
+            yield root.find(at), "this network is told nothing; delete them, or set model.classes: true", None
+        elif classes:
+            said = f"the data have no class {strangers[0]!r}{nearest(strangers[0], classes)}"
+            yield root.find(at), said, None
 
 
 def judged(job: Job, root: Node) -> Iterator[Misfit]:

@@ -20,6 +20,7 @@ def templates() -> dict[str, Path]:
 def run(kind: str) -> int:
     """Print the job."""
     known = templates()
+    kind = kind.replace("_", "-")  # as the job's own key is written
     if kind not in known:
         raise UserMistake(f"there is no job to begin with for {kind!r}{nearest(kind, list(known))}")
     sys.stdout.write(known[kind].read_text(encoding="utf-8"))

@@ -59,8 +59,16 @@ def _open(node: Node, part: str, place: Place) -> None:
     if isinstance(node.value, dict):
         if part.isdecimal() and node.where in ("reward", "keep"):
             node.value = [itself]
+    elif isinstance(node.value, list) and node.where in ("reward", "keep") and not part.isdecimal():
+        if len(node.value) != 1:
+            said = f"{node.where} is a list of {len(node.value)}; write {node.where}.0.{part}, or another number"
+            raise JobMistakes([Mistake("--set", None, None, node.where, said)])
+        (only,) = node.value
+        node.value, node.keys, node.place = only.value, only.keys, only.place
+        _open(node, part, place)
     elif not isinstance(node.value, list) or not part.isdecimal():
-        key = "kind" if isinstance(node.value, str) else "weight" if node.where == "model.guidance" else None
+        bare = "path" if node.where == "data" else "kind"
+        key = bare if isinstance(node.value, str) else "weight" if node.where == "model.guidance" else None
         node.value, node.keys = ({key: itself}, {key: node.place}) if key and node.value is not None else ({}, {})
         node.place = itself.place if key else place
 

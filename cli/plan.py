@@ -495,6 +495,8 @@ def _warnings(job: Job) -> Iterator[str]:
     if getattr(job.model.options, "folder", job) is None:
         name = job.model.options.pretrained
         yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
+    if job.budget.steps == 1 and not job.tilts:
+        yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
     if job.prompts == NO_PROMPT:
         return
     if job.evaluate.prompts is None:

@@ -88,7 +88,8 @@ class Reading:
         at = root.value.get
         model, data = self.model(at("model") or Node({}, root.place, "model")), self.data(at("data"))
         told = self._told(model, data)
-        self._keys(root, TOP, [key for key in REQUIRED if key != "prompts" or told is None])
+        prompted = told is None and (model is not None or self._is_prompted(at("model")))
+        self._keys(root, TOP, [key for key in REQUIRED if key != "prompts" or prompted])
         lower = self.lower(at("lower"))
         usual = "bisection" if lower and not getattr(lower.options, "free", True) else "adam"
         parts = {
@@ -138,6 +139,15 @@ class Reading:
         for text in wrong:
             self.note(node, text.removeprefix("data: "))
         return None if wrong else found
+
+    @staticmethod
+    def _is_prompted(node: Node | None) -> bool:
+        """Whether a model with a mistake in it is one that is told prompts, as far as its kind says."""
+        value = node.value if node else None
+        kind = value.get("kind") if isinstance(value, dict) else None
+        name = kind.value if kind else value if isinstance(value, str) else "diffusers"
+        known = isinstance(name, str) and name in catalog.kinds("models")
+        return known and not hasattr(catalog.options_of("models", str(name)), "learns")
 
     @staticmethod
     def _told(model: ModelJob | None, data: Data | None) -> Prompts | None:
@@ -309,7 +319,7 @@ class Reading:
         if name not in names:
             message = f"nothing to tune is called {name!r}{catalog.nearest(name, names)}"
             return self.note(parent, message, place=parent.keys.get(key), where=node.where)
-        if not self._mapping(node, "start: 1.0, bounds: [0, 20]"):
+        if not self._mapping(node, _LIKE.get(name, "start: 1.0, bounds: [0, 20]")):
             return None
         of_rule = name == "guidance"  # the only one that may be an option of something else
         if option and not of_rule:
@@ -611,6 +621,7 @@ class Reading:
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
 
 
+_LIKE = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable
 _MISSING = {
     "version": "missing; write version: 1",
     "prompts": "missing; give a list of prompts, a text file, or a bundled list",

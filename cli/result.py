@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genbo.cli import figures
+from genbo.cli import catalog, figures
 from genbo.cli.run import SCHEMA, version
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _phi(found: Findings) -> Document:
             "start": tunable.spoken(first[here]),
             "tuned": tuned,
             "se": se if isinstance(tuned, list) else se[0],
-            "bounds": None if bounds is None else list(bounds),
+            "bounds": list(bounds) if isinstance(bounds, Sequence) and bounds else None,
             **_over_steps(tunable, problem.process.steps, first[here], phi[here]),
         }
         at += size
@@ -421,14 +421,19 @@ def about_held_out(document: Document) -> list[Document]:
         text = "The verdict rests on fresh seeds of the tuning prompts; evaluate.prompts would add others."
         said.append(remark("note", text))
     else:
-        seen = ", and distances to data on test images" if document["job"].get("data") else ""
+        kinds = [reward["kind"] for reward in document["job"]["reward"]]
+        of_data = any(getattr(catalog.options_of("rewards", kind), "of_sets", False) for kind in kinds)
+        seen = ", and distances to data on test images" if of_data and document["job"].get("data") else ""
         text = f"The verdict rests on fresh seeds{seen} that tuning never saw."
         said.append(remark("good", text))
     if prompts < FEW_PROMPTS:
         counted = figures.plural(prompts, "prompt")
         text = f"The interval counts {counted} only: it says little of prompts unlike these."
         said.append(remark("note", text))
-    if held_out["verdict"] == "no measurable difference":
+    if all(value["start"] == value["tuned"] for value in document["phi"].values()):
+        text = "Nothing moved: start and tuned are the same values. The last step is measured and not taken; give more."
+        said.append(remark("warning", text))
+    elif held_out["verdict"] == "no measurable difference":
         text = "The interval includes zero: there may be a difference, but this many samples do not show it."
         said.append(remark("note", text))
     return said

@@ -112,6 +112,12 @@ def values_table(document: Document) -> Any:
     for name in ("", "start", "tuned", "bounds"):
         table.add_column(name, justify="left" if not name else "right")
     for name, value in document["phi"].items():
+        if "labels" in value:
+            for label, *numbers in zip(value["labels"], value["start"], value["tuned"], value["se"], strict=True):
+                table.add_row(
+                    escape(f"{name}.{label}"), figures.number(numbers[0]), figures.with_error(*numbers[1:]), ""
+                )
+            continue
         bounds = "" if value["bounds"] is None else escape(f"[{value['bounds'][0]:g}, {value['bounds'][1]:g}]")
         table.add_row(escape(name), figures.spoken(value["start"]), figures.spoken(value["tuned"], value["se"]), bounds)
     return table

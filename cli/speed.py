@@ -100,6 +100,7 @@ def key_of(job: Job) -> str:
         likely_device(options),
         getattr(options, "dtype", "fp64"),
     ]
+    said += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
     said += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -378,6 +378,7 @@ def _decoded(files: Sequence[Path], folder: Path, size: int | None, color: str) 
             image = decode(content, color)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             said = str(error).partition("\n")[0].replace(str(file), "the file") or type(error).__name__
+            said = "no image that can be told" if "cannot identify" in said else said
             broken.append(f"{file.relative_to(folder)} ({said})")
             continue
         images.append(image if size is None else _resized(image[None], size)[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from genbo.diffusion.refused import Refused
+
 if TYPE_CHECKING:
     import torch
 
@@ -15,3 +17,15 @@ def torch_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def present(device: torch.device) -> torch.device:
+    """The device again; `Refused` where this machine has no such GPU."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not count:
+        raise Refused("device: this machine has no CUDA device that torch can use; set model.device: auto")
+    if device.type == "cuda" and device.index is not None and device.index >= count:
+        raise Refused(f"device: there is no {device}, only cuda:0 to cuda:{count - 1}; set model.device to one of them")
+    return device

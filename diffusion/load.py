@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from genbo.diffusion.device import present
 from genbo.diffusion.models._folder import components, lora_mistakes, read_index
 from genbo.diffusion.pipelines._pipeline import encoders, networks
 from genbo.diffusion.refused import Refused
@@ -30,9 +31,7 @@ def load_pipeline(options: Diffusers) -> Model:
     mistakes = options.folder_mistakes(folder)
     if mistakes:
         raise Refused("; ".join(mistakes))
-    device = options.torch_device()
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise Refused("device: this machine has no CUDA device that torch can use; set model.device: auto")
+    device = present(options.torch_device())
     dtype = DTYPES.get(options.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     pipeline = _from_folder(folder, dtype, options.variant)
     _check_weights(pipeline, folder, options.variant)

@@ -265,7 +265,7 @@ def _falls(clock: Clock, times: Sequence[float]) -> bool:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads((folder / "genbo.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise Refused(f"{folder} has no genbo.json: give the tuned/ folder of a finished run") from None
     except ValueError as error:
         raise Refused(f"{folder / 'genbo.json'} cannot be read as JSON: {error}") from None

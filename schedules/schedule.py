@@ -132,9 +132,9 @@ class Schedule:
     def grid(self, steps: int, *, told: Told = "log_snr", train_steps: int = 1000, clean: bool = True) -> Grid:
         """The levels at which a sampler of `steps` steps stops: t = 1, 1 - 1/steps, ..., 1/steps, and then no noise.
 
-        This is diffusers' `timestep_spacing="trailing"` where `steps` divides the train steps. The last level is alpha = 1, sigma = 0, two constants: as
-        functions of the schedule they would have a square root of 0 in them, whose derivative is not finite. With
-        `clean` off the last level is the schedule's own at t = 0.
+        This is diffusers' `timestep_spacing="trailing"` where `steps` divides the train steps. The last level is
+        alpha = 1, sigma = 0, two constants: as functions of the schedule they would have a square root of 0 in them,
+        whose derivative is not finite. With `clean` off the last level is the schedule's own at t = 0.
         """
         import torch
 

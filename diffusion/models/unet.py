@@ -51,11 +51,15 @@ class Unet:
     def _folder_mistakes(self) -> list[str]:
         folder = self._unet_folder
         try:
-            kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("_class_name")
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            kind, told = config.get("_class_name"), config.get("time_embedding_type", "positional")
         except (OSError, ValueError, AttributeError):
             return [f"pretrained: {folder} has no {CONFIG} that can be read; give the folder of a UNet2DModel"]
         if kind != "UNet2DModel":
             return [f"pretrained: {folder} holds a {kind}; only a UNet2DModel can be trained here"]
+        if told != "positional":  # a tuned folder of genbo's own is told the index of a step of its schedule
+            said = f"pretrained: {folder} knows the steps of one schedule alone ({told} time embeddings)"
+            return [f"{said}; give a network with positional ones, or leave it out and train a new one"]
         missing = not (folder / WEIGHTS).is_file()
         return [f"pretrained: {folder / WEIGHTS} is missing; genbo reads safetensors only"] if missing else []
 
@@ -69,7 +73,7 @@ class Unet:
         """The untrained model, of the data's shape: one of 8 x 8 grey pixels where none are given."""
         import torch
 
-        from genbo.diffusion.device import torch_device
+        from genbo.diffusion.device import present, torch_device
         from genbo.diffusion.network import Network
         from genbo.schedules.cosine import Cosine
         from genbo.schedules.schedule import schedule_of
@@ -79,7 +83,7 @@ class Unet:
             raise Refused("classes: the data have no labels; give folders of classes or a file of labels, or leave it")
         names = names if self.classes else ()
         module = self._pretrained(shape, len(names)) if self.pretrained else self._new(shape, len(names))
-        device = torch_device(self.device)
+        device = present(torch_device(self.device))
         module = module.to(device).to(memory_format=torch.channels_last)  # in half of a convolution's time on a GPU
         return Network(module, shape, schedule_of(Cosine()), classes=names, device=device)
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import genbo
-from genbo.cli.errors import Diverged
+from genbo.cli import show
+from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.heldout import shown_samples
 from genbo.cli.job import JobMistakes, read_job
 from genbo.cli.plan import plan
@@ -281,3 +282,48 @@ def test_the_examples_and_the_template_are_jobs(capsys, tmp_path):
     assert read_job(tmp_path / "job.yaml").digest() == digits.digest()
     with pytest.raises(JobMistakes, match="data"):  # the images are not here
         read_job(root / "noise-schedule-fashion-mnist.yaml", ["data.path=/nowhere"])
+
+
+@pytest.mark.parametrize("bounds", [{}, {"end": [0.58, 0.9]}])
+def test_a_schedule_is_shown_number_by_number(job, capsys, bounds):
+    schedule = {"parameters": ["end", "tau"], "start": {"end": 0.6}, "normalised": False, "bounds": bounds}
+    result = genbo.tune(job(tune={"noise_schedule": schedule})).result()
+    assert show.run(result.folder) == 0
+    said = capsys.readouterr().out
+    assert "noise_schedule.end" in said and "noise_schedule.tau" in said
+    assert result.document["phi"]["noise_schedule"]["bounds"] is None
+
+
+def test_what_one_step_finds_is_said_to_be_nothing(job):
+    document = genbo.tune(job(budget={"steps": 1, "samples": 16})).result().document
+    assert any("Nothing moved" in said["text"] for said in document["trust"])
+    assert any("nothing moves" in warning for warning in plan(read_job(job(budget={"steps": 1}))).warnings)
+
+
+def test_the_verdict_says_what_it_rests_on(job):
+    document = genbo.tune(job()).result().document
+    assert any("fresh seeds, and distances to data on test images" in said["text"] for said in document["trust"])
+    assert not any("prompts" in said["text"] for said in document["trust"])
+
+
+def test_a_tuned_network_is_no_beginning(job):
+    """Its table holds one schedule; training another on it would be told nonsense."""
+    result = genbo.tune(job()).result()
+    with pytest.raises(JobMistakes, match="the steps of one schedule alone"):
+        read_job(job(model={"pretrained": str(result.folder / "tuned")}))
+
+
+def test_short_forms_can_be_overridden(job):
+    read = read_job(job(), ["data.validation=0.2", "reward.features=digits-features"])
+    assert read.data is not None and (read.data.path, read.data.validation) == ("digits", 0.2)
+    assert [reward.options.features for reward in read.reward] == ["digits-features"]
+    one = {"kind": "mmd", "features": "pixels"}
+    assert read_job(job(reward=[one]), ["reward.features=digits-features"]).reward[0].options.features != "pixels"
+    with pytest.raises(JobMistakes, match=r"write reward\.0\.features"):
+        read_job(job(reward=[one, {**one, "degree": 2}]), ["reward.features=digits-features"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(job):
+    with pytest.raises(ArtifactRefused, match="no CUDA device"):
+        genbo.tune(job(model={"device": "cuda"})).result()
