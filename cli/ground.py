@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
+from genbo.cli.job import NO_PROMPT
 from genbo.cli.run import Run, sha256, sha256_of, version
 
 if TYPE_CHECKING:
@@ -64,10 +65,13 @@ def environment_of(assembled: Assembled) -> Document:
 
 
 def inputs_of(assembled: Assembled) -> Document:
-    """sha256 of prompts and of every file of the model and the rewards."""
+    """sha256 of prompts, of the images of `data:` and of every file of the model and the rewards."""
     problem = assembled.problem
     lists = {"prompts": assembled.prompts, "held_out": assembled.held_out}
-    hashes = {name: sha256("\n".join(prompts).encode()) for name, prompts in lists.items()}
+    hashes = {name: sha256("\n".join(texts).encode()) for name, texts in lists.items() if texts != NO_PROMPT}
+    if data := assembled.data:
+        shares = {"train": data.train, "validation": data.validation, "test": data.test}
+        hashes |= {f"data.{name}": sha256(images.pixels.numpy().tobytes()) for name, images in shares.items()}
     parts: dict[str, object] = {"model": problem.process.model}
     parts |= dict(zip((*assembled.reward_names, *assembled.constraint_names), problem.scorers, strict=True))
     below = (reward for _, reward in assembled.lower_rewards)
@@ -78,7 +82,9 @@ def inputs_of(assembled: Assembled) -> Document:
 
 
 def files_of(part: object) -> dict[str, str]:
-    """The files of an opened model or reward that knows its folder, or its one file."""
+    """The files of an opened model or reward that knows its folder, or its one file; of a distance, its network."""
+    if extractor := getattr(part, "extractor", None):
+        return {"features": extractor.identity}
     folder, file = getattr(part, "folder", None), getattr(part, "file", None)
     if folder is None or not Path(folder).is_dir():
         return {file.name: sha256_of(file)} if isinstance(file, Path) and file.is_file() else {}

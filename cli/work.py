@@ -46,11 +46,12 @@ class Work:
 
 
 def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
-    """The plan's images that are not drawn yet, at the pace so far."""
-    done = cost.get("image_forwards", 0)
-    if not done:
+    """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock."""
+    forwards, lower = cost.get("image_forwards", 0), work.job.lower
+    timed = forwards - (lower.options.pretrain * lower.options.batch if lower and work.job.trains else 0)
+    if timed <= 0:
         return None
-    left = elapsed_s / done * max(0, work.planned.image_forwards - done)
+    left = elapsed_s / timed * max(0, work.planned.image_forwards - forwards)
     minutes = work.job.budget.minutes
     return left if minutes is None else min(left, max(0.0, 60 * minutes - elapsed_s))
 

@@ -304,6 +304,8 @@ def test_the_verdict_says_what_it_rests_on(job):
     document = genbo.tune(job()).result().document
     assert any("fresh seeds, and distances to data on test images" in said["text"] for said in document["trust"])
     assert not any("prompts" in said["text"] for said in document["trust"])
+    inputs = document["environment"]["inputs"]
+    assert set(inputs) == {"data.train", "data.validation", "data.test", "mmd"} and "features" in inputs["mmd"]
 
 
 def test_a_tuned_network_is_no_beginning(job):
