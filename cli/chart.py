@@ -166,7 +166,7 @@ def bundle(rows: Sequence[Sequence[float]], *, name: str) -> Markup:
     lines = []
     for k in range(many):
         points = [(i + 1.0, row[k]) for i, row in enumerate(rows)]
-        opacity = 1 - 0.75 * k / max(1, many - 1)
+        opacity = 1 - 0.6 * k / max(1, many - 1)
         lines.append(frame.line(points, class_="way", stroke_opacity=opacity))
     return svg(joined([frame.axes("step"), *lines]), name)
 
