@@ -31,6 +31,7 @@ def run(
     code = allowed(allow_code)
     announce(code)
     job = read_job(path, overrides, code)
+    _look_at_data(job)
     if measure:
         seconds, rows = measured(job)
         record_speed(job, rows, seconds)
@@ -41,6 +42,18 @@ def run(
     else:
         show(job)
     return 0
+
+
+def _look_at_data(job: Job) -> None:
+    """Raises `ArtifactRefused` where the images of `data:` cannot be read, or are not what the network can learn."""
+    from genbo.cli.tune import named
+
+    if job.data is None:
+        return
+    with named():
+        images = job.data.open().train
+        if hasattr(job.model.options, "learns"):
+            job.model.options.open(images)
 
 
 def show(job: Job) -> None:

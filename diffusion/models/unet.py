@@ -94,9 +94,11 @@ class Unet:
 
         halvings = 2 ** (len(self.channels) - 1)
         if shape[1] % halvings or shape[2] % halvings:
+            times = len(self.channels) - 1
+            halved = "once" if times == 1 else f"{times} times"
             raise Refused(
-                f"channels: {len(self.channels)} levels halve an image {len(self.channels) - 1} times, which "
-                f"{shape[1]} x {shape[2]} pixels do not allow; give fewer channels, or bring the data to another size"
+                f"channels: {len(self.channels)} levels halve the sides of an image {halved}, and "
+                f"{shape[1]} x {shape[2]} pixels have no such halves; give fewer numbers, or set data.size"
             )
         last = len(self.channels) - 1
         kinds = ["AttnDown" if self.attention and level == last else "Down" for level in range(last + 1)]

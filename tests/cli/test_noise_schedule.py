@@ -227,7 +227,9 @@ def test_a_job_is_read_back_from_its_own_words(job):
 def test_levels_that_an_image_has_no_room_for(job):
     from genbo.cli.errors import ArtifactRefused
 
-    with pytest.raises(ArtifactRefused, match="5 levels halve an image 4 times, which 8 x 8 pixels do not allow"):
+    with pytest.raises(
+        ArtifactRefused, match="5 levels halve the sides of an image 4 times, and 8 x 8 pixels have no such halves"
+    ):
         genbo.tune(job(model={"channels": [8] * 5})).result()
 
 
@@ -329,3 +331,24 @@ def test_short_forms_can_be_overridden(job):
 def test_a_gpu_that_is_not_there_is_refused(job):
     with pytest.raises(ArtifactRefused, match="no CUDA device"):
         genbo.tune(job(model={"device": "cuda"})).result()
+
+
+def test_check_looks_at_the_images(job, tmp_path, capsys):
+    """What would end the run before its first step is said before anything is begun."""
+    from PIL import Image
+
+    from genbo.cli import check
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(40):
+        Image.new("L", (8, 8 if n else 9), n).save(folder / f"{n}.png")
+    document = tmp_path / "job.json"
+    document.write_text(json.dumps(job(data=str(folder))))
+    with pytest.raises(ArtifactRefused, match="size"):
+        check.run(document)
+    document.write_text(json.dumps(job(model={"channels": [8, 8, 8, 8, 8]})))
+    with pytest.raises(ArtifactRefused, match="levels"):
+        check.run(document)
+    document.write_text(json.dumps(job()))
+    assert check.run(document) == 0
