@@ -155,16 +155,16 @@ class Learner:
     def _recorded(self, schedule: Schedule) -> Captured:
         """The step as one launch: a schedule's numbers are inputs, and what else it is is part of the recording."""
         names, family, zero = tuple(schedule.values), schedule.family, schedule.zero_terminal
+        fixed = [(f.name, getattr(family, f.name)) for f in fields(family) if f.name not in names]  # type: ignore[arg-type]
+        kind = (type(family), repr(fixed), names, zero)
+        if kind in self.stepped:
+            return self.stepped[kind]
 
         def of_tensors(x: Tensor, eps: Tensor, at: Tensor, *rest: Tensor) -> Tensor:
             values, labels = dict(zip(names, rest[: len(names)], strict=True)), rest[len(names) :]
             return self._step(type(schedule)(family, values, zero), Minibatch(x, eps, at, *labels))
 
-        fixed = [(f.name, getattr(family, f.name)) for f in fields(family) if f.name not in names]  # type: ignore[arg-type]
-        kind = (type(family), repr(fixed), names, zero)
-        if kind not in self.stepped:
-            self.stepped[kind] = Captured(of_tensors, self._kept, self._put_back)
-        return self.stepped[kind]
+        return self.stepped.setdefault(kind, Captured(of_tensors, self._kept, self._put_back))
 
     def _step(self, schedule: Schedule, batch: Minibatch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16, cache_enabled=not self.captures):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from genbo.cli.catalog import nearest
 from genbo.cli.job import NO_PROMPT, Job
 from genbo.cli.places import Node
+from genbo.schedules.schedule import divided
 
 Misfit = tuple[Node, str, str | None]
 
@@ -102,10 +103,10 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
     if reason := schedule.why_not(job.lower.options.prediction):
         yield root.find(["tune", "noise_schedule"]), reason, None
     table, steps = job.lower.options.train_steps, job.model.sampler.options.steps
-    if job.lower.options.conditioning == "index" and table % steps:
+    if job.lower.options.conditioning == "index" and divided(table, steps) != table:
         message = (
             f"a network that is told an index stops at whole steps, and {steps} steps of the sampler do not divide "
-            f"{table}; set it to {steps * -(-table // steps)}"
+            f"{table}; set it to {divided(table, steps)}"
         )
         yield root.find(["lower", "train_steps"]), message, "lower.train_steps"
 

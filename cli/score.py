@@ -256,18 +256,16 @@ def of_set(
 
 def place_of(device: str) -> torch.device:
     """A GPU if there is one, or the device that was asked for."""
-    import torch
+    from genbo.diffusion.device import lacking, torch_device
 
-    there = torch.cuda.is_available()
-    if device == "auto":
-        return torch.device("cuda" if there else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise UserMistake(
             f"--device must be auto, cpu, cuda or cuda:0, not {device!r}; auto takes a GPU if there is one"
         )
-    if device != "cpu" and not there:
-        raise UserMistake(f"--device {device}: this machine has no CUDA device that torch can use; leave it out")
-    return torch.device(device)
+    place = torch_device(device)
+    if said := lacking(place):
+        raise UserMistake(f"--device {device}: {said}; leave it out")
+    return place
 
 
 def pixels_of(data: Data) -> Tensor:

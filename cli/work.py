@@ -47,8 +47,8 @@ class Work:
 
 def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
     """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock."""
-    forwards, lower = cost.get("image_forwards", 0), work.job.lower
-    timed = forwards - (lower.options.pretrain * lower.options.batch if lower and work.job.trains else 0)
+    forwards = cost.get("image_forwards", 0)
+    timed = forwards - work.planned.training.image_forwards
     if timed <= 0:
         return None
     left = elapsed_s / timed * max(0, work.planned.image_forwards - forwards)

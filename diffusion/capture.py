@@ -47,7 +47,7 @@ class Captured:
         key = tuple((x.shape, x.dtype) for x in inputs)
         with torch.cuda.device(inputs[0].device):  # streams and graphs are of the device that is current
             if key not in self.known:
-                while len(self.known) >= MOST:
+                if len(self.known) == MOST:
                     del self.known[next(iter(self.known))]
                 self.known[key] = self._record(inputs)
             recorded = self.known[key]
@@ -65,7 +65,6 @@ class Captured:
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UP):
                     self.f(*static)
-            torch.cuda.current_stream().wait_stream(aside)
             with torch.cuda.graph(graph, stream=aside):  # torch's own is of the device that first recorded anything
                 output = self.f(*static)
         except BaseException:

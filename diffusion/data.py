@@ -378,7 +378,6 @@ def _decoded(files: Sequence[Path], folder: Path, size: int | None, color: str) 
             image = decode(content, color)
         except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
             said = str(error).partition("\n")[0].replace(str(file), "the file") or type(error).__name__
-            said = "no image that can be told" if "cannot identify" in said else said
             broken.append(f"{file.relative_to(folder)} ({said})")
             continue
         images.append(image if size is None else _resized(image[None], size)[0])
@@ -419,9 +418,13 @@ def decode(content: bytes, color: str) -> Tensor:
 
     import numpy as np
     import torch
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with warnings.catch_warnings(), Image.open(BytesIO(content), formats=FORMATS) as opened:
+    try:
+        file = Image.open(BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("not an image of a format that is read here") from None  # Pillow's names the buffer
+    with warnings.catch_warnings(), file as opened:
         warnings.simplefilter("ignore")
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} is too large")

@@ -19,13 +19,20 @@ def torch_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def present(device: torch.device) -> torch.device:
-    """The device again; `Refused` where this machine has no such GPU."""
+def lacking(device: torch.device) -> str | None:
+    """None, or in words that this machine has no such GPU."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and not count:
-        raise Refused("device: this machine has no CUDA device that torch can use; set model.device: auto")
-    if device.type == "cuda" and device.index is not None and device.index >= count:
-        raise Refused(f"device: there is no {device}, only cuda:0 to cuda:{count - 1}; set model.device to one of them")
+    if device.type != "cuda" or (device.index or 0) < count:
+        return None
+    if not count:
+        return "this machine has no CUDA device that torch can use"
+    return f"this machine has no {device}, only cuda:0 to cuda:{count - 1}"
+
+
+def present(device: torch.device) -> torch.device:
+    """The device again; `Refused` where this machine has no such GPU."""
+    if said := lacking(device):
+        raise Refused(f"device: {said}; set model.device: auto")
     return device

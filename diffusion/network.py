@@ -82,9 +82,8 @@ class Network:
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
         told = told_of_log_snr(time, self.within) if self.conditioning == "log_snr" else time
         if self.replay is not None and not torch.is_grad_enabled() and not _carries_tangents(x_t, told):
-            return self.replay(
-                x_t, told, *condition.tensors.values()
-            ).clone()  # samplers remember; the next writes there
+            output = self.replay(x_t, told, *condition.tensors.values())
+            return output.clone()  # the next call writes where it lies, and samplers remember
         if self.autocast is None:
             return call(self.module, x_t, told, condition.tensors.get("labels"))
         with torch.autocast(self.device.type, self.autocast):

@@ -90,7 +90,7 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def save_network(network: Network, folder: Path, sampled: int = 1) -> None:
+def save_network(network: Network, folder: Path, sampled: int) -> None:
     """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
     Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
@@ -101,11 +101,12 @@ def save_network(network: Network, folder: Path, sampled: int = 1) -> None:
     from diffusers import DDIMPipeline, DDIMScheduler
 
     from genbo.diffusion.indexed import indexed
+    from genbo.schedules.schedule import divided
 
     module: Any = copy.deepcopy(network.module).to(memory_format=torch.contiguous_format)  # safetensors has no other
     steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
     if network.conditioning == "log_snr":
-        steps = sampled * -(-steps // sampled)
+        steps = divided(steps, sampled)
         module = indexed(module, schedule, train_steps=steps, within=network.within)
     betas = schedule.trained_betas(steps)
     if len(betas) != steps:

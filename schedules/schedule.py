@@ -154,6 +154,11 @@ class Schedule:
         return next(iter(self.values.values())).device
 
 
+def divided(train_steps: int, steps: int) -> int:
+    """The first multiple of a sampler's `steps` from `train_steps` on: a table at whose entries it can stop."""
+    return steps * -(-train_steps // steps)
+
+
 def zero_terminal_mistake(zero_terminal: bool, prediction: str) -> str | None:
     """None, or why a network that predicts this can say nothing at the end of time."""
     if not zero_terminal or prediction != "epsilon":

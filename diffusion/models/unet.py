@@ -92,16 +92,14 @@ class Unet:
         import torch
         from diffusers import UNet2DModel
 
-        halvings = 2 ** (len(self.channels) - 1)
-        if shape[1] % halvings or shape[2] % halvings:
-            times = len(self.channels) - 1
+        times = len(self.channels) - 1
+        if shape[1] % 2**times or shape[2] % 2**times:
             halved = "once" if times == 1 else f"{times} times"
             raise Refused(
                 f"channels: {len(self.channels)} levels halve the sides of an image {halved}, and "
                 f"{shape[1]} x {shape[2]} pixels have no such halves; give fewer numbers, or set data.size"
             )
-        last = len(self.channels) - 1
-        kinds = ["AttnDown" if self.attention and level == last else "Down" for level in range(last + 1)]
+        kinds = ["AttnDown" if self.attention and level == times else "Down" for level in range(times + 1)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return UNet2DModel(
