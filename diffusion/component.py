@@ -118,12 +118,14 @@ def refusing(said: str, remedy: str = AGAIN) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
+    """Without the libraries' warnings, and for good without their bars, which would run through the live table."""
     import diffusers
     import transformers
 
     logs: Any = [diffusers.utils.logging, transformers.utils.logging]
     before = [log.get_verbosity() for log in logs]
     for log in logs:
+        log.disable_progress_bar()
         log.set_verbosity(log.FATAL)
     try:
         yield

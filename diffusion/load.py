@@ -79,34 +79,25 @@ def quicken(network: Any, options: Diffusers) -> None:
             module.compile()
 
 
-def _quiet() -> None:
-    """diffusers' and transformers' bars would run through the live table; both have two switches."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> tuple[Any, tuple[str, ...]]:
     """The pipeline, every component of it whole, and what is to be noted of them."""
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
-    _quiet()
     index = read_index(folder)
     made = _pipeline_class(index)
-    taken = set(made._get_signature_keys(made)[0])
+    components_taken, options_taken = map(set, made._get_signature_keys(made))
     loaded = {
         name: load_component(part_of(folder, name), entry[0], entry[1], dtype, variant)
         for name, entry in components(index).items()
-        if name in taken and name not in UNSEEN
+        if name in components_taken and name not in UNSEEN
     }
     parts = {name: component for name, (component, _) in loaded.items()}
     _check_words(parts, folder)
-    if absent := sorted(taken - set(parts) - set(index) - set(made._optional_components)):
+    if absent := sorted(components_taken - set(parts) - set(index) - set(made._optional_components)):
         raise Refused(f"pretrained: {folder / 'model_index.json'} names no {absent[0]}; fetch the model again")
-    nothing = dict.fromkeys(taken - set(parts))
+    options = {name: index[name] for name in options_taken & set(index)}
     with refusing(f"pretrained: diffusers cannot make a {made.__name__} of {folder}"):
-        pipeline = made.from_pretrained(folder, local_files_only=True, **nothing, **parts)
+        pipeline = made(**dict.fromkeys(components_taken) | parts, **options)
+    pipeline.register_to_config(_name_or_path=str(folder))
     _check_levels(pipeline, folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, tuple(note for _, note in loaded.values() if note)
