@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.component import refusing
-from genbo.diffusion.models._damage import lora_damages, some
+from genbo.diffusion.models._damage import lora_damages, no_layer, some
 from genbo.diffusion.models._folder import lora_file, lora_mistakes
 from genbo.diffusion.pipelines._pipeline import networks
 from genbo.diffusion.refused import Refused
@@ -65,31 +65,28 @@ def _check_names(pipeline: Any, changed: tuple[str, ...], tensors: Mapping[str, 
         strange -= {name for name, theirs in here.items() if theirs in own}
         absent |= {f"{part}.{name}" for name in set(own) - set(here.values())}
     if strange:
-        raise Refused(
-            f"lora: {len(strange)} of {total} tensors of {file} fit no layer of this model ({some(sorted(strange))}); "
-            "take one that was made for it"
-        )
+        raise Refused(no_layer(file, sorted(strange), total))
     if absent:
         raise Refused(f"lora: {file} lacks {some(sorted(absent))}; fetch it again")
 
 
 def _as_peft_names(part: str, network: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Each name in the file -> that in peft, by diffusers' own conversions, a tensor at a time."""
+    """Each name in the file -> that in peft, by diffusers' own conversions, which keep the tensors themselves."""
     from diffusers.utils import (
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,
         convert_unet_state_dict_to_peft,
     )
 
-    def converted(name: str) -> str:
-        one = {name.removeprefix(f"{part}."): tensors[name]}
-        if part.startswith("text_encoder"):
-            (theirs,) = convert_state_dict_to_peft(convert_state_dict_to_diffusers(one))
-            return str(theirs) if hasattr(network, "text_model") else str(theirs).removeprefix("text_model.")
-        (theirs,) = one if "lora_A" in name or "lora_B" in name else convert_unet_state_dict_to_peft(one)
-        return str(theirs)
-
-    return {name: converted(name) for name in tensors}
+    theirs: Any = {name.removeprefix(f"{part}."): value for name, value in tensors.items()}
+    if theirs and part.startswith("text_encoder"):
+        theirs = convert_state_dict_to_peft(convert_state_dict_to_diffusers(theirs))
+        if not hasattr(network, "text_model"):
+            theirs = {name.removeprefix("text_model."): value for name, value in theirs.items()}
+    elif theirs and not any("lora_A" in name or ".lokr_" in name for name in theirs):
+        theirs = convert_unet_state_dict_to_peft(theirs)
+    name_of = {id(value): str(name) for name, value in theirs.items()}
+    return {name: name_of.get(id(value), "") for name, value in tensors.items()}
 
 
 def _check_finite(file: Path) -> None:

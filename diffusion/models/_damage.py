@@ -195,9 +195,45 @@ def names_in(file: Path) -> list[str]:
     return list(entries)
 
 
-def lora_damages(file: Path) -> list[str]:
-    """What of a LoRA's file is damaged."""
+# -- LoRA --------------------------------------------------------------------------------------------------------------
+
+
+def lora_damages(file: Path, folder: Path | None = None, variant: str | None = None) -> list[str]:
+    """What of a LoRA's file is damaged, or plainly of another model than the folder's."""
     try:
-        return [] if names_in(file) else [f"lora: {file} holds no tensor; take another file"]
+        names = [name for name in names_in(file) if not name.endswith("alpha")]
     except ValueError as error:
         return [f"lora: {error}; fetch it again"]
+    if not names:
+        return [f"lora: {file} holds no tensor; take another file"]
+    strange = _of_no_layer(names, folder, variant) if folder else []
+    return [no_layer(file, strange, len(names))] if strange else []
+
+
+def no_layer(file: Path, strange: list[str], total: int) -> str:
+    return (
+        f"lora: {len(strange)} of {total} tensors of {file} fit no layer of this model ({some(strange)}); "
+        "take one that was made for it"
+    )
+
+
+def _of_no_layer(names: list[str], folder: Path, variant: str | None) -> list[str]:
+    """Tensors by peft's names whose layer the network's file has not, while it has others of them."""
+    strange: list[str] = []
+    for part in ("unet", "transformer"):
+        layer_of = {
+            name: found[1] for name in names if (found := re.fullmatch(rf"{part}\.(.+)\.lora_[AB]\.weight", name))
+        }
+        held = _held(folder / part, "diffusers", variant) if layer_of else set()
+        absent = [name for name, layer in layer_of.items() if f"{layer}.weight" not in held]
+        strange += absent if len(absent) < len(layer_of) else []
+    return sorted(strange)
+
+
+def _held(part: Path, library: str, variant: str | None) -> set[str]:
+    """The tensors of a component without damage, by header or index; empty where it is not there."""
+    if not part.is_dir():
+        return set()
+    whole, indices = weight_files(STEMS[library], variant if has_variant(part, variant) else None)
+    index = next((part / name for name in indices if (part / name).is_file()), None)
+    return set(mapping_in(index)["weight_map"]) if index else set(names_in(part / whole))

@@ -93,7 +93,9 @@ class Diffusers:
     def damages(self) -> list[str]:
         """What of the files on this machine is damaged, of a model without mistakes; reads headers and JSON alone."""
         found = self.folder_damages(self.folder) if self.folder else []
-        return found + (_damage.lora_damages(_folder.lora_file(self.lora)) if self.lora is not None else [])
+        if self.lora is not None and not found:
+            found += _damage.lora_damages(_folder.lora_file(self.lora), self.folder, self.variant)
+        return found
 
     def folder_damages(self, folder: Path) -> list[str]:
         """Those of a folder, which for a hub id is known only once it is here."""
