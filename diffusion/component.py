@@ -15,7 +15,6 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +24,13 @@ from genbo.diffusion.models._damage import some
 from genbo.diffusion.models._folder import has_variant
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line, is_out_of_memory
+from genbo.rewards._words import knows_words
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 COUNTED = re.compile(r"(^|\.)(num_batches_tracked|position_ids)$")  # buffers that no image depends on
 SHAPES = re.compile(r"because (\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 AGAIN = "fetch the model again"
 
 
@@ -217,10 +216,8 @@ def check_tokenizer(tokenizer: Any, part: Path) -> None:
     transformers makes an empty one of a folder that lacks its files, and reads half a file of merges.
     """
     with refusing(f"pretrained: the tokenizer in {part} cannot be used"):
-        rows = tokenizer(list(LETTERS), add_special_tokens=False)["input_ids"]
-        special = set(tokenizer.all_special_ids)
-        known = tokenizer.convert_ids_to_tokens([n for row in rows for n in row if n not in special])
-    if not any(letter in token for letter, token in product(LETTERS, known)):
+        known = knows_words(tokenizer)
+    if not known:
         raise Refused(f"pretrained: the tokenizer in {part} knows no word; {AGAIN}")
     if type(tokenizer).__name__ == "CLIPTokenizer" and (lost := _never_joined(tokenizer)):
         raise Refused(f"pretrained: no rule of the tokenizer in {part} makes its token {lost!r}; {AGAIN}")

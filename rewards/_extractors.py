@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.rewards import Refused, bundled
+from genbo.rewards._json import strict_mapping_in
 from genbo.rewards._prepare import prepare, resize
 from genbo.rewards._tower import CONFIG as CLIP_CONFIG
 from genbo.rewards._tower import ImageTower, Tower
@@ -142,16 +143,8 @@ SMALL_CONFIG: dict[str, Callable[[Any], bool]] = {
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A config.json, of a size that a config has; ValueError says what is wrong."""
-    if file.stat().st_size > MOST_CONFIG_BYTES:
-        raise ValueError("it is larger than a config")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(config, dict):
-        raise ValueError("it is no mapping")
-    return config
+    """A config.json, of a size that a config has, its numbers finite; ValueError says what is wrong."""
+    return strict_mapping_in(file, MOST_CONFIG_BYTES)
 
 
 def _needless(features: str, weights: str) -> list[str]:

@@ -14,7 +14,7 @@ MOST_BYTES = 100_000_000
 def mapping_in(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """The mapping in a file. OSError where it cannot be read; ValueError says what is wrong with it."""
     if file.stat().st_size > most_bytes:
-        raise ValueError(f"it is larger than {most_bytes // 1_000_000} MB")
+        raise ValueError(f"it is larger than {most_bytes / 1e6:g} MB")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -31,3 +31,11 @@ def not_finite(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in entries:
         yield from not_finite(part, f"{where}.{name}" if where else str(name))
+
+
+def strict_mapping_in(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The same, where every number must be finite."""
+    found = mapping_in(file, most_bytes)
+    for where, value in not_finite(found):
+        raise ValueError(f"{where} is {value}")
+    return found

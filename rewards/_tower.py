@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from genbo.rewards import Refused, bundled
+from genbo.rewards._json import not_finite
 from genbo.rewards._prepare import prepare
-from genbo.rewards._weights import PICKLED
+from genbo.rewards._weights import PICKLED, shapes, spoken
+from genbo.rewards._words import knows_words
 
 if TYPE_CHECKING:
     import torch
@@ -91,11 +93,25 @@ class Tower:
         except Exception as error:
             said = f"{self.option}: {self.pretrained} could not be loaded ({_reason(error)}); fetch or export it again"
             raise Refused(said) from error
+        if wrong := self._places_mistake(network):
+            raise Refused(wrong)
         for name, tensor in network.state_dict().items():
             if not tensor.isfinite().all():
                 said = f"{self.option}: {name} of {self.pretrained} holds a NaN or an infinity"
                 raise Refused(f"{said}; fetch or export it again")
         return network.eval().requires_grad_(False)
+
+    def _places_mistake(self, network: torch.nn.Module) -> str | None:
+        """Embeddings of places, which open_clip stretches to another size without a word."""
+        file = Path(self.pretrained) if self.model else self.folder / WEIGHTS
+        if self._on_hub or file.suffix != ".safetensors" or not file.is_file():
+            return None
+        own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        for name, shape in shapes(file).items():
+            if name.endswith(("positional_embedding", "pos_embed")) and own.get(name, shape) != shape:
+                sizes = f"{spoken(shape)} in {file}, but {spoken(own[name])} by its config"
+                return f"{self.option}: {name} is {sizes}; give the config of these weights"
+        return None
 
     def tokenizer_mistakes(self) -> list[str]:
         """What is wrong with the tokenizer, for those who read prompts; looks at files and loads none."""
@@ -116,11 +132,17 @@ class Tower:
         """Texts -> numbers of words. Raises `Refused` with a sentence where it cannot be loaded."""
         import open_clip
 
+        remedy = "put its files into the folder of the weights"
         try:
-            return open_clip.get_tokenizer(self.identifier)
+            found = open_clip.get_tokenizer(self.identifier)
+            theirs = getattr(found, "tokenizer", None)  # of transformers
+            known = theirs is None or knows_words(theirs)
         except Exception as error:
             said = f"{self.option}: the tokenizer of {self.pretrained} could not be loaded ({_reason(error)})"
-            raise Refused(f"{said}; put its files into the folder of the weights") from error
+            raise Refused(f"{said}; {remedy}") from error
+        if not known:
+            raise Refused(f"{self.option}: the tokenizer of {self.pretrained} knows no word; {remedy}")
+        return found
 
     @property
     def folder(self) -> Path:
@@ -255,10 +277,15 @@ def _config_mistake(path: Path) -> str | None:
         return f"{path} is missing; it holds open_clip's model_cfg and preprocess_cfg"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"{path} is not JSON ({error}); write it again"
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         return f"{path} has no model_cfg; it must be an open_clip config"
+    for where, value in not_finite(config):
+        return f"{path} says {where}: {value}, which is no finite number; write it again"
+    spread = (config.get("preprocess_cfg") or {}).get("std")
+    if isinstance(spread, list) and not all(isinstance(s, (int, float)) and s > 0 for s in spread):
+        return f"{path} says std: {spread}, by which images are divided; each must be greater than 0"
     return None
 
 

@@ -56,7 +56,7 @@ def differences(path: Path, found: Mapping[str, Shape], wanted: Mapping[str, Sha
     if extra := [name for name in found if name not in wanted]:
         sentences.append(f"pretrained: {path} has {_first(extra)}, which {what} has no place for; leave it out")
     for name in [name for name in wanted if name in found and found[name] != wanted[name]][:1]:
-        sizes = f"{_spoken(found[name])} in {path}, but {_spoken(wanted[name])} in {what}"
+        sizes = f"{spoken(found[name])} in {path}, but {spoken(wanted[name])} in {what}"
         sentences.append(f"pretrained: {name} is {sizes}; give a file of that network")
     return sentences
 
@@ -99,5 +99,6 @@ def _first(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
-def _spoken(shape: Shape) -> str:
+def spoken(shape: Shape) -> str:
+    """`64 x 32`."""
     return " x ".join(map(str, shape)) or "a single number"

@@ -20,6 +20,7 @@ from genbo.rewards._extractors import read_config
 from genbo.rewards._prepare import prepare
 from genbo.rewards._tower import FAMILIES
 from genbo.rewards._weights import PICKLED, filled
+from genbo.rewards._words import knows_words
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +142,8 @@ def _tokenizer(folder: Path, known: int) -> Any:
     remedy = f"put tokenizer.json of {TOKENIZER} there"
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        if not knows_words(tokenizer):
+            raise ValueError("it knows no word")
     except Exception as error:  # transformers raises whatever the file leads it to
         reason = " ".join(str(error).split())[:200]
         raise Refused(f"pretrained: the tokenizer in {folder} cannot be read ({reason}); {remedy}") from error

@@ -175,6 +175,15 @@ def test_corrupt_weights_are_a_sentence(folder, damage):
         Clip(str(folder)).open()
 
 
+def test_embeddings_of_places_are_not_stretched(folder):
+    """open_clip would fit those of 32 pixels to 64 without a word, and score with what it made up."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["image_size"] = 64
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=r"visual.positional_embedding is 17 x 32 in .*, but 65 x 32 by its config"):
+        Clip(str(folder)).open()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -182,6 +191,9 @@ def test_corrupt_weights_are_a_sentence(folder, damage):
         ("{", "is not JSON"),
         ("[]", "has no model_cfg"),
         ("{}", "has no model_cfg"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"model_cfg": {}, "preprocess_cfg": {"mean": [0, NaN, 0]}}', "says preprocess_cfg.mean.1: nan, which is no"),
+        ('{"model_cfg": {}, "preprocess_cfg": {"std": [1, 0, 1]}}', "each must be greater than 0"),
     ],
 )
 def test_a_broken_config_is_a_sentence(folder, text, said):

@@ -213,6 +213,7 @@ def test_a_clip_file_does_not_say_how_images_are_prepared(tiny_clip):
         ("[1]", "no mapping"),
         ("[" * 100_000, "nested"),
         ("{}", "names neither"),
+        ('{"kind": "two_convolutions", "mean": [Infinity]}', "mean.0 is inf"),
         ('{"architecture": "hf-hub:someone/network"}', "names neither"),
         ('{"kind": "two_convolutions", "channels": -1}', "no valid channels"),
     ],

@@ -167,6 +167,14 @@ def test_a_tokenizer_that_cannot_be_read_is_a_sentence(folder):
         Pickscore(str(folder)).open()
 
 
+def test_a_tokenizer_that_knows_no_word_is_a_sentence(folder):
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["model"] |= {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(Refused, match=r"cannot be read \(it knows no word\); put tokenizer.json of laion"):
+        Pickscore(str(folder)).open()
+
+
 def test_a_tokenizer_of_another_model_is_a_sentence(folder):
     held = load_file(folder / "model.safetensors")
     held["text_model.embeddings.token_embedding.weight"] = held["text_model.embeddings.token_embedding.weight"][:99]
