@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,9 @@ def _silent() -> Iterator[None]:
         log.disable_progress_bar()
         log.set_verbosity(log.FATAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for log, verbosity in zip(logs, before, strict=True):
             log.set_verbosity(verbosity)

@@ -92,7 +92,8 @@ def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> tuple
     }
     parts = {name: component for name, (component, _) in loaded.items()}
     _check_words(parts, folder)
-    if absent := sorted(components_taken - set(parts) - set(index) - set(made._optional_components)):
+    nulls = {name for name, entry in index.items() if entry in (None, [None, None])}
+    if absent := sorted(components_taken - {*parts, *nulls, *UNSEEN, *made._optional_components}):
         raise Refused(f"pretrained: {folder / 'model_index.json'} names no {absent[0]}; fetch the model again")
     options = {name: index[name] for name in options_taken & set(index)}
     with refusing(f"pretrained: diffusers cannot make a {made.__name__} of {folder}"):
@@ -123,10 +124,17 @@ def _check_words(parts: dict[str, Any], folder: Path) -> None:
 
 def _check_levels(pipeline: Any, folder: Path) -> None:
     """A scheduler's settings may be numbers, and make noise levels that are none."""
-    betas = getattr(getattr(pipeline, "scheduler", None), "betas", None)
-    if isinstance(betas, torch.Tensor) and not ((betas >= 0) & (betas <= 1)).all():
-        where = part_of(folder, "scheduler") / "scheduler_config.json"
+    from diffusers import SchedulerMixin
+
+    scheduler = getattr(pipeline, "scheduler", None)
+    betas = getattr(scheduler, "betas", None)
+    if not isinstance(scheduler, SchedulerMixin) or not isinstance(betas, torch.Tensor):
+        return
+    where, steps = part_of(folder, "scheduler") / "scheduler_config.json", scheduler.config.get("num_train_timesteps")
+    if not ((betas >= 0) & (betas <= 1)).all():
         raise Refused(f"pretrained: by {where} not every beta lies in [0, 1]; fetch the model again")
+    if len(betas) != steps:
+        raise Refused(f"pretrained: {where} has {len(betas)} betas for {steps} training steps; fetch the model again")
 
 
 def _fetch(options: Diffusers) -> Path:

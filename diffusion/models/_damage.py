@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,15 @@ from genbo.diffusion.models._folder import components, has_variant, is_network, 
 from genbo.rewards._json import mapping_in, not_finite
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+LARGEST_CONFIG = 1_000_000
 LARGEST_HEADER = 100_000_000
 POINTER = b"version https://git-lfs"
 UNBOUNDED = ("lambda_min_clipped", "time_step_limit")  # an infinity here means that there is no bound
 CONFIGS = ("config.json", "scheduler_config.json", "preprocessor_config.json")
-WORDS = ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
+WORDS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "spiece.model", "tokenizer.model"),
+)
 
 # What is a number, or a list of them, in every config that has it.
 NUMBERS = re.compile(
@@ -32,6 +37,11 @@ NUMBERS = re.compile(
     r"|(joint_attention|caption_projection)_dim|pooled_projection_dim|(hidden|intermediate|vocab)_size"
     r"|num_hidden_layers|max_position_embeddings|d_(model|ff|kv)"
 )
+CHOICES = {
+    "prediction_type": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+}
+ONE = ("scaling_factor", "beta_start", "beta_end", "num_train_timesteps")  # never several
 POSITIVE = ("scaling_factor", "num_train_timesteps", "sample_size", "latents_std")
 
 
@@ -51,21 +61,38 @@ def part_damages(part: Path, library: str, kind: str, variant: str | None = None
 
 def _damages(part: Path, library: str, kind: str, variant: str | None) -> Iterator[str]:
     if "Tokenizer" in kind:
-        yield from _empty_files(part)
+        yield from _words_damages(part)
         return
+    needed = "config.json" if is_network(kind) else "scheduler_config.json" if "Scheduler" in kind else None
+    if needed and not (part / needed).is_file():
+        yield f"{part} has no {needed}, which says what {kind} it is"
     for file in (part / name for name in CONFIGS):
         if file.is_file():
             yield from _config_damages(file)
     if is_network(kind):
-        if not (part / "config.json").is_file():
-            yield f"{part} has no config.json, which says what {kind} it is"
         yield from _weights_damages(part, library, variant)
 
 
-def _empty_files(part: Path) -> Iterator[str]:
+def _words_damages(part: Path) -> Iterator[str]:
     for file in (part / name for name in WORDS):
         if file.is_file() and not file.stat().st_size:
             yield f"{file} is empty"
+        elif file.is_file() and file.suffix == ".json":
+            yield from _json_damages(file)
+
+
+def _json_damages(file: Path) -> Iterator[str]:
+    """Of a small file all, of a large one whether its end is there."""
+    try:
+        if file.stat().st_size <= LARGEST_CONFIG:
+            mapping_in(file)
+            return
+        with file.open("rb") as stream:
+            stream.seek(-64, os.SEEK_END)
+            if not stream.read().rstrip().endswith(b"}"):
+                raise ValueError("its end is missing")
+    except (OSError, ValueError) as error:
+        yield f"{file} cannot be read ({error})"
 
 
 # -- configs -----------------------------------------------------------------------------------------------------------
@@ -82,10 +109,32 @@ def _config_damages(file: Path) -> Iterator[str]:
         if not bound:
             yield f"{file} says {where}: {value}, which is no finite number"
     for name, value in config.items():
-        if NUMBERS.fullmatch(name) and value is not None and (wrong := _no_number(value)):
-            yield f"{file} says {name}: {wrong}, which must be a number"
-        elif name in POSITIVE and isinstance(value, (int, float)) and value <= 0:
-            yield f"{file} says {name}: {value}, which must be greater than 0"
+        if wrong := _wrong(name, value):
+            yield f"{file} says {name}: {wrong}"
+    for name in ("latents_mean", "latents_std"):
+        channels, listed = config.get("latent_channels"), config.get(name)
+        if isinstance(listed, list) and isinstance(channels, int) and len(listed) != channels:
+            yield f"{file} says {name} of {len(listed)} numbers, for {channels} latent_channels"
+
+
+def _wrong(name: str, value: Any) -> str | None:
+    """What cannot be the value of this name, in whatever config it stands, and why."""
+    said = json.dumps(value)[:60]
+    if name in CHOICES:
+        return None if value in CHOICES[name] else f"{said}, which must be one of {', '.join(CHOICES[name])}"
+    if name in ONE and (isinstance(value, list) or (value is None and name != "num_train_timesteps")):
+        return f"{said}, which must be a number"
+    if NUMBERS.fullmatch(name) and value is not None and (part := _no_number(value)):
+        return f"{part}, which must be a number"
+    if name == "sample_size" and isinstance(value, list) and len(value) != 2:
+        return f"{said}, which must be a number, or a height and a width"
+    smallest = min(_flat(value), default=1) if name in POSITIVE else 1
+    return None if smallest > 0 else f"{said}, which must be greater than 0"
+
+
+def _flat(value: Any) -> list[float]:
+    """A number, or those of a list."""
+    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, (int, float))]
 
 
 def _no_number(value: Any) -> str | None:
@@ -110,9 +159,19 @@ def _weights_damages(part: Path, library: str, variant: str | None) -> Iterator[
         yield f"{part} has neither {whole} nor {indices[0]}"
     else:
         try:
-            names_in(alone)
+            names = names_in(alone)
         except ValueError as error:
             yield str(error)
+            return
+        if library == "transformers" and (twice := _twice(names)):
+            yield f"{alone} holds {twice[0]} and {twice[1]}, which are two values of one tensor"
+
+
+def _twice(names: list[str]) -> tuple[str, str] | None:
+    """A tensor with and without the prefix that transformers adds or takes away, as it wants it."""
+    bare = set(names)
+    pairs = ((name, f"{prefix}.{name}") for prefix in ("text_model", "model") for name in names)
+    return next((pair for pair in pairs if pair[1] in bare), None)
 
 
 def weight_files(stem: str, variant: str | None) -> tuple[str, list[str]]:

@@ -108,19 +108,21 @@ def folder_mistakes(folder: Path, variant: str | None = None, *, any_class: bool
 def _nulls_mistakes(folder: Path, kind: str, index: Mapping[str, Any]) -> list[str]:
     """A component that is left out, and without which the pipeline cannot draw."""
     without = {*DISPENSABLE, *(("text_encoder", "tokenizer") if kind == "StableDiffusionXLPipeline" else ())}
-    missing = [name for name in nulls(index) if name not in without]
+    read = {name.replace("tokenizer", "text_encoder"): name for name in nulls(index) if name.startswith("tokenizer")}
+    lonely = [name for encoder, name in read.items() if encoder in components(index)]
+    missing = [name for name in nulls(index) if name not in without or name in lonely]
     where = folder / "model_index.json"
     return [f"pretrained: {where} says null for {name}; save the pipeline again with it" for name in missing]
 
 
 def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str | None) -> list[str]:
-    library = entry[0] if len(entry) == 2 else entry
+    library = entry[0] if len(entry) == 2 and isinstance(entry[1], str) else entry
     if not re.fullmatch(r"\w+", name) or library not in COMPONENT_MODULES:
         return [
             f"pretrained: component {name!r} comes from {library!r}; genbo loads components of diffusers and "
             "transformers only, and never runs code from a model's folder"
         ]
-    part, kind = part_of(folder, name), str(entry[1])
+    part, kind = part_of(folder, name), entry[1]
     if part == folder and not _is_at_root(folder, kind):
         return [
             f"pretrained: {folder.name} has no {name}/ folder, which its model_index.json names; fetch the model again"

@@ -81,6 +81,8 @@ class PipelineModel:
     def own_size(self) -> Size:
         """Height and width of the latents that the network was trained on."""
         size = self.denoiser.config.sample_size
+        if size is None:
+            raise Refused(f"pretrained: the config of {self.part} in {self.folder} has no sample_size; write it there")
         height, width = (size, size) if isinstance(size, int) else size
         return int(height), int(width)
 

@@ -435,7 +435,7 @@ LACKS = {
         SD, both(old_words, filled("tokenizer/merges.txt", "#version: 0.2\nr e\nd o\n")), "no rule of the"
     ),
     "known words": Lacks(SD, no_words, "tokenizer in .* knows no word"),
-    "the end of its words": Lacks(SD, cut("tokenizer/tokenizer.json"), "tokenizer cannot be loaded as CLIPTokenizer"),
+    "the end of its words": Lacks(SD, cut("tokenizer/tokenizer.json"), "tokenizer.json cannot be read", seen=True),
     "the number of tokens": Lacks(SD, gone("tokenizer/tokenizer_config.json"), "must say model_max_length: 16"),
     "the tokenizer of its encoder": Lacks(
         SD,
@@ -511,7 +511,38 @@ LACKS = {
         SD, config("unet/config.json", down_block_types=["Down9", "Down9"]), "unet cannot be loaded as UNet2DCond"
     ),
     "a number for its activation": Lacks(SD, config(TEXT_JSON, hidden_act=3), "text_encoder cannot be loaded as CLIP"),
-    "a prediction that there is": Lacks(SD, config(TEXT_JSON, layer_norm_eps="small"), "text_encoder"),
+    "a number for its precision": Lacks(SD, config(TEXT_JSON, layer_norm_eps="small"), "text_encoder cannot be loaded"),
+    "a prediction that there is": Lacks(
+        SD, config(LEVELS, prediction_type="noise"), 'prediction_type: "noise", which must be one of epsilon', seen=True
+    ),
+    "a spacing that there is": Lacks(SD, config(LEVELS, timestep_spacing=3), "timestep_spacing: 3, which", seen=True),
+    "one scale": Lacks(SD, config(VAE_JSON, scaling_factor=[0.1]), r"scaling_factor: \[0.1\], which", seen=True),
+    "a scale at all": Lacks(SD, config(VAE_JSON, scaling_factor=None), "scaling_factor: null, which", seen=True),
+    "means for its channels": Lacks(
+        SD, config(VAE_JSON, latents_mean=[0.0] * 3), "latents_mean of 3 numbers, for 4 latent_channels", seen=True
+    ),
+    "as many betas as steps": Lacks(SD, config(LEVELS, trained_betas=[0.1, 0.2]), "has 2 betas for 1000 training"),
+    "a scheduler's config": Lacks(SD, gone(LEVELS), "scheduler has no scheduler_config.json", seen=True),
+    "a side or two": Lacks(
+        "ddpm", config("unet/config.json", sample_size=[8, 8, 8]), r"sample_size: \[8, 8, 8\], which must", seen=True
+    ),
+    "a size": Lacks("ddpm", config("unet/config.json", sample_size=None), "has no sample_size"),
+    "a component that is listed": Lacks(SD, listed(vae="AutoencoderKL"), "model_index.json names no vae"),
+    "a class by name": Lacks(SD, listed(vae=["diffusers", ["AutoencoderKL"]]), "component 'vae' comes from", seen=True),
+    "a tokenizer for its T5": Lacks(
+        "stable_diffusion_3", left_out("tokenizer_3"), "says null for tokenizer_3", seen=True
+    ),
+    "one value of a tensor": Lacks(
+        SD,
+        tensors(TEXT, lambda held: held | {f"text_model.{name}": torch.zeros_like(t) for name, t in held.items()}),
+        r"text_encoder/model.safetensors holds (\S+) and text_model\.\1, which are two values",
+        seen=True,
+    ),
+    "a package for its numbers": Lacks(
+        SD,
+        config("unet/config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "unet cannot be loaded as UNet2DConditionModel .*bitsandbytes",
+    ),
 }
 
 
