@@ -141,7 +141,8 @@ def bundled() -> Iterator[Finding]:
     if not models.model_names() or not rewards.names():
         yield Finding("bundled models", "missing", "install genbo again: pip install --force-reinstall genbo")
     for name in models.model_names():
-        yield _weights(name, models.model_folder(name), Diffusers(pretrained=name).mistakes())
+        model = Diffusers(pretrained=name)
+        yield _weights(name, model.folder, model.mistakes() or model.damages())
     for name in rewards.names():
         yield _weights(name, rewards.folder(name), Clip(pretrained=name).mistakes())
     for name in rewards.heads():

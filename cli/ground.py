@@ -30,7 +30,7 @@ def on_what(run: Run, assembled: Assembled, screen: Quiet) -> tuple[str, ...]:
     if other:
         raise UserMistake(f"{run.path} was begun with other inputs ({'; '.join(other)}); begin again with --overwrite")
     warn_of_space(run, assembled, screen)
-    notes = [f"Loading {text}." for text in getattr(assembled.problem.process.model, "notes", ())]
+    notes = [f"{text}." for text in getattr(assembled.problem.process.model, "notes", ())]
     if changed:
         notes.append(f"Resumed on other ground ({'; '.join(changed)}): results need not be equal bit for bit.")
     for note in notes:

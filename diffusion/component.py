@@ -189,7 +189,7 @@ def _note(network: Module, report: Report, part: Path) -> str:
         return ""
     total = len(report.unexpected) + len(network.state_dict())
     first = some(report.unexpected)
-    return f"{len(report.unexpected)} of {total} tensors in the file of {part.name} are not used by it ({first})"
+    return f"{len(report.unexpected)} of {total} tensors in the weights of {part.name} have no layer there and are not used ({first})"
 
 
 def _mismatched(said: str, name: str, held: str, wanted: str, more: int = 0) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Model
 
 VARIANTS = ("fp16", "bf16", "non_ema", "ema")  # weights beside the plain ones, that are not fetched unasked
+FETCHED = ["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors"]
 UNSEEN = ("safety_checker", "feature_extractor")  # one blackens images unseen, and the other works for it alone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -145,7 +146,7 @@ def _fetch(options: Diffusers) -> Path:
         folder = snapshot_download(
             options.pretrained,
             revision=options.revision,
-            allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"],
+            allow_patterns=FETCHED,
             ignore_patterns=None if options.variant else [f"*.{name}*.safetensors" for name in VARIANTS],
         )
     except (OSError, ValueError) as error:

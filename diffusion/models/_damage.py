@@ -290,8 +290,8 @@ def _of_no_layer(names: list[str], folder: Path, variant: str | None) -> list[st
 
 
 def _held(part: Path, library: str, variant: str | None) -> set[str]:
-    """The tensors of a component without damage, by header or index; empty where it is not there."""
-    if not part.is_dir():
+    """The tensors of a component, by header or index; empty where it is not there, or not whole."""
+    if not part.is_dir() or next(_weights_damages(part, library, variant), None):
         return set()
     whole, indices = weight_files(STEMS[library], variant if has_variant(part, variant) else None)
     index = next((part / name for name in indices if (part / name).is_file()), None)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,19 +23,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genbo.cli import check
+from genbo.cli import check, tune
 from genbo.cli.errors import ArtifactRefused
+from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.component import load_network
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models import _folder
 from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.pipelines._pipeline import networks
 from genbo.diffusion.process import process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.samplers.euler import Euler
-from genbo.diffusion.seed import Batch
+from genbo.diffusion.seed import Batch, Seed
 from genbo.diffusion.tuned import export, load
 
 Change = Callable[[Path], Any]
@@ -249,12 +252,12 @@ LOADS = {
     "a whole T5": Loads(T5, extra(TEXT, decoder__final_layer_norm__weight=torch.ones(32))),
     "a VAE without quant_conv": Loads("stable_diffusion_3", lambda folder: None),
     "a discriminator beside the VAE": Loads(
-        SD, extra(VAE, loss__logvar=torch.ones(1)), r"^1 of \d+ tensors in the file of vae .*\(loss\.logvar\)$"
+        SD, extra(VAE, loss__logvar=torch.ones(1)), r"^1 of \d+ tensors in the weights of vae .*\(loss\.logvar\)$"
     ),
     "more layers in the file than the text encoder's config": Loads(
         SD,
         config("text_encoder/config.json", num_hidden_layers=1),
-        r"^16 of \d+ tensors in the file of text_encoder",
+        r"^16 of \d+ tensors in the weights of text_encoder",
         same=False,
     ),
     "vocab.json and merges.txt": Loads(SD, old_words),
@@ -351,6 +354,60 @@ def test_it_draws_what_diffusers_draws_and_so_does_the_tuned_folder(changed, tmp
     with torch.no_grad():
         kept = again.model.decode(sample(again, Batch(prompts, (1, 2))))
     torch.testing.assert_close(kept, found, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_trained_weights_stand_in_the_tuned_folder_by_the_names_of_today(changed, tmp_path, how):
+    """On top of a file of old names, whose other tensors are kept too."""
+    model: Any = Diffusers(pretrained=str(changed("ddpm", LOADS["old names at the root"].change)), device="cpu").open()
+    own = adapt(model, Adapter(how, rank=2), Seed(0))
+    with torch.no_grad():
+        for n, weight in enumerate(own.weights.values()):
+            weight.add_(0.1 * torch.randn(weight.shape, generator=Seed(n).generator()))
+    process = process_of(own, Ddim(steps=2), Plain(1.0))
+    export(process, tmp_path / "tuned", {})
+    again = load(tmp_path / "tuned", device="cpu").process
+    with torch.no_grad():
+        found, expected, before = (
+            p.model.decode(sample(p, Batch(("",), (1,))))
+            for p in (again, process, process_of(model, Ddim(steps=2), Plain(1.0)))
+        )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - before).abs().max() > 1e-3
+
+
+def test_a_network_of_ones_own_is_loaded_whole(changed, tmp_path):
+    """The folder of a U-Net, or of a pipeline with one, for `model: {kind: unet}`."""
+    folder = changed("ddpm", renamed(UNET, OLD, "attentions"))
+    data = SimpleNamespace(shape=(3, 8, 8), classes=())
+    found = Unet(pretrained=str(folder), device="cpu").open(data).module.state_dict()
+    expected = from_diffusers(folder).unet.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    cut(UNET)(folder)
+    options = Unet(pretrained=str(folder), device="cpu")
+    assert options.mistakes() == [] and "was cut short" in options.damages()[0]
+    with pytest.raises(Refused, match="was cut short"):
+        options.open(data)
+
+
+def test_what_was_left_unused_stands_in_the_report(changed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    job = {
+        "version": 1,
+        "model": {"pretrained": str(changed(SD, LOADS["a discriminator beside the VAE"].change)), "device": "cpu"},
+        "prompts": ["a dog", "a cat"],
+        "reward": {"kind": "compressibility"},
+        "tune": {"guidance": {"start": 3.0}},
+        "estimator": {"kind": "zeroth_order"},
+        "budget": {"steps": 1, "samples": 2},
+        "evaluate": {"samples": 4},
+        "output": "run",
+    }
+    job["model"] |= {"sampler": {"kind": "ddim", "steps": 2}}
+    report = tune.tune(job).result().document
+    said = [remark for remark in report["trust"] if "are not used (loss.logvar)." in str(remark)]
+    assert len(said) == 1 and said[0]["level"] == "note"
 
 
 # -- what does not -----------------------------------------------------------------------------------------------------
