@@ -187,9 +187,9 @@ def _pattern(name: str) -> str:
 def _note(network: Module, report: Report, part: Path) -> str:
     if not report.unexpected:
         return ""
-    total = len(report.unexpected) + len(network.state_dict())
-    first = some(report.unexpected)
-    return f"{len(report.unexpected)} of {total} tensors in the weights of {part.name} have no layer there and are not used ({first})"
+    total, first = len(report.unexpected) + len(network.state_dict()), some(report.unexpected)
+    count = f"{len(report.unexpected)} of {total} tensors in the weights of {part.name}"
+    return f"{count} have no layer by its config.json and are not used ({first})"
 
 
 def _mismatched(said: str, name: str, held: str, wanted: str, more: int = 0) -> str:

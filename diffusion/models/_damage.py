@@ -42,7 +42,7 @@ CHOICES = {
     "timestep_spacing": ("linspace", "leading", "trailing"),
 }
 ONE = ("scaling_factor", "beta_start", "beta_end", "num_train_timesteps")  # never several
-POSITIVE = ("scaling_factor", "num_train_timesteps", "sample_size", "latents_std")
+POSITIVE = ("scaling_factor", "num_train_timesteps", "sample_size", "latents_std", "shift")
 
 
 def damages(folder: Path, variant: str | None = None) -> list[str]:

@@ -71,7 +71,7 @@ class Flow(PipelineModel):
 
         config = self.pipeline.scheduler.config
         usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": self.max_shift}
-        line = [config.get(name, value) for name, value in usual.items()]
+        line = [value if config.get(name) is None else config[name] for name, value in usual.items()]
         tokens = (self.shape[1] // self.patch) * (self.shape[2] // self.patch)
         return float(calculate_shift(tokens, *line))
 

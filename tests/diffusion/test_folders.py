@@ -43,6 +43,7 @@ from genbo.diffusion.tuned import export, load
 Change = Callable[[Path], Any]
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
+VAE_JSON, TEXT_JSON, LEVELS = "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"
 OLD = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
@@ -269,6 +270,9 @@ LOADS = {
     "an infinity that bounds nothing": Loads(
         SD, config("scheduler/scheduler_config.json", lambda_min_clipped=-float("inf"))
     ),
+    "shifts that are null": Loads(
+        "stable_diffusion_3", config(LEVELS, **dict.fromkeys(("base_shift", "max_shift", "max_image_seq_len")))
+    ),
     "a file of another program": Loads(SD, both(filled("unet/LICENSE"), filled("README.md", "a model"))),
 }
 
@@ -323,7 +327,8 @@ def test_it_loads_what_diffusers_loads(changed, original, case):
 
 
 @pytest.mark.parametrize(
-    "case", ["old names in the VAE", "everything at the root", "no T5", "vocab.json and merges.txt"]
+    "case",
+    ["old names in the VAE", "everything at the root", "no T5", "vocab.json and merges.txt", "shifts that are null"],
 )
 def test_it_draws_what_diffusers_draws_and_so_does_the_tuned_folder(changed, tmp_path, case):
     told = LOADS[case]
@@ -423,7 +428,6 @@ class Lacks:
     seen: bool = False
 
 
-VAE_JSON, TEXT_JSON, LEVELS = "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"
 BLOCK = "down_blocks.0.resnets.0.conv1.weight"
 LACKS = {
     "a tensor of the U-Net": Lacks(SD, without(UNET, "conv_out.weight"), "of unet in .* lack conv_out.weight; fetch"),
@@ -574,6 +578,7 @@ LACKS = {
     ),
     "a spacing that there is": Lacks(SD, config(LEVELS, timestep_spacing=3), "timestep_spacing: 3, which", seen=True),
     "one scale": Lacks(SD, config(VAE_JSON, scaling_factor=[0.1]), r"scaling_factor: \[0.1\], which", seen=True),
+    "a shift above 0": Lacks("flux", config(LEVELS, shift=0), "shift: 0, which must be greater than 0", seen=True),
     "a scale at all": Lacks(SD, config(VAE_JSON, scaling_factor=None), "scaling_factor: null, which", seen=True),
     "means for its channels": Lacks(
         SD, config(VAE_JSON, latents_mean=[0.0] * 3), "latents_mean of 3 numbers, for 4 latent_channels", seen=True
