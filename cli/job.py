@@ -23,10 +23,12 @@ from genbo.cli.allowed import Allowed
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.places import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
 from genbo.diffusion.data import Data
+from genbo.diffusion.models._damage import names_in
 
 __all__ = ["Job", "JobMistakes", "Mistake", "read_job"]
 
 MAX_STEPS = 10_000
+REWARD_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")  # in the folder of a reward
 NO_PROMPT = ("",)  # of a model that is told nothing
 MAX_SAMPLES = 1_000_000
 FROZEN = ConfigDict(frozen=True, arbitrary_types_allowed=True, extra="forbid")
@@ -296,8 +298,8 @@ def likely_half(options: Any) -> bool:
 def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), code: Allowed | None = None) -> Job:
     """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them.
 
-    `code` is what it may run of the user's own: without it, nothing. Raises `ArtifactRefused` where the model's files
-    are damaged, as far as their headers tell.
+    `code` is what it may run of the user's own: without it, nothing. Raises `ArtifactRefused` where weights are
+    damaged, as far as their headers tell.
     """
     from genbo.cli.overrides import override
     from genbo.cli.reading import Reading
@@ -316,10 +318,28 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
     job = Reading(base, mistakes, code or {}).job(root)
     if mistakes or job is None:
         raise JobMistakes(mistakes)
-    options: Any = job.model.options
-    if damages := options.damages() if hasattr(options, "damages") else []:
+    if damages := _damages(job):
         raise ArtifactRefused("; ".join(damages))
     return job
+
+
+def _damages(job: Job) -> list[str]:
+    """What of the files of models and rewards is damaged, by their headers."""
+    model: Any = job.model.options
+    found: list[str] = model.damages() if hasattr(model, "damages") else []
+    for file in dict.fromkeys(file for reward in (*job.reward, *job.keep) for file in _weights_of(reward.options)):
+        try:
+            names_in(file)
+        except ValueError as error:
+            found.append(f"{error}; fetch or export it again")
+    return found
+
+
+def _weights_of(reward: Any) -> list[Path]:
+    """The safetensors that a reward would open, of those on this machine."""
+    own, folder = getattr(reward, "file", None), getattr(reward, "folder", None)
+    asked = [own, *(folder / name for name in REWARD_WEIGHTS)] if isinstance(folder, Path) else [own]
+    return [file for file in asked if isinstance(file, Path) and file.suffix == ".safetensors" and file.is_file()]
 
 
 def read_text(path: Path) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from genbo.cli import check, tune
 from genbo.cli.errors import ArtifactRefused
+from genbo.cli.job import read_job
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.component import load_network
 from genbo.diffusion.guidance.plain import Plain
@@ -632,6 +633,20 @@ def test_what_headers_tell_is_told_by_check_and_is_no_mistake_of_the_job(changed
     with pytest.raises(ArtifactRefused, match=r"vae/.*was cut short") as refused:
         check.run(job)
     assert refused.value.exit_code == 3
+
+
+def test_so_is_what_the_headers_of_rewards_tell(tiny_clip, tmp_path):
+    folder = Path(shutil.copytree(tiny_clip, tmp_path / "clip", copy_function=os.link))
+    job = {
+        "version": 1,
+        "prompts": ["a dog"],
+        "reward": {"kind": "clip", "pretrained": str(folder)},
+        "tune": {"guidance": {"start": 3.0}},
+    }
+    read_job(job)
+    cut("open_clip_model.safetensors")(folder)
+    with pytest.raises(ArtifactRefused, match=r"open_clip_model.safetensors was cut short.*; fetch or export it again"):
+        read_job(job)
 
 
 def test_a_variant_that_no_component_has(family_folder):
