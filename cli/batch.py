@@ -63,7 +63,7 @@ def _one(path: Path, options: Sequence[str], own: Allowed, signals: Forwarded) -
 
 
 def _not_begun(path: Path) -> Document:
-    return {"job": path.name, "exit_code": 0, "status": "not begun", "report": None}
+    return {"job": path.name, "exit_code": None, "status": "not begun", "report": None}
 
 
 class Forwarded:
@@ -75,6 +75,7 @@ class Forwarded:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._passed = False  # to the job
         self._job: subprocess.Popen[bytes] | None = None
         self._before: dict[int, Any] = {}
 
@@ -107,16 +108,14 @@ class Forwarded:
             preexec_fn=_ends_with_parent(),
         ) as job:
             self._job = job
-            try:
-                if self.received is not None:  # it came while the process was made
-                    job.send_signal(self.received)
-                code = job.wait()
-            finally:
-                self._job = None
+            if self.received is not None and not self._passed:  # it came while the process was made
+                self._end(self.received, None)
+            code = job.wait()
+            self._job = None
         return 128 - code if code < 0 else code
 
     def _end(self, number: int, _frame: object) -> None:
-        self.received = number
+        self.received, self._passed = number, self._job is not None
         if self._job is not None:
             self._job.send_signal(number)
 
@@ -153,7 +152,7 @@ def _print(rows: Sequence[Document]) -> None:
 
 
 def _cells(row: Document) -> list[str]:
-    ended = row["status"] if row["exit_code"] == 0 else f"{row['status']} (exit {row['exit_code']})"
+    ended = row["status"] if not row["exit_code"] else f"{row['status']} (exit {row['exit_code']})"
     report = row["report"] or {}
     held_out = report.get("held_out")
     if held_out is None:

@@ -242,8 +242,8 @@ def named() -> Iterator[None]:
 
     try:
         yield
-    except (Refused, RewardRefused) as problem:
-        raise ArtifactRefused(str(problem)) from problem
+    except (Refused, RewardRefused) as problem:  # mended, or passing by itself, it stops a run no more
+        raise ArtifactRefused(str(problem), resumable=True) from problem
     except FloatingPointError as problem:  # a lower level left the finite numbers
         raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:
