@@ -108,7 +108,7 @@ def _of_storage(problem: BaseException, folder: Path | None) -> StorageFailed | 
     """The end that an error of the system stands for, or None where it is of another kind."""
     number = error_number(problem)
     inside = [name for name in _names_in(problem) if folder is None or name.is_relative_to(folder.absolute())]
-    where = inside[0] if inside else folder or "the run folder"
+    where = in_its_place(inside[0]) if inside else folder or "the run folder"
     if number in FULL:
         free = shutil.disk_usage(folder).free if folder is not None and folder.is_dir() else None
         return no_space(where, getattr(problem, "needed", None), free)
@@ -118,21 +118,33 @@ def _of_storage(problem: BaseException, folder: Path | None) -> StorageFailed | 
     return None
 
 
+def in_its_place(beside: Path) -> Path:
+    """The name that a file or a folder will have which is written beside its place."""
+    return Path(*(re.sub(r"^\.tmp-(?:old-)?(.+)-[0-9a-f]{8}$", r"\1", part) for part in beside.parts))
+
+
 def no_space(where: Path | str, needed: int | None, free: int | None) -> StorageFailed:
     """The end of a run whose disk is full; `needed` and `free` are bytes."""
     sizes = []
     if needed is not None:
         sizes.append(f"{megabytes(needed)} needed")
     if free is not None:
-        sizes.append(f"{megabytes(free)} free" + (", but for a quota" if needed is not None and free > needed else ""))
+        quota = needed is not None and free > needed + BLOCKS
+        sizes.append(f"{megabytes(free)} free" + (", so a quota or the disk's own table is full" if quota else ""))
     listed = f" ({', '.join(sizes)})" if sizes else ""
     return StorageFailed(
         f"no space left while writing {where}{listed}; make room, then go on with --resume", resumable=True
     )
 
 
+BLOCKS = 1_000_000  # bytes that a disk's blocks and tables may round away
+
+
 def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def error_number(problem: BaseException) -> int | None:
@@ -710,9 +722,10 @@ def _lock_file(place: Path) -> Iterator[IO[str]]:
         if problem.errno in FULL | BROKEN:
             raise
         raise ArtifactRefused(f"{place} cannot be opened as a plain file ({problem.strerror}); move it away") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArtifactRefused(f"{place} is no plain file; move it away")
     with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ArtifactRefused(f"{place} is no plain file; move it away")
         yield file
 
 
@@ -961,7 +974,7 @@ def folder_in_place(target: Path, needed: int = 0) -> Iterator[Path]:
     beside = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     free = shutil.disk_usage(target.parent).free
     if needed > free:
-        raise no_space(target, needed, free)
+        raise no_space(target.absolute(), needed, free)
     try:
         fault(f"{target.name}.begin")
         yield beside
@@ -976,7 +989,7 @@ def folder_in_place(target: Path, needed: int = 0) -> Iterator[Path]:
         fault(f"{target.name}.after_rename")
     except Exception as problem:
         if error_number(problem) in FULL:
-            raise no_space(target, needed or None, free) from problem
+            raise no_space(target.absolute(), needed or None, free) from problem
         raise
     finally:
         for stale in (beside, *target.parent.glob(f".tmp-old-{target.name}-*")):

@@ -162,7 +162,8 @@ class _Own:
             found = found.detach()  # what the file keeps for a gradient of its own is nobody's business here
         if found.is_inference():
             found = found.clone()  # one made under inference_mode could enter no graph
-        return found.to(images.device) if found.dtype.itemsize >= 4 else found.float().to(images.device)
+        single: Tensor = found if found.dtype.itemsize >= 4 else found.float()
+        return single.to(images.device)
 
 
 def _where(path: Path, error: BaseException) -> str:
