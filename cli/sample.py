@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genbo.cli.errors import UserMistake
+from genbo.cli.gallery import MARK
 from genbo.cli.run import is_run
 
 if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
     from genbo.diffusion.tuned import Tuned
 
 LONGEST = 48  # characters of a slug
@@ -46,11 +49,20 @@ def run(
         for place, image in zip(written, images, strict=True):
             image.save(place)
         sheet = target / f"sheet-s{seed}.png"
-        contact_sheet(images, columns=samples).save(sheet)
+        contact_sheet(images, columns=samples).save(sheet, pnginfo=_marked())
     except OSError as problem:
         raise UserMistake(f"the images cannot be written to {target}: {problem.strerror or problem}") from problem
     print("\n".join(str(place) for place in (*written, sheet)))
     return 0
+
+
+def _marked() -> PngInfo:
+    """What tells `genbo score`, whatever the file is called by then, that it is no image to score."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(*MARK)
+    return text
 
 
 def names(prompts: Sequence[str], samples: int, seed: int) -> list[str]:
