@@ -113,7 +113,10 @@ def report(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a model's.", show_default=False)],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to show; may be repeated.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="What to show; may be repeated. None where the model takes none."),
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images a prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write them.")] = None,
@@ -121,7 +124,7 @@ def sample(
     """Images with the tuned values."""
     from genbo.cli import sample as command
 
-    raise typer.Exit(command.run(run, prompt, samples=samples, seed=seed, output=output))
+    raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output))
 
 
 @app.command()

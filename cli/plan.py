@@ -499,6 +499,10 @@ def _warnings(job: Job) -> Iterator[str]:
         yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
     if job.prompts == NO_PROMPT:
         return
+    scored = (*job.reward, *job.keep)
+    reads = any(getattr(each.options, "reads_prompts", False) for each in scored)
+    if getattr(job.model.options, "told_nothing", False) and not reads:
+        yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
     elif shared := set(job.held_out) & set(job.prompts):

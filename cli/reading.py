@@ -115,6 +115,7 @@ class Reading:
         }
         if model is not None:
             self._known_prompts(model, root, parts)
+            self._read_prompts(model, root, parts)
         if self.mistakes or any(part is None for name, part in parts.items() if name not in OPTIONAL):
             return None
         job = Job.model_construct(None, **parts)
@@ -152,7 +153,9 @@ class Reading:
 
     @staticmethod
     def _told(model: ModelJob | None, data: Data | None) -> Prompts | None:
-        """The prompts of a network of one's own: its classes, or nothing at all; None where it is not one."""
+        """The prompts of a network that takes none, or whose own data have its classes; None for any other."""
+        if model is not None and getattr(model.options, "told_nothing", False):
+            return Prompts(texts=NO_PROMPT)
         if model is None or not hasattr(model.options, "learns"):
             return None
         names = data.classes if data and getattr(model.options, "classes", False) else ()
@@ -626,6 +629,14 @@ class Reading:
                     what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
                     said = f"{what} does not know the prompt {text!r}"
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
+
+    def _read_prompts(self, model: ModelJob, root: Node, parts: Mapping[str, Any]) -> None:
+        """A model that takes no prompts needs none, but a reward may: the images are scored by them."""
+        if not getattr(model.options, "told_nothing", False) or parts["prompt_list"] != Prompts(texts=NO_PROMPT):
+            return
+        for scored in (*(parts["reward"] or ()), *(parts["keep"] or ())):
+            if getattr(scored.options, "reads_prompts", False):
+                self.note(root, f"missing; {scored.name} reads prompts, though the model takes none", where="prompts")
 
 
 _LIKE = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable

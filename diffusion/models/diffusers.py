@@ -74,6 +74,11 @@ class Diffusers:
         return _folder.known_prompts(self.folder) if self.folder else None
 
     @property
+    def told_nothing(self) -> bool:
+        """Whether its network is known to take no prompt."""
+        return self.folder is not None and _folder.is_unconditional(self.folder)
+
+    @property
     def differentiable(self) -> bool:
         """Whether a gradient can go back through the network: weights that were moved away are not there for it."""
         return self.offload in ("none", "encoders")
