@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from genbo.cli.job import NO_PROMPT
 from genbo.cli.run import is_run
 from genbo.diffusion.models import _folder
 from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.tokens import loaded, readers_of
+from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -49,6 +52,8 @@ def run(
         tuned = opened(folder)
         model: Any = tuned.process.model
         prompts = prompts if place else told(model.folder, prompts)
+        for text in cut_off(tuned, place, prompts):
+            print(text, file=sys.stderr)
         images = tuned(list(prompts), samples=samples, seed=seed)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -73,6 +78,13 @@ def told(pipeline: Path, prompts: Sequence[str]) -> Sequence[str]:
         known = _folder.known_prompts(pipeline) or ["a red apple"]
         raise UserMistake(f"no prompt is given; add --prompt {shlex.quote(known[0])}")
     return prompts
+
+
+def cut_off(tuned: Tuned, place: Path | None, prompts: Sequence[str]) -> Iterator[str]:
+    """What the text encoders do not read of these prompts."""
+    pipeline = getattr(tuned, "pipeline", None)
+    known = readers_of(place) if place else []
+    return sentences([*known, *(loaded(pipeline, known) if pipeline is not None else [])], prompts)
 
 
 def _marked() -> PngInfo:

@@ -28,6 +28,7 @@ from genbo.cli.job import JobMistakes, Kind, Mistake
 from genbo.cli.places import Node, Place, node_of_text
 from genbo.cli.reading import Reading, named
 from genbo.cli.run import to_json
+from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,11 @@ def run(
     texts = captions(prompts, prompt, [image.relative_to(folder).as_posix() for image in images])
     if why := cannot(asked, texts, against):
         raise UserMistake("\n".join(why))
+    readers = [
+        reader for each in asked if hasattr(each.kind.options, "readers") for reader in each.kind.options.readers()
+    ]
+    for said in sentences(readers, texts or ()):
+        print(said, file=sys.stderr)
     for name, reason in left_out.items():
         print(f"left out: {plain(name)} ({reason})", file=sys.stderr)
     with memory():
