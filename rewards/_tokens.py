@@ -48,8 +48,8 @@ def sentences(readers: Sequence[Reader], given: Sequence[str]) -> Iterator[str]:
     texts = list(dict.fromkeys(given))
     found: dict[tuple[int, tuple[str, ...]], list[str]] = {}
     for reader in readers:
-        if long := reader.too_long(texts):
-            found.setdefault((reader.limit, tuple(long)), []).append(reader.name)
+        if cut := reader.too_long(texts):
+            found.setdefault((reader.limit, tuple(cut)), []).append(reader.name)
     for (limit, long), names in found.items():
         are = "prompt is" if len(long) == 1 else "prompts are"
         end = "its end is" if len(long) == 1 else "their ends are"
