@@ -109,6 +109,7 @@ def _clip(vocabulary: dict[str, int], lines: Sequence[str]) -> Any:
         vocabulary, pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", fuse_unk=False, unk_token=ENDS[1]
     )
     tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(list(ENDS))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

@@ -57,9 +57,7 @@ def test_what_t5_is_asked_for_is_the_default_of_the_family() -> None:
 
     for name, limits in ASKED.items():
         call = inspect.signature(getattr(diffusers, name).__call__).parameters
-        assert [limit for limit in limits.values()] == [
-            call["max_sequence_length"].default if "max_sequence_length" in call else 120
-        ]
+        assert list(limits.values()) == [call["max_sequence_length"].default if "max_sequence_length" in call else 120]
 
 
 FAMILIES = {  # what reads how much, as the small pipelines of tests/families.py have it
@@ -138,7 +136,7 @@ def test_what_the_libraries_say_is_not_shown(family: str, family_folder: Any) ->
         with unsaid(model.pipeline):  # type: ignore[attr-defined]
             logging.getLogger(type(model.pipeline).__module__).warning("another warning")  # type: ignore[attr-defined]
         assert told == ["another warning"], "what else they say is"
-        model.pipeline.encode_prompt([LONG], device="cpu")  # type: ignore[attr-defined]
+        model.rows([LONG])  # type: ignore[attr-defined]
         assert len(told) > 1, "and they are themselves again"
     finally:
         for library in libraries:
