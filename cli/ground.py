@@ -30,6 +30,7 @@ def on_what(run: Run, assembled: Assembled, screen: Quiet) -> tuple[str, ...]:
     if other:
         raise UserMistake(f"{run.path} was begun with other inputs ({'; '.join(other)}); begin again with --overwrite")
     warn_of_space(run, assembled, screen)
+    warn_of_length(assembled, screen)
     notes = [f"{text}." for text in getattr(assembled.problem.process.model, "notes", ())]
     if changed:
         notes.append(f"Resumed on other ground ({'; '.join(changed)}): results need not be equal bit for bit.")
@@ -102,3 +103,15 @@ def warn_of_space(run: Run, assembled: Assembled, screen: Quiet) -> None:
     if free < wanted:
         has, needs = (f"{math.ceil(n / 1e6)} MB" for n in (free, wanted))
         screen.note(f"warning: {run.path} has {has} free, and the run may need {needs}")
+
+
+def warn_of_length(assembled: Assembled, screen: Quiet) -> None:
+    """Prompts that are too long for a text encoder whose tokenizer could not be read before it was loaded."""
+    from genbo.diffusion.tokens import loaded
+    from genbo.rewards._tokens import sentences
+
+    model: Any = assembled.problem.process.model
+    if hasattr(model, "pipeline"):
+        texts = (*assembled.prompts, *assembled.held_out)
+        for text in sentences(loaded(model.pipeline, model.options.readers()), texts):
+            screen.note(f"warning: {text}")

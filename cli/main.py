@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from genbo.cli.errors import GenboError
+from genbo.cli.errors import GenboError, StorageFailed
+from genbo.cli.streams import lost, settle
 
 ABOUT = "Tunes a diffusion model's guidance, regularization and schedules by first-order bilevel optimization."
 
@@ -112,7 +113,10 @@ def report(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a model's.", show_default=False)],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to show; may be repeated.")],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="What to show; may be repeated. None where the model takes none."),
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images a prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write them.")] = None,
@@ -120,7 +124,7 @@ def sample(
     """Images with the tuned values."""
     from genbo.cli import sample as command
 
-    raise typer.Exit(command.run(run, prompt, samples=samples, seed=seed, output=output))
+    raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output))
 
 
 @app.command()
@@ -211,17 +215,31 @@ def options(
     """Options before the command."""
 
 
+FOLDERS = ("tune", "batch")  # commands whose work is a folder: what they print tells of it, and is no more
+
+
 def main() -> NoReturn:
     """The entry point. A named end is a sentence and an exit code; anything else is a bug, and is shown."""
+    settle()
+    code = _code()
+    if (problem := lost()) and code == 0 and sys.argv[1:2] not in [[name] for name in FOLDERS]:
+        print(f"what was printed did not arrive on stdout: {problem.strerror}; send it elsewhere", file=sys.stderr)
+        code = StorageFailed.exit_code
+    sys.exit(code)
+
+
+def _code() -> int | str | None:
     from genbo.diffusion.refused import Refused
     from genbo.rewards import Refused as RewardRefused
 
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except GenboError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (Refused, RewardRefused) as error:
         print(error, file=sys.stderr)
-        sys.exit(3)
-    sys.exit(0)
+        return 3
+    return 0

@@ -23,6 +23,7 @@ from genbo.cli.figures import duration
 from genbo.cli.job import NO_PROMPT, Chosen, Job, WeightsJob, likely_device
 from genbo.cli.memory import Memory, memory
 from genbo.cli.speed import expected_s, record_speed
+from genbo.rewards._tokens import sentences
 
 __all__ = ["Cost", "Plan", "expected_s", "plan", "record_speed"]
 
@@ -491,6 +492,17 @@ def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
     return job.held_out[:number], job.evaluate.samples // number
 
 
+def _too_long(job: Job) -> Iterator[str]:
+    """Prompts whose ends are not read, by the text encoders of the model and of the rewards."""
+    rewards = (*job.reward, *job.keep, *(job.lower.reward if job.lower else ()))
+    parts = [part.options for part in (job.model, *rewards) if hasattr(part.options, "readers")]
+    yield from sentences([reader for part in parts for reader in part.readers()], (*job.prompts, *job.held_out))
+    if negative := getattr(job.model.options, "negative_prompt", ""):
+        for reader in job.model.options.readers():
+            if reader.too_long([negative]):
+                yield f"negative_prompt is longer than {reader.limit} tokens; its end is ignored (by {reader.name})"
+
+
 def _warnings(job: Job) -> Iterator[str]:
     if getattr(job.model.options, "folder", job) is None:
         name = job.model.options.pretrained
@@ -499,6 +511,11 @@ def _warnings(job: Job) -> Iterator[str]:
         yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
     if job.prompts == NO_PROMPT:
         return
+    yield from _too_long(job)
+    scored = (*job.reward, *job.keep)
+    reads = any(getattr(each.options, "reads_prompts", False) for each in scored)
+    if getattr(job.model.options, "told_nothing", False) and not reads:
+        yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
     elif shared := set(job.held_out) & set(job.prompts):

@@ -30,6 +30,7 @@ from genbo.cli.job import (
     WeightsJob,
 )
 from genbo.cli.places import Mistake, Node, Place, below, node_of_value
+from genbo.cli.prompt_files import rows_of
 from genbo.cli.sentences import sentences_of, shown
 from genbo.diffusion.data import DIGITS, Data
 
@@ -114,6 +115,7 @@ class Reading:
         }
         if model is not None:
             self._known_prompts(model, root, parts)
+            self._read_prompts(model, root, parts)
         if self.mistakes or any(part is None for name, part in parts.items() if name not in OPTIONAL):
             return None
         job = Job.model_construct(None, **parts)
@@ -151,7 +153,9 @@ class Reading:
 
     @staticmethod
     def _told(model: ModelJob | None, data: Data | None) -> Prompts | None:
-        """The prompts of a network of one's own: its classes, or nothing at all; None where it is not one."""
+        """The prompts of a network that takes none, or whose own data have its classes; None for any other."""
+        if model is not None and getattr(model.options, "told_nothing", False):
+            return Prompts(texts=NO_PROMPT)
         if model is None or not hasattr(model.options, "learns"):
             return None
         names = data.classes if data and getattr(model.options, "classes", False) else ()
@@ -229,7 +233,7 @@ class Reading:
         return None
 
     def prompts(self, node: Node | None) -> Prompts | None:
-        """A list, a file with a prompt a line, or the name of a bundled list."""
+        """A list, a file with a prompt a line or a column of them, or the name of a bundled list."""
         if node is None:
             return None
         if isinstance(node.value, str):
@@ -245,7 +249,8 @@ class Reading:
 
     def _prompt(self, node: Node, text: object, where: str = "") -> str | None:
         if not isinstance(text, str):
-            self.note(node, f"a prompt must be a text, not {shown(node)}; put it in quotes")
+            seen = shown(node) if not where else f"{text!r:.40}"
+            self.note(node, f"{where}a prompt must be a text, not {seen}; put it in quotes")
         elif not text.strip():
             self.note(node, f"{where}this prompt is empty; delete it, or write what the image should show")
         elif len(text) > MAX_PROMPT:
@@ -275,19 +280,24 @@ class Reading:
             if len(data) > MAX_PROMPTS_BYTES:
                 self.note(node, f"{name} is larger than {MAX_PROMPTS_BYTES // 1_000_000} MB; use fewer prompts")
                 return None
-            lines = data.decode("utf-8-sig").splitlines()
+            text = data.decode("utf-8-sig")
         except (OSError, ValueError, RuntimeError) as error:
             self.note(
                 node,
                 f"{name!r} cannot be read as text ({_reason(error)}); give a file in UTF-8, a prompt a line",
             )
             return None
-        texts = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-        if not texts:
+        try:
+            rows = rows_of(name, text)
+        except ValueError as error:
+            self.note(node, str(error))
+            return None
+        if not rows:
             self.note(node, f"{name} holds no prompts; write one a line")
             return None
-        good = [self._prompt(node, text, f"line {number} of {name}: ") for number, text in texts]
-        return Prompts(texts=tuple(filter(None, good)), bundled=name if listed else None) if all(good) else None
+        good = [self._prompt(node, row.text, f"{row.where}: ") for row in rows]
+        texts = tuple(text.strip() for text in good if text is not None)
+        return Prompts(texts=texts, bundled=name if listed else None) if len(texts) == len(rows) else None
 
     def tune(self, node: Node | None) -> dict[str, Any] | None:
         if node is None:
@@ -619,6 +629,14 @@ class Reading:
                     what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
                     said = f"{what} does not know the prompt {text!r}"
                     self.note(root.find([*loc, i]), f"{said}{catalog.nearest(text, list(known))}")
+
+    def _read_prompts(self, model: ModelJob, root: Node, parts: Mapping[str, Any]) -> None:
+        """A model that takes no prompts needs none, but a reward may: the images are scored by them."""
+        if not getattr(model.options, "told_nothing", False) or parts["prompt_list"] != Prompts(texts=NO_PROMPT):
+            return
+        for scored in (*(parts["reward"] or ()), *(parts["keep"] or ())):
+            if getattr(scored.options, "reads_prompts", False):
+                self.note(root, f"missing; {scored.name} reads prompts, though the model takes none", where="prompts")
 
 
 _LIKE = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable

@@ -7,14 +7,25 @@ letters and digits; nothing else of it reaches the disk's names.
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
+from genbo.cli.gallery import MARK
+from genbo.cli.job import NO_PROMPT
+from genbo.cli.run import is_run
+from genbo.diffusion.models import _folder
+from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.tokens import loaded, readers_of
+from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
+    from PIL.PngImagePlugin import PngInfo
+
     from genbo.diffusion.tuned import Tuned
 
 LONGEST = 48  # characters of a slug
@@ -22,7 +33,7 @@ LONGEST = 48  # characters of a slug
 
 def run(
     folder: str | Path,
-    prompts: Sequence[str],
+    prompts: Sequence[str] = (),
     *,
     samples: int = 4,
     seed: int = 0,
@@ -32,29 +43,63 @@ def run(
     from genbo.cli.report import contact_sheet
     from genbo.cli.tune import named
 
-    if not prompts:
-        raise UserMistake("no prompt is given; add --prompt 'a red apple'")
     if samples < 1:
         raise UserMistake(f"--samples {samples}: draw at least one")
     target = Path(output) if output is not None else Path("samples")
+    place = pipeline_of(folder)
+    prompts = told(place, prompts) if place else prompts
     with named():
-        images = opened(folder)(list(prompts), samples=samples, seed=seed)
+        tuned = opened(folder)
+        model: Any = tuned.process.model
+        prompts = prompts if place else told(model.folder, prompts)
+        for text in cut_off(tuned, place, prompts):
+            print(text, file=sys.stderr)
+        images = tuned(list(prompts), samples=samples, seed=seed)
     try:
         target.mkdir(parents=True, exist_ok=True)
         written = [target / f"{name}.png" for name in names(prompts, samples, seed)]
         for place, image in zip(written, images, strict=True):
             image.save(place)
         sheet = target / f"sheet-s{seed}.png"
-        contact_sheet(images, columns=samples).save(sheet)
+        contact_sheet(images, columns=samples).save(sheet, pnginfo=_marked())
     except OSError as problem:
         raise UserMistake(f"the images cannot be written to {target}: {problem.strerror or problem}") from problem
     print("\n".join(str(place) for place in (*written, sheet)))
     return 0
 
 
+def told(pipeline: Path, prompts: Sequence[str]) -> Sequence[str]:
+    """The prompts as the model takes them: of a model that takes none, the one that says nothing."""
+    if _folder.is_unconditional(pipeline):
+        if prompts:
+            raise UserMistake("this model is told nothing, so no prompt changes what it draws; leave --prompt out")
+        return NO_PROMPT
+    if not prompts:
+        known = _folder.known_prompts(pipeline) or ["a red apple"]
+        raise UserMistake(f"no prompt is given; add --prompt {shlex.quote(known[0])}")
+    return prompts
+
+
+def cut_off(tuned: Tuned, place: Path | None, prompts: Sequence[str]) -> Iterator[str]:
+    """What the text encoders do not read of these prompts."""
+    pipeline = getattr(tuned, "pipeline", None)
+    known = readers_of(place) if place else []
+    return sentences([*known, *(loaded(pipeline, known) if pipeline is not None else [])], prompts)
+
+
+def _marked() -> PngInfo:
+    """What tells `genbo score`, whatever the file is called by then, that it is no image to score."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text(*MARK)
+    return text
+
+
 def names(prompts: Sequence[str], samples: int, seed: int) -> list[str]:
     """`000-a-red-apple-s0-1`: the prompt's place keeps two prompts of one slug apart."""
-    return [f"{p:03d}-{slug(text)}-s{seed}-{k}" for p, text in enumerate(prompts) for k in range(samples)]
+    slugs = [slug(text) if text else "image" for text in prompts]
+    return [f"{p:03d}-{name}-s{seed}-{k}" for p, name in enumerate(slugs) for k in range(samples)]
 
 
 def slug(text: str) -> str:
@@ -67,13 +112,23 @@ def opened(folder: str | Path) -> Tuned:
     """A run, its tuned/ folder, or a model's folder or bundled name; the last two at genbo's own defaults."""
     from genbo.diffusion.tuned import load
 
+    if tuned := _tuned_of(folder):
+        return load(_with_pipeline(tuned))
     place = Path(folder)
-    for tuned in (place, place / "tuned"):
-        if (tuned / "genbo.json").is_file():
-            return load(_with_pipeline(tuned))
-    if (place / "status.json").is_file():
+    if place.is_dir() and is_run(place):
         raise UserMistake(f"{place} has no tuned/ folder yet: the run has not come to its end")
     return _plain_model(str(folder))
+
+
+def _tuned_of(folder: str | Path) -> Path | None:
+    """The folder with a genbo.json: a run's, or this one itself."""
+    places = (Path(folder), Path(folder) / "tuned")
+    return next((place for place in places if (place / "genbo.json").is_file()), None)
+
+
+def pipeline_of(folder: str | Path) -> Path | None:
+    """The folder of the pipeline, where it is here already; a hub id has none before it is opened."""
+    return _tuned_of(folder) or Diffusers(pretrained=str(folder)).folder
 
 
 def _with_pipeline(tuned: Path) -> Path:
@@ -83,7 +138,6 @@ def _with_pipeline(tuned: Path) -> Path:
 
 
 def _plain_model(name: str) -> Tuned:
-    from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import process_of
     from genbo.diffusion.tuned import Tuned
 

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli import figures
 from genbo.cli.allowed import Allowed, allowed, announce
-from genbo.cli.captions import captions, spoken
+from genbo.cli.captions import captions, listed, spoken
 from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
+from genbo.cli.gallery import images_of
 from genbo.cli.job import JobMistakes, Kind, Mistake
 from genbo.cli.places import Node, Place, node_of_text
 from genbo.cli.reading import Reading, named
 from genbo.cli.run import to_json
+from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
     import torch
@@ -87,14 +89,26 @@ def run(
     code = allowed(allow_code)
     announce(code)
     asked, against = asked_for(rewards, data, code)
-    names = [str(file.relative_to(folder).as_posix()) for file in files_of(folder)]
-    texts = captions(prompts, prompt, names)
+    images, left_out = files_of(folder, prompts)
+    texts = captions(prompts, prompt, [image.relative_to(folder).as_posix() for image in images])
     if why := cannot(asked, texts, against):
         raise UserMistake("\n".join(why))
+    readers = [
+        reader for each in asked if hasattr(each.kind.options, "readers") for reader in each.kind.options.readers()
+    ]
+    for said in sentences(readers, texts or ()):
+        print(said, file=sys.stderr)
+    for name, reason in left_out.items():
+        print(f"left out: {plain(name)} ({reason})", file=sys.stderr)
     with memory():
-        pictures = readable(folder)
+        pictures = readable(folder, images)
         document = scored(asked, pictures, texts or [""] * len(pictures), against, batch, device)
-    document = {"folder": str(folder), **document, "code": {path.name: digest for path, digest in code.items()}}
+    document = {
+        "folder": str(folder),
+        **document,
+        "left_out": left_out,
+        "code": {path.name: digest for path, digest in code.items()},
+    }
     shown = document if each else {**document, "each": None}
     (say_json if as_json else say_csv if as_csv else say)(shown)
     return 0
@@ -142,22 +156,27 @@ def cannot(asked: Sequence[Asked], prompts: Sequence[str] | None, data: Data | N
 # -- images ----------------------------------------------------------------------------------------------------
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Every image below a folder, by name; UserMistake where there are none."""
-    from genbo.diffusion.data import SUFFIXES, image_files
+def files_of(folder: Path, prompts: Path | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Every image below a folder in number order, and what is left out and why; UserMistake where there are none.
+
+    What a table of prompts names is an image in any case.
+    """
+    from genbo.diffusion.data import SUFFIXES
 
     if not folder.is_dir():
         what = "a file; give the folder that it is in" if folder.is_file() else "not there; correct the path"
         raise UserMistake(f"{folder} is {what}")
-    if files := image_files(folder):
-        return files
+    table = listed(prompts) if prompts is not None else ()
+    files, left_out = images_of(folder, table if isinstance(table, dict) else ())
+    if files:
+        return files, left_out
     raise UserMistake(f"{folder} has no image ({', '.join(SUFFIXES)}); give a folder that has")
 
 
-def readable(folder: Path) -> list[Picture]:
+def readable(folder: Path, files: Sequence[Path] | None = None) -> list[Picture]:
     """Every image, decoded once to see that it can be; ArtifactRefused names all that cannot."""
     found, broken = [], []
-    for file in files_of(folder):
+    for file in files_of(folder)[0] if files is None else files:
         name = file.relative_to(folder).as_posix()
         try:
             _, height, width = decoded(file).shape
@@ -166,9 +185,10 @@ def readable(folder: Path) -> list[Picture]:
             said = str(problem).partition("\n")[0].replace(str(file), "the file") or type(problem).__name__
             broken.append(f"{plain(name)} ({plain(said)})")
     if broken:
-        files = figures.plural(len(broken), "image")
+        number = figures.plural(len(broken), "image")
         raise ArtifactRefused(
-            f"{files} in {folder} cannot be read; replace or remove them:\n" + "\n".join(f"  {text}" for text in broken)
+            f"{number} in {folder} cannot be read; replace or remove them:\n"
+            + "\n".join(f"  {text}" for text in broken)
         )
     return found
 

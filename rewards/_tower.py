@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from genbo.rewards import Refused, bundled
 from genbo.rewards._json import not_finite
 from genbo.rewards._prepare import prepare
+from genbo.rewards._tokens import CLIP, Reader, reader, reader_of_open_clip
 from genbo.rewards._weights import PICKLED, shapes, spoken
 from genbo.rewards._words import knows_words
 
@@ -127,6 +128,15 @@ class Tower:
             said = f"{self.option}: {self.folder / CONFIG} hands {other[0]} to the tokenizer"
             return [f"{said}, which could run code by it; delete it"]
         return self._tokenizer_file_mistakes(named) if named else []
+
+    def readers(self, name: str, template: str = "{}") -> list[Reader]:
+        """Of its text tower, where its config is here and the limit known."""
+        text = self._config.get("text_cfg")
+        if self._on_hub or not isinstance(text, dict) or not isinstance(limit := text.get("context_length", CLIP), int):
+            return []
+        if text.get("hf_tokenizer_name"):
+            return [] if self.model else [reader(name, limit, self.folder, template)]
+        return [reader_of_open_clip(name, limit, template)]
 
     def tokenizer(self) -> Any:
         """Texts -> numbers of words. Raises `Refused` with a sentence where it cannot be loaded."""

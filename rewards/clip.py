@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.rewards import Refused
+from genbo.rewards._tokens import Reader
 from genbo.rewards._tower import Family, ImageTower, Tower
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Clip:
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
         return Similarity(self.tower, self.template, device)
+
+    def readers(self) -> list[Reader]:
+        """Of its text tower."""
+        return self.tower.readers("clip", self.template)
 
     @property
     def tower(self) -> Tower:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.rewards import Refused
+from genbo.rewards._tokens import Reader
 from genbo.rewards._tower import Tower
 from genbo.rewards._weights import PICKLED
 from genbo.rewards.clip import Similarity
@@ -61,6 +62,10 @@ class Hps:
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
         return _Preference(self.tower, "{}", device)
+
+    def readers(self) -> list[Reader]:
+        """Of its text tower."""
+        return self.tower.readers("hps")
 
     @property
     def tower(self) -> Tower:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from genbo.rewards import Refused
 from genbo.rewards._prepare import prepare
+from genbo.rewards._tokens import Reader, reader
 from genbo.rewards._tower import FAMILIES
 from genbo.rewards._weights import PICKLED, Shape, differences, read, shapes, without_counts
 
@@ -77,6 +78,10 @@ class ImageReward:
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
         return _Reader(self.file, self.vocabulary, device)
+
+    def readers(self) -> list[Reader]:
+        """Of its text tower."""
+        return [reader("image_reward", WORDS, self.folder)]
 
     @property
     def folder(self) -> Path:

@@ -16,11 +16,13 @@ from annotated_types import Gt
 
 from genbo.diffusion import bundled
 from genbo.diffusion.models import _damage, _folder
+from genbo.diffusion.tokens import readers_of
 
 if TYPE_CHECKING:
     import torch
 
     from genbo.diffusion.process import Model
+    from genbo.rewards._tokens import Reader
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONG_CALLS = 20_000  # network calls from which compiling, a minute or two, is paid back
@@ -72,6 +74,15 @@ class Diffusers:
     def known_prompts(self) -> list[str] | None:
         """The classes of a model that draws classes; None where prompts are words."""
         return _folder.known_prompts(self.folder) if self.folder else None
+
+    def readers(self) -> list[Reader]:
+        """Of its text encoders, where its folder is here."""
+        return readers_of(self.folder) if self.folder is not None else []
+
+    @property
+    def told_nothing(self) -> bool:
+        """Whether its network is known to take no prompt."""
+        return self.folder is not None and _folder.is_unconditional(self.folder)
 
     @property
     def differentiable(self) -> bool:

@@ -18,6 +18,7 @@ from genbo.diffusion.pipelines._discrete import of_betas
 from genbo.diffusion.pipelines._pipeline import PipelineModel
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
+from genbo.diffusion.tokens import unsaid
 from genbo.schedules.grid import Grid, grid_of_levels
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class BlackboxModel(PipelineModel):
         own, self.pipeline.scheduler = self.pipeline.scheduler, self.scheduler(process.sampler)
         counting = self.denoiser.register_forward_hook(_counted_by(process))
         try:
-            with self._encoders_here():
+            with self._encoders_here(), unsaid(self.pipeline):
                 output = self.pipeline(**told)
         finally:
             counting.remove()

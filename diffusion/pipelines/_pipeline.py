@@ -22,6 +22,7 @@ from genbo.diffusion.adapt import Adapter, Network, network_with
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.seed import Seed
+from genbo.diffusion.tokens import unsaid
 
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
@@ -125,7 +126,7 @@ class PipelineModel:
         """Each prompt goes through the text encoders once in a run."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._rows]
         if new:
-            with torch.no_grad(), self._encoders_here():
+            with torch.no_grad(), self._encoders_here(), unsaid(self.pipeline):
                 told = self.rows(new)
             self._rows.update({prompt: {name: t[i] for name, t in told.items()} for i, prompt in enumerate(new)})
         found = [self._rows[prompt] for prompt in prompts]

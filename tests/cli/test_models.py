@@ -123,3 +123,37 @@ def test_a_folder_without_a_job_is_drawn(family_folder, tmp_path, capsys):
 
     assert sample.run(family_folder("stable_diffusion_3"), ["a dog"], samples=1, output=tmp_path / "out") == 0
     assert len(list((tmp_path / "out").glob("000-a-dog-*.png"))) == 1
+
+
+def test_a_model_that_takes_no_prompt_is_given_none(family_folder, tmp_path, capsys):
+    from genbo.cli import sample
+    from genbo.cli.errors import UserMistake
+
+    pixels = family_folder("ddpm")
+    assert sample.run(pixels, samples=2, output=tmp_path / "out") == 0
+    written = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert written == ["000-image-s0-0.png", "000-image-s0-1.png", "sheet-s0.png"]
+    with pytest.raises(UserMistake, match="is told nothing, so no prompt changes what it draws; leave --prompt out"):
+        sample.run(pixels, ["a dog"], output=tmp_path / "none")
+    for folder, said in (("dit", "add --prompt 0"), ("stable_diffusion_3", "add --prompt 'a red apple'")):
+        with pytest.raises(UserMistake, match=said):
+            sample.run(family_folder(folder), output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_job_with_such_a_model_needs_prompts_only_for_a_reward(family_folder):
+    from genbo.cli.plan import plan
+
+    job = {
+        "version": 1,
+        "model": {"pretrained": str(family_folder("ddpm")), "sampler": {"kind": "ddim", "steps": 3}, "guidance": 1},
+        "tune": {"timesteps": {}},
+        "reward": "compressibility",
+    }
+    assert read_job(job).prompts == ("",)
+    assert any("prompts change nothing" in text for text in plan(read_job({**job, "prompts": ["a"]})).warnings)
+    clip = {"kind": "clip", "pretrained": "emoji-clip"}
+    with pytest.raises(JobMistakes, match="prompts: missing; clip reads prompts, though the model takes none"):
+        read_job({**job, "reward": clip})
+    read = plan(read_job({**job, "reward": clip, "prompts": ["a"]}))
+    assert not any("prompts change nothing" in text for text in read.warnings)
