@@ -174,3 +174,14 @@ def test_features_of_which_only_one_lives():
     """Standard deviations 1 and 3 along one axis, means 2 apart: (3 - 1)^2 + 2^2."""
     line = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)[:, None] * torch.eye(1, 7, dtype=torch.float64)
     assert distance(3 * line + 2 * torch.eye(1, 7), line).item() == pytest.approx(8, rel=1e-9)
+
+
+def test_channels_that_repeat_each_other_count_once_each():
+    """Grey images as colour ones: every eigenvalue of the data but a third is 0 up to roundings of either sign."""
+    x, y = sets(60, 500, 8)
+    assert distance(x.repeat(1, 3), y.repeat(1, 3)).item() == pytest.approx(3 * distance(x, y).item(), rel=1e-6)
+    live = x.repeat(1, 3).requires_grad_()
+    (grad,) = torch.autograd.grad(Frechet().values(live, Frechet().keep(y.repeat(1, 3))).mean(), live)
+    alone = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(Frechet().values(alone, Frechet().keep(y)).mean(), alone)
+    torch.testing.assert_close(grad, wanted.repeat(1, 3), rtol=1e-6, atol=1e-10)
