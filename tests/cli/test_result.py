@@ -81,8 +81,9 @@ def test_an_interval_speaks_of_fresh_prompts_or_of_fresh_seeds():
     """a gains 1 and 3, b gains 10 and 14: between prompts they spread by 7.07, within them by sqrt(5)."""
     problem, prompts = problem_of(), ("a", "b", "a", "b")
     start, tuned = [[0, 5, 0, 5]], [[1, 15, 3, 19]]
-    by_prompt = document(problem, start, tuned, prompts=prompts)["held_out"]
-    by_seed = document(problem, start, tuned, prompts=prompts, fresh=False)["held_out"]
+    both = [document(problem, start, tuned, prompts=prompts, fresh=fresh) for fresh in (True, False)]
+    by_prompt, by_seed = (said["held_out"] for said in both)
+    assert [said["rewards"]["reward 0"]["interval"] for said in both] == [by_prompt["interval"], by_seed["interval"]]
     assert by_prompt["difference"] == by_seed["difference"] == pytest.approx(7)
     assert by_prompt["interval"][1] - 7 == pytest.approx(12.7062 * 5, rel=1e-5)
     assert by_seed["interval"][1] - 7 == pytest.approx(T_2 * math.sqrt(5) / 2, rel=1e-6)
