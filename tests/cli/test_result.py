@@ -132,6 +132,15 @@ def test_a_level_that_is_a_number_is_broken_only_where_the_interval_says_so(tune
     assert (kept["gap"], kept["held"], kept["broken"]) == (pytest.approx(gap), held, broken)
 
 
+def test_a_level_that_is_a_number_is_told_by_the_tuned_samples_and_not_by_what_changed():
+    """Every prompt fell by exactly 9, but what they have, 1, 5 and 12, says little of a mean of 7."""
+    problem = problem_of((1.0,), [(7.0, False)])
+    tuned = [1.0, 5.0, 12.0]
+    (kept,) = document(problem, [[0, 0, 0], [x + 9 for x in tuned]], [[9, 9, 9], tuned])["keep"].values()
+    assert kept["gap"] == pytest.approx(-1) and kept["interval"] == pytest.approx([-9, -9])
+    assert (kept["held"], kept["broken"]) == (False, False)
+
+
 def test_what_was_not_kept_is_in_the_headline_and_a_warning_and_what_may_be_noise_is_not():
     problem = problem_of((1.0,), [(-1.0, True), (-1.0, True), (-1.0, True)])
     start = [[0, 0, 0]] * 4
