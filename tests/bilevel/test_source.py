@@ -49,6 +49,7 @@ def samples(bank: Bank) -> set[float]:
 def test_no_two_samples_of_any_rounds_are_the_same():
     drawn = [source().draw(number, 6, None) for number in range(3)]
     assert len(set().union(*map(samples, drawn))) == 3 * 2 * 6
+    assert all((bank.r2[1] - bank.r2[0]).std() > 0.3 for bank in drawn), "nor is the noise of two prompts"
 
 
 def test_a_sample_is_named_by_its_round_prompt_and_number_alone():
@@ -143,3 +144,9 @@ def test_an_optimum_that_is_not_as_precise_as_asked_is_not_settled():
     first, end = first_round(1.0, Budget(8192, rounds=2, precision=1e-4), shift=False)
     assert (first.optimum.kind, first.optimum.verdict) == ("interior", "reliable")
     assert first.after == "more" and end.after == "spent"
+
+
+def test_an_optimum_on_doubtful_samples_is_not_settled_however_narrow_its_interval():
+    first, _ = first_round(1.0, Budget(2048, rounds=2, precision=10.0), shift=False)
+    assert (first.optimum.kind, first.optimum.verdict) == ("interior", "doubtful")
+    assert first.optimum.log_se < 10 and first.after == "more"
