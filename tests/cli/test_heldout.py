@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from genbo.bilevel.problem import Problem
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.cli import tune
 from genbo.cli.assemble import assemble
+from genbo.cli.errors import Diverged
 from genbo.cli.heldout import Side, evaluate_side
 from genbo.cli.job import read_job
 from genbo.diffusion.guidance.plain import Plain
@@ -115,10 +117,11 @@ def side_at(
     prompts: Sequence[str] = ("right", "left"),
     job: str = "job",
     between: Callable[..., None] = lambda *_: None,
+    reward: Any = None,
 ) -> Side:
     """Eight samples at this guidance, three in a call of the network."""
     process = process_of(Gaussian().open(), Ddim(steps=4), Plain(1.0), batch=3)
-    reward = Quadratic(target=1.0).open("cpu")
+    reward = reward or Quadratic(target=1.0).open("cpu")
     problem = Problem(process, (Guidance(start=1.0, bounds=(0.0, 10.0)),), ((1.0, reward),))
     batch = batch_of(prompts, 8, Seed(0).child("evaluate"))
     phi = torch.tensor([weight], dtype=torch.float64)
@@ -172,3 +175,12 @@ def test_what_is_kept_says_what_it_is_of(kept: Path) -> None:
     words = words_in(kept / "tuned.safetensors")
     batch = batch_of(("right", "left"), 8, Seed(0).child("evaluate"))
     assert (words["phi"], words["prompts"], words["job"]) == ([2.0], list(batch.prompts), "job")
+
+
+def test_a_score_that_is_no_number_is_said_with_its_prompt(tmp_path: Path) -> None:
+    def broken(images: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([math.inf if prompt == "left" else 1.0 for prompt in prompts])
+
+    with pytest.raises(Diverged, match="held-out sample is not finite \\(prompt 'left'\\)"):
+        side_at(tmp_path / "broken", 2.0, reward=broken)
+    assert side_at(tmp_path / "sound", 2.0, ("right",), reward=broken).scores.tolist() == [[1.0] * 8]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from genbo.bilevel.bank import bank_of
 from genbo.bilevel.curve import Optimum, Point
 from genbo.bilevel.law import EXACT, Fit, Law, Measured
 from genbo.bilevel.search import Round
@@ -159,6 +161,38 @@ def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
     held_out, _, _ = found.compared()
     assert held_out is not None and held_out["interval"] == [1.0, 1.0] and held_out["verdict"] == "better"
     assert "known on paper: better" in found.headline(document(found, held_out))
+
+
+# -- the key `search` ------------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """Tuned weights whose rows are known."""
+
+    def document(self) -> list[dict]:
+        return [{"factor": 1.0}]
+
+
+def test_the_search_as_an_object():
+    best = searched(None).last.optimum
+    curve = tuple(
+        Point(lam, law([lam], lam=lam, fit=fit), Measured(numbers([0.1]), numbers([[0.0]])))
+        for lam, fit in ((0.5, REFUSED), (1.0, GOOD), (2.0, SOME), (4.0, GOOD))
+    )
+    banks = tuple(bank_of(torch.randn(2, n), torch.randn(2, n)) for n in (64, 128))
+    last = Round(banks, curve, replace(best, interval=(0.5, 0.9), log_se=0.1, others=(2.5,)), "spent", "r1 is highest")
+    tilt = law([1.0], lam=0.8, fit=SOME)
+    said = Searched(last, (-1.0, 2.0), "clip", "style", "guided", "its own law", None, Rows(), tilt).document()
+    assert [row["lam"] for row in said["curve"]] == [0.5, 1, 2, 4] and said["reach"] == [1, 4]
+    assert said["pretrained"] == {"r1": -1.0, "r2": 2.0} and said["samples"] == [64, 128]
+    wanted = {"kind": "interior", "lam": 0.7, "interval": (0.5, 0.9), "log_se": 0.1, "others": [2.5], "r1": 3.0}
+    assert {key: said["optimum"][key] for key in wanted} == wanted
+    assert said["tilt"] == {"lam": 0.8, "verdict": "doubtful"} and said["weights"] == [{"factor": 1.0}]
+    assert (said["upper"], said["lower"], said["solver"], said["after"]) == ("clip", "style", "guided", "spent")
+    without = Searched(
+        replace(last, optimum=None, curve=curve[:1]), None, "clip", "style", "guided", "law", None
+    ).document()
+    assert [without[key] for key in ("optimum", "reach", "pretrained", "tilt", "weights")] == [None] * 5
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
