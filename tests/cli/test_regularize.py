@@ -259,26 +259,34 @@ def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):
 
 
 @pytest.mark.parametrize("method", ["weighted", "gradient"])
-def test_what_is_trained_is_trained_on_the_tuning_prompts(workplace, monkeypatch, method):
+def test_what_is_trained_is_the_law_at_lambda_of_the_tuning_prompts(workplace, monkeypatch, method):
+    """By samples of a standard normal law and r2 = x_1, whose mean under the tilt is 1 / lambda."""
     from genbo.bilevel.lower.finetune import Finetune
 
     seen = []
     trained = getattr(Finetune, method)
 
     def noted(self, process, prompts, *others, **options):
-        seen.append(tuple(prompts))
+        seen.append((tuple(prompts), *others))
         return trained(self, process, prompts, *others, **options)
 
     monkeypatch.setattr(Finetune, method, noted)
     job = {
-        **with_lower(samples=256, bridge=False),
+        **with_lower(samples=1024, bridge=False),
         "model": NOISY | {"means": MODEL["means"]},
-        "finetune": {"steps": 1, "batch": 8, "also": [], "method": method},
+        "finetune": {"steps": 1, "batch": 8, "also": [4.0] if method == "weighted" else [], "method": method},
         "budget": {"steps": 1},
         "evaluate": {"prompts": ["b"], "samples": 32},
     }
     tune.run(job, [], quiet=True)  # type: ignore[arg-type]
-    assert seen == [("a",)]
+    assert {prompts for prompts, *_ in seen} == {("a",)} and len(seen) == 1 + (method == "weighted")
+    best = report_of(workplace / "run")["search"]["optimum"]["lam"]
+    for factor, (_, samples, weights, *_) in zip((1.0, 4.0), seen, strict=False):
+        if method == "gradient":  # which is given the reward and lambda itself
+            assert weights == pytest.approx(factor * best)
+        else:
+            mean = (weights.softmax(1) * samples.flatten(2)[..., 0]).sum(1).item()
+            assert mean == pytest.approx(1 / (factor * best), abs=0.3)
 
 
 def test_plain_diffusers_draws_from_the_tuned_weights(tuned):

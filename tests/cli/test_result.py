@@ -11,7 +11,7 @@ import torch
 from genbo.bilevel.problem import Constraint, Problem
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.cli.heldout import Side
-from genbo.cli.result import Findings, HeldOut, Names, Tuned, document_of, last_good, tuned_of
+from genbo.cli.result import Findings, HeldOut, Names, Tuned, document_of, last_good, noise_ratio, tuned_of
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -209,3 +209,38 @@ def test_several_numbers_have_each_its_own_error_and_range():
     assert (said["start"], said["tuned"], said["se"]) == ([2.0] * 3, [1.0, 2.0, 3.0], [0.1, None, 0.3])
     assert said["bounds"] == [0.0, 10.0] and said["start_over_steps"] == [2.0] * STEPS
     assert said["tuned_over_steps"] == pytest.approx([1.0, 1 + 2 / 3, 1 + 4 / 3, 3.0])
+
+
+# -- how far gradients stand from noise ------------------------------------------------------------------------------
+
+
+def test_how_many_errors_a_gradient_stands_from_zero():
+    """The root mean square over coordinates, of those whose error is known and not 0: here of 3, -4 and 0."""
+    assert noise_ratio([3.0, -8.0, 0.0], [1.0, 2.0, 5.0]) == pytest.approx(math.sqrt(25 / 3))
+    assert noise_ratio([3.0, 7.0, None, 5.0], [1.0, 0.0, 1.0, None]) == pytest.approx(3)
+    assert noise_ratio([1.0, None], [0.0, 1.0]) is None
+
+
+@pytest.mark.parametrize(("first", "level", "figure"), [(2.5, "good", "2.5"), (1.5, "warning", "1.5")])
+def test_the_first_gradients_are_those_of_the_first_third(first, level, figure):
+    """The middle one of three; steps without a gradient are not counted, but said."""
+    ratios = [9.0, first, 0.1, *[50.0] * 6]
+    records = [record(0.1 * k, ratio, se=1.0) for k, ratio in enumerate(ratios)]
+    records.insert(1, record(0.0, math.nan, "non_finite"))
+    records.insert(3, record(0.0, 0.0, "flat"))
+    said = document(problem_of(), [[0, 0, 0]], [[1, 2, 3]], records=records)["trust"]
+    (stood,) = (line for line in said if line["text"].startswith("The first gradients"))
+    assert stood["level"] == level and f"{figure} standard errors from zero" in stood["text"]
+    texts = [line["text"] for line in said if line["level"] == "warning"]
+    assert any(text.startswith("1 gradient of 11 were exactly zero") for text in texts)
+    assert any(text.startswith("1 step of 11 had numbers that were not finite") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("phi", "said"), [(0.05, "lower bound 0"), (9.95, "upper bound 10"), (0.15, None), (9.85, None), (5.0, None)]
+)
+def test_an_answer_within_a_hundredth_of_the_range_from_a_bound_is_at_it(phi, said):
+    answer = Tuned(torch.tensor([phi], dtype=torch.float64), [None], "mean")
+    trust = document(problem_of(), [[0, 0, 0]], [[1, 2, 3]], answer=answer)["trust"]
+    at = [line["text"] for line in trust if line["level"] == "warning" and "bound" in line["text"]]
+    assert (len(at) == 1 and said in at[0]) if said else at == []
