@@ -152,6 +152,21 @@ def test_without_held_out_laws_there_is_no_verdict_and_no_row():
     assert "no verdict" in found.headline(document(found, None))
 
 
+def test_what_is_said_of_the_samples_is_of_the_lambda_nearest_to_the_answer():
+    """0.7 lies nearest to 0.8, where the effective size is 100 and the KL 4; its neighbours have others."""
+    fits = {0.5: (REFUSED, 9.0), 0.8: (SOME, 4.0), 2.0: (GOOD, 1.0)}
+    zero = Measured(numbers([0.0]), numbers([[0.0]]))
+    curve = tuple(
+        Point(lam, Law(lam, None, zero, zero, Measured(numbers([kl]), numbers([[0.1]])), zero, 1.0, fit), zero)
+        for lam, (fit, kl) in fits.items()
+    )
+    found = searched(None)
+    found = replace(found, last=replace(found.last, curve=curve))
+    texts = [line["text"] for line in found.trust(document(found, None))]
+    assert any("effective size 100, largest weight 0.03" in text for text in texts)
+    assert any("4.00 ± 0.10 nats of KL" in text for text in texts)
+
+
 def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
     exact = [
         Law(lam, None, *(Measured(numbers([x]), torch.zeros(1, 0).double()) for x in (x, 0, 0, 0)), 1.0, EXACT)
