@@ -232,18 +232,25 @@ def _by_prompt(prompts: Sequence[str], gains: Sequence[float]) -> list[Document]
 
 
 def _kept(found: Findings, rows: Sequence[Document]) -> Document:
-    """Each constraint against its level; broken only where that is measured, not where it is noise."""
+    """Each constraint against its level; broken only where that is measured, not where it is noise.
+
+    A level of the start's is told by differences, on the same samples; one that is a number by the tuned samples alone.
+    """
+    from genbo.bilevel.evaluate import compare
+
+    sides, constraints = found.held_out, found.problem.constraints
+    assert sides is not None
+    tuned = sides.tuned.scores[len(found.problem.rewards) :][: len(constraints)].double()
     kept = {}
-    for name, constraint, row in zip(found.names.constraints, found.problem.constraints, rows, strict=True):
-        low, high = row["interval"]
+    for name, constraint, row, scores in zip(found.names.constraints, constraints, rows, tuned, strict=True):
+        level = constraint.at_least
         if constraint.relative_to_start:
-            level = row["start"] + constraint.at_least
-            gap, surely_below = row["difference"] - constraint.at_least, high < constraint.at_least
+            gap, most = row["difference"] - level, row["interval"][1] - level
+            level += row["start"]
         else:
-            level = constraint.at_least
-            gap, half = row["tuned"] - level, (high - low) / 2
-            surely_below = gap + half < 0
-        kept[name] = {**row, "at_least": level, "gap": gap, "held": gap >= 0, "broken": surely_below}
+            own = compare(0 * scores + level, scores, sides.prompts, fresh_prompts=sides.fresh_prompts)
+            gap, most = own.difference, own.interval[1]
+        kept[name] = {**row, "at_least": level, "gap": gap, "held": gap >= 0, "broken": most < 0}
     return kept
 
 
