@@ -23,10 +23,10 @@ from genbo.bilevel.bridge import ROUNDS, Shifts
 from genbo.bilevel.curve import Optimum, Point, optimum, point, settled, trace, within_reach
 from genbo.bilevel.law import VERDICTS, Law, Slope, Solve
 from genbo.bilevel.problem import Optimizer
+from genbo.bilevel.rounds import PILOT
 
 FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the optimum lies out of reach
 SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
-PILOT = 0.25  # samples that choose the shifts, for each that is kept
 
 After = Literal["done", "bridge", "more", "spent", "unusable"]
 
