@@ -182,10 +182,13 @@ class Searching:
         """Of a loss and its gradient."""
         rows = max(options.batch, WORLD_ROWS[options.method]) if self.is_world else options.batch
         if options.method == "gradient":
-            own = self.drawn(rows, self._noisy)
+            path = self.drawn(rows, self._noisy)
             later = rows * sum(1 + guided for guided in self._noisy[1:])  # the first step begins from noise alone
-            passes = 4 * own.denoiser_calls, 4 * own.image_forwards  # the pretrained network beside it, and both again
-            return Cost(*passes, rows, own.image_forwards + later)
+            passes = (
+                4 * path.denoiser_calls,
+                4 * path.image_forwards,
+            )  # the pretrained network beside it, and both again
+            return Cost(*passes, rows, path.image_forwards + later)
         networks, own = calls(rows, 1, self.batch, 1), rows + self._guided_of(rows)
         anchor = Cost(networks, own) if options.anchor else Cost()
         return Cost(networks, own, 0, own) + anchor

@@ -226,6 +226,7 @@ class _Counter:
         self.passes: int = estimator.network_passes()
         self.goes_back: bool = getattr(estimator, "goes_back", False)
         self.differentiated = any(member is None for draw in self.draws for member in draw)
+        self.idle: int = getattr(estimator, "idle", 0)  # steps at first that have nothing to go by
         self.common: bool = getattr(estimator, "common", True)  # whether all draws of a step share their samples
         self.lessons = _lessons([*job.reward, *job.keep])
         self.of_levels = any(not hasattr(tunable, "option") for tunable in job.tune.values())
@@ -355,7 +356,7 @@ class _Counter:
         return sum((self.step(number) for number in range(self.tuning_steps() if steps is None else steps)), Cost())
 
     def evaluation(self) -> dict[str, Cost]:
-        stays = self.job.budget.steps == 1  # the last step is measured and not taken
+        stays = self.job.budget.steps <= 1 + self.idle  # the last step is measured and not taken
         sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
         found = {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
         found["start"] += self.taught(self.job.evaluate.samples)

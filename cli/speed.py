@@ -16,6 +16,7 @@ from genbo.diffusion.process import Meter, Whole
 
 if TYPE_CHECKING:
     from genbo.cli.assemble import Assembled
+    from genbo.cli.cost import Cost
     from genbo.cli.job import Job
     from genbo.diffusion.process import Process
 
@@ -55,15 +56,21 @@ def expected_s(job: Job, image_forwards: int) -> float | None:
     return None if pace is None else pace * image_forwards
 
 
-def guessed_s(assembled: Assembled, image_forwards: int, image_backwards: int = 0) -> float:
-    """Seconds that so many images there and back will take, by one call of the network: the rest is small beside it."""
+def guessed_s(assembled: Assembled, *costs: Cost) -> list[float]:
+    """Seconds that each of these will take, by one call of the network: the rest is small beside it."""
+    pace = _call_s(assembled)
+    return [pace * (REST * cost.image_forwards + BACK * cost.image_backwards) for cost in costs]
+
+
+def _call_s(assembled: Assembled) -> float:
+    """Seconds an image forward, as one call takes them."""
     import torch
 
     from genbo.diffusion.seed import Noise
 
     process = assembled.problem.process
     if isinstance(process.model, Whole):
-        return _drawn_s(process, assembled.prompts[0]) * image_forwards
+        return _drawn_s(process, assembled.prompts[0]) / REST
     model, rows = process.model, min(2 * process.batch, 64)
     condition = model.encode(assembled.prompts[:1]).take(torch.zeros(rows, dtype=torch.long, device=model.device))
     x = Noise(range(rows), model.shape).draw().to(model.device, model.dtype)
@@ -73,7 +80,7 @@ def guessed_s(assembled: Assembled, image_forwards: int, image_backwards: int = 
             began = time.perf_counter()
             model(x, time_, condition).sum().item()  # waits for the device
             seconds = time.perf_counter() - began
-    return seconds / rows * (REST * image_forwards + BACK * image_backwards)
+    return seconds / rows
 
 
 def _drawn_s(process: Process, prompt: str) -> float:

@@ -196,10 +196,7 @@ def stages_of(
             with watch(assembled.budget.steps, quiet=quiet) as screen:
                 notes = on_what(run, assembled, screen)
                 if planned.expected_s is None and planned.memory is not None:
-                    least, most = (
-                        duration(guessed_s(assembled, cost.image_forwards, cost.image_backwards))
-                        for cost in (planned.total_at_least, planned.total)
-                    )
+                    least, most = map(duration, guessed_s(assembled, planned.total_at_least, planned.total))
                     expected = f"about {most}" if least == most else f"from about {least} to {most}"
                     screen.note(f"time: {expected}, by one call of the network")
                 whole = regularize.whole if job.tilts else climb.whole
