@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.lower import finetune
-from genbo.cli import outlay, tune
+from genbo.cli import check, outlay, tune
 from genbo.cli.cost import Cost
+from genbo.cli.errors import UserMistake
 from genbo.cli.job import read_job
 from genbo.cli.plan import plan
 from genbo.diffusion.models.gaussian import GaussianModel
@@ -252,6 +253,7 @@ def test_one_lambda_is_the_least_that_guided_samples_cost(case: str, hooked: Hoo
 def test_where_no_precision_is_enough_the_most_is_drawn(hooked: Hooked) -> None:
     job = searched("banks")
     job["lower"] |= {"precision": 1e-9, "samples": 400}
+    job["tune"] = {"regularization": {"start": 3.0, "bounds": [0.05, 20]}}
     cost = tune.tune(job).result().document["cost"]
     assert {key: cost[key] for key in vars(Cost())} == plan(read_job(job)).total.document()
 
@@ -264,6 +266,28 @@ def test_the_most_that_three_rounds_draw_by_hand() -> None:
     assert tuning.reward_images == 2 * (70 + 70 + 18 + 140 + 35)
 
 
+@pytest.mark.parametrize("case", ["shifted-banks", "guided", "trained", "on-paper"])
+def test_the_time_of_a_search_is_measured(case: str, hooked: Hooked, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some of what it draws; that pace is its own, and no other lower level's."""
+    import json
+
+    job = searched(case)
+    Path("job.json").write_text(json.dumps(job))
+    if case == "on-paper":
+        with pytest.raises(UserMistake, match="nothing to measure"):
+            check.run(Path("job.json"), measure=True)
+        return
+    assert plan(read_job(job)).expected_s is None
+    assert check.run(Path("job.json"), measure=True) == 0
+    planned = plan(read_job(job))
+    assert planned.expected_s is not None and planned.expected_at_least_s is not None
+    assert planned.expected_s / planned.expected_at_least_s == pytest.approx(
+        planned.image_forwards / planned.total_at_least.image_forwards
+    )
+    assert hooked.back > 0 or case == "shifted-banks"
+    assert plan(read_job(searched("guided-by-a-covariance" if case != "guided" else "trained"))).expected_s is None
+
+
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
@@ -271,24 +295,24 @@ SMALL = {"kind": "quadratic", "scale": 1e-3}
 
 
 def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
-    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 12}
+    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 24}
     return {
         "version": 1,
         "model": {**model, "guidance": 2.0},
         "prompts": ["a dog"],
         "tune": {"regularization": {"start": 5.0, "bounds": [4, 6]}},
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
-        "lower": {"kind": "reweight", "reward": SMALL, "samples": 12, "bridge": False},
+        "lower": {"kind": "reweight", "reward": SMALL, "samples": 24, "bridge": False},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat"], "samples": 12},
+        "evaluate": {"prompts": ["a cat"], "samples": 24},
         "output": "run",
         **own,
     }
 
 
 NETWORKS: dict[str, Any] = {
-    "weights-by-gradients": {"finetune": {"method": "gradient", "steps": 1, "batch": 13}},
-    "trained": {"lower": {"kind": "finetune", "reward": SMALL, "samples": 3, "steps": 1, "batch": 13}},
+    "weights-by-gradients": {"finetune": {"method": "gradient", "steps": 1, "batch": 25}},
+    "trained": {"lower": {"kind": "finetune", "reward": SMALL, "samples": 3, "steps": 1, "batch": 25}},
 }
 
 
@@ -299,7 +323,7 @@ def test_weights_of_a_network(case: str, tiny_sd: Path, tiny_clip: Path, hooked:
 
 
 def test_weights_of_a_network_that_is_guided_at_some_steps(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    job = network_job(tiny_sd, tiny_clip, finetune={"steps": 2, "batch": 13})
+    job = network_job(tiny_sd, tiny_clip, finetune={"steps": 2, "batch": 25})
     job["model"]["guidance"] = [2.0, 1.0]
     spent(job, hooked, exact=False, meanwhile="at random")
 
