@@ -16,7 +16,7 @@ from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.kept import Kept
 from genbo.cli.run import fault, strict
 from genbo.cli.weights import tuned_weights
-from genbo.cli.work import Work, conclude, time_left
+from genbo.cli.work import Work, conclude, counted, time_left
 
 if TYPE_CHECKING:
     from genbo.bilevel.bank import Bank
@@ -300,6 +300,7 @@ def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> No
 
 def end(work: Work, tuned: Tuned, search: Searched, stages: list[Kept], status: str, reason: str | None) -> Document:
     """The report."""
-    cost: dict[str, float] = dict(work.assembled.problem.process.meter.as_dict())
+    spent = counted(work.assembled.problem.process.meter.as_dict(), *(stage.cost for stage in stages))
+    cost: dict[str, float] = dict(spent)
     cost["elapsed_s"] = sum(stage.elapsed_s for stage in stages)
     return conclude(work, tuned, None, cost, status, reason, search)

@@ -134,6 +134,11 @@ def conclude(
     return dict(document)
 
 
+def counted(cost: Mapping[str, int], *parts: Mapping[str, int]) -> dict[str, int]:
+    """The counts that every part of a run has kept; one that was begun by an earlier genbo may lack some."""
+    return {key: value for key, value in cost.items() if all(key in part for part in parts if part)}
+
+
 def planned_cost(planned: Plan) -> dict[str, float]:
     """The most, where the plan is a range."""
     return dict(planned.total.document())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.lower import finetune
-from genbo.cli import check, outlay, tune
+from genbo.cli import check, outlay, report, show, tune
 from genbo.cli.cost import Cost
-from genbo.cli.errors import UserMistake
+from genbo.cli.errors import Preempted, UserMistake
 from genbo.cli.job import read_job
 from genbo.cli.plan import plan
 from genbo.diffusion.models.gaussian import GaussianModel
 from genbo.diffusion.models.mixture import MixtureModel
+from genbo.diffusion.process import Meter
 from genbo.rewards.linear import Linear
 
 
@@ -138,8 +140,6 @@ def test_hyperparameters(case: str, estimator: str, hooked: Hooked) -> None:
 
 
 def test_forwards_with_the_samples_nothing_goes_back(hooked: Hooked) -> None:
-    from genbo.diffusion.process import Meter
-
     planned = plan(read_job(tuned("guidance", "forward"))).total
     assert planned.image_backwards == 0 and planned.image_forwards > 0
     meter = Meter()
@@ -269,8 +269,6 @@ def test_the_most_that_three_rounds_draw_by_hand() -> None:
 @pytest.mark.parametrize("case", ["shifted-banks", "guided", "trained", "on-paper"])
 def test_the_time_of_a_search_is_measured(case: str, hooked: Hooked, capsys: pytest.CaptureFixture[str]) -> None:
     """Some of what it draws; that pace is its own, and no other lower level's."""
-    import json
-
     job = searched(case)
     Path("job.json").write_text(json.dumps(job))
     if case == "on-paper":
@@ -349,3 +347,43 @@ def test_a_network_in_training(lower: dict[str, Any], estimator: str, hooked: Ho
         "output": "run",
     }
     spent(job, hooked, exact=True)
+
+
+# -- runs from before --------------------------------------------------------------------------------------------------
+
+
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meter that does not know what goes back."""
+    monkeypatch.setattr(Meter, "as_dict", lambda self: {k: v for k, v in vars(self).items() if k != "image_backwards"})
+
+
+@pytest.mark.parametrize("job", [tuned("guidance"), searched("shifted-banks")], ids=["climb", "search"])
+@pytest.mark.parametrize("point", ["step.computed:2", "evaluation.part:1"])
+def test_a_run_that_was_begun_before_is_ended(job: dict[str, Any], point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backwards are not known, and so not said: what is left of the run has too few of them."""
+    monkeypatch.setenv("GENBO_FAULT", point.replace(":", ":term:"))
+    monkeypatch.setattr("genbo.cli.run._passed", {})
+    with monkeypatch.context() as before:
+        as_before(before)
+        with pytest.raises(Preempted):
+            tune.tune(job).result()
+    monkeypatch.delenv("GENBO_FAULT")
+    cost = tune.tune(job, resume=True).result().document["cost"]
+    assert "image_backwards" not in cost and cost["image_forwards"] <= cost["planned"]["image_forwards"]
+    row = next(line for line in Path("run/report.html").read_text().splitlines() if "image backwards" in line)
+    assert row.rstrip().endswith('<td class="n">—</td></tr>')
+
+
+def test_a_run_that_was_ended_before_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tune.tune(tuned("guidance", "differences")).result().folder
+    document = json.loads((folder / "report.json").read_text())
+    for cost in (document["cost"], document["cost"]["planned"], *(step["cost"] for step in document["steps"])):
+        for key in ("image_backwards", "planned_at_least", "inexact"):
+            cost.pop(key, None)
+    (folder / "report.json").write_text(json.dumps(document))
+    assert show.run(folder) == 0
+    said = capsys.readouterr().out
+    assert "image forwards" in said and "backwards" not in said
+    report.run(folder)
+    row = next(line for line in (folder / "report.html").read_text().splitlines() if "image backwards" in line)
+    assert row.count("—") == 2
