@@ -180,7 +180,7 @@ class Searching:
 
     def _look(self, options: Finetune) -> Cost:
         """Of a loss and its gradient."""
-        rows = max(options.batch, WORLD_ROWS[options.method]) if self.is_world else options.batch
+        rows = self._rows(options)
         if options.method == "gradient":
             path = self.drawn(rows, self._noisy)
             later = rows * sum(1 + guided for guided in self._noisy[1:])  # the first step begins from noise alone
@@ -201,7 +201,12 @@ class Searching:
         return every or (min(rows, most) if self.most else least)
 
     def _is_uneven(self, options: Finetune) -> bool:
-        return options.method == "weighted" and len(set(self.guided)) > 1 and bool(options.batch % len(self.guided))
+        uneven = self._rows(options) % len(self.guided) > 0
+        return options.method == "weighted" and len(set(self.guided)) > 1 and uneven
+
+    def _rows(self, options: Finetune) -> int:
+        """Of a look at the loss; an exact world is cheap."""
+        return max(options.batch, WORLD_ROWS[options.method]) if self.is_world else options.batch
 
     @property
     def _noisy(self) -> list[bool]:

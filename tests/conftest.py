@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.guard import sitecustomize as guard
@@ -60,6 +61,10 @@ def nothing_from_elsewhere() -> Iterator[None]:
         noted = sorted(set(NOTED.read_text(encoding="utf-8").splitlines()))
         NOTED.unlink()
         pytest.fail("outside of the checkout, the environment and temporary folders: " + "; ".join(noted))
+
+
+hypothesis.settings.register_profile("anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("anywhere")  # nothing fails where the machine is busy
 
 
 # -- tiny networks -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genbo.bilevel.lower import finetune
 from genbo.cli import check, outlay, report, show, tune
+from genbo.cli.assemble import assemble
 from genbo.cli.cost import Cost
 from genbo.cli.errors import Preempted, UserMistake
 from genbo.cli.job import read_job
@@ -133,8 +134,12 @@ def tuned(case: str, estimator: str = "reverse", **own: Any) -> dict[str, Any]:
     return {**job, "model": {**WORLD, **TUNED[case].get("model", {})}, **own}
 
 
-@pytest.mark.parametrize("case", TUNED)
-@pytest.mark.parametrize("estimator", ["differences", "one-point", "reverse", "reverse-kept"])
+PAIRS = [(case, estimator) for case in TUNED for estimator in ("differences", "reverse")]
+
+
+@pytest.mark.parametrize(
+    ("case", "estimator"), [*PAIRS, ("guidance-a-step", "one-point"), ("guidance-a-step", "reverse-kept")]
+)
 def test_hyperparameters(case: str, estimator: str, hooked: Hooked) -> None:
     spent(tuned(case, estimator), hooked, exact=True)
 
@@ -164,16 +169,6 @@ def test_where_a_switch_is_tuned_rows_are_a_range(hooked: Hooked) -> None:
 def test_minutes_may_end_a_run_early(hooked: Hooked) -> None:
     job = tuned("guidance", budget={"steps": 5, "samples": 12, "minutes": 1e-6})
     spent(job, hooked, exact=False, meanwhile="ends after 1e-06 minutes")
-
-
-def test_a_black_box_calls_as_it_likes(family_folder, hooked: Hooked) -> None:
-    """This one draws a third row for each sample."""
-    model = {"kind": "blackbox", "pretrained": str(family_folder("sd_pag")), "device": "cpu", "height": 16}
-    model |= {"width": 16, "sampler": {"kind": "dpmpp", "steps": 2}, "batch": 3}
-    own = {"model": model, "prompts": ["a dog"], "reward": {"kind": "quadratic"}, "evaluate": {"samples": 2}}
-    own |= {"tune": {"guidance": {"start": 3.0, "bounds": [1, 10]}}, "budget": {"steps": 1, "samples": 3}}
-    job = tuned("guidance", "differences", **own)
-    spent(job, hooked, exact=False, meanwhile="by its own call")
 
 
 # -- a search for lambda -----------------------------------------------------------------------------------------------
@@ -266,6 +261,30 @@ def test_the_most_that_three_rounds_draw_by_hand() -> None:
     assert tuning.reward_images == 2 * (70 + 70 + 18 + 140 + 35)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.0, [2.0, 1.0, 1.0, 2.0]], ids=["plain", "guided", "at-some-steps"])
+@pytest.mark.parametrize("anchor", [True, False], ids=["", "alone"])
+@pytest.mark.parametrize("method", ["weighted", "gradient"])
+def test_one_look_at_a_loss(method: str, anchor: bool, guidance: Any, hooked: Hooked) -> None:
+    """42 rows, or 21, in calls of 16; at random steps, of which some are not guided."""
+    rows = {"weighted": 42, "gradient": 21}[method]
+    own = {"method": method, "anchor": anchor, "batch": rows}
+    read = read_job(searched("weights", finetune=own), ["model.batch=16", f"model.guidance={json.dumps(guidance)}"])
+    a, options = assemble(read), read.finetune.options  # type: ignore[union-attr]
+    guided = [weight != 1 for weight in (guidance if isinstance(guidance, list) else [guidance] * 4)]
+    most, least = (outlay.Searching(read, guided, 16, most=most) for most in (True, False))
+    if method == "gradient":
+        training = options.gradient(a.problem.process, a.prompts, a.lower_rewards, 2.0, a.seed)
+    else:
+        x, logw = torch.zeros(2, 9, *a.problem.process.model.shape, dtype=torch.float64), torch.zeros(2, 9)
+        training = options.weighted(a.problem.process, a.prompts, x, logw, a.seed)
+    training.loss.backward(training.process, 0)
+    hooked.agree_with(found := a.problem.process.meter.as_dict())
+    between = [least._look(options).document(), found, most._look(options).document()]
+    assert all(low <= here <= high for low, here, high in zip(*(each.values() for each in between), strict=True))
+    assert (between[0] == between[2]) == (method == "gradient" or not isinstance(guidance, list))
+    assert ("at random" in (most.inexact() or "")) == (between[0] != between[2])
+
+
 @pytest.mark.parametrize("case", ["shifted-banks", "guided", "trained", "on-paper"])
 def test_the_time_of_a_search_is_measured(case: str, hooked: Hooked, capsys: pytest.CaptureFixture[str]) -> None:
     """Some of what it draws; that pace is its own, and no other lower level's."""
@@ -308,22 +327,9 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
     }
 
 
-NETWORKS: dict[str, Any] = {
-    "weights-by-gradients": {"finetune": {"method": "gradient", "steps": 1, "batch": 25}},
-    "trained": {"lower": {"kind": "finetune", "reward": SMALL, "samples": 3, "steps": 1, "batch": 25}},
-}
-
-
-@pytest.mark.parametrize("case", NETWORKS)
-def test_weights_of_a_network(case: str, tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    job = network_job(tiny_sd, tiny_clip, **NETWORKS[case])
-    spent(job, hooked, exact=True)
-
-
-def test_weights_of_a_network_that_is_guided_at_some_steps(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    job = network_job(tiny_sd, tiny_clip, finetune={"steps": 2, "batch": 25})
-    job["model"]["guidance"] = [2.0, 1.0]
-    spent(job, hooked, exact=False, meanwhile="at random")
+def test_weights_of_a_network(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
+    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 25}}
+    spent(network_job(tiny_sd, tiny_clip, **own), hooked, exact=True)
 
 
 LOWER = {"kind": "denoising", "pretrain": 6, "batch": 5}
@@ -331,9 +337,7 @@ COUPLED = {**LOWER, "noise_levels": "schedule", "steps": 2, "z_steps": 3, "z_ref
 
 
 @pytest.mark.parametrize("lower", [LOWER, COUPLED], ids=["broad", "coupled"])
-@pytest.mark.parametrize("estimator", ["auto", "backwards"])
-def test_a_network_in_training(lower: dict[str, Any], estimator: str, hooked: Hooked) -> None:
-    backwards = {"kind": "penalty", "direct": "reverse_mode"} if lower is COUPLED else "reverse_mode"
+def test_a_network_in_training(lower: dict[str, Any], hooked: Hooked) -> None:
     job = {
         "version": 1,
         "data": "digits",
@@ -341,7 +345,7 @@ def test_a_network_in_training(lower: dict[str, Any], estimator: str, hooked: Ho
         "tune": {"noise_schedule": {"parameters": ["end"], "start": {"end": 0.6}, "normalised": False}},
         "lower": lower,
         "reward": {"kind": "mmd", "features": "pixels"},
-        "estimator": "auto" if estimator == "auto" else backwards,
+        "estimator": {"kind": "penalty", "direct": "reverse_mode"} if lower is COUPLED else "reverse_mode",
         "budget": {"steps": 2, "samples": 8},
         "evaluate": {"samples": 9},
         "output": "run",
