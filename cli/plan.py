@@ -130,8 +130,11 @@ class Plan:
         total = {"total": ("total", self.total)}
         least = {**self.least, "total": self.total_at_least}
         for key, (name, cost) in {**first, "tuning": ("tuning", self.tuning), **rows, **total}.items():
-            numbers = [_span(getattr(least[key], count), getattr(cost, count)) for count in COLUMNS]
-            table.add_row(name, *numbers, style="bold" if name == "total" else None)
+            known = least[key] == cost
+            ends = {name: cost} if known else {f"{name}, at least": least[key], " " * len(name) + "  at most": cost}
+            for label, end in ends.items():
+                numbers = [f"{getattr(end, count):,}" for count in COLUMNS]
+                table.add_row(label, *numbers, style="bold" if key == "total" else None)
         console.print(table)
         for name, text in self._lines():
             console.print(f"{name:<10} {text}", markup=False, highlight=False)
@@ -159,10 +162,6 @@ COLUMNS = {
     "image_backwards": "backwards",
     "reward_images": "images scored",
 }
-
-
-def _span(least: int, most: int) -> str:
-    return f"{most:,}" if least == most else f"{least:,} – {most:,}"
 
 
 def plan(job: Job) -> Plan:
