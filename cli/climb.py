@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.run import Checkpoint, fault, kinds, strict
-from genbo.cli.work import Work, conclude, counting, names_of, time_left
+from genbo.cli.work import Work, conclude, counted, counting, names_of, time_left
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ def whole(work: Work) -> Generator[Document, None, Document]:
     held_out = evaluate(work, (before, after), (problem.first(), tuned.phi), last)
     later = (anew, held_out.start, held_out.tuned)
     cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in last.state.cost.items()}
+    cost = counted(cost, first.cost, *(record["cost"] for record in records), *(stage.cost for stage in later))
     elapsed_s = first.elapsed_s + last.elapsed_s + sum(stage.elapsed_s for stage in later)
     document = conclude(
         work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None, process=after.at(tuned.phi)

@@ -92,6 +92,12 @@ class Kept:
         write_tensors(place, {key: value.contiguous() for key, value in tensors.items()}, {**self.words, **own})
 
     def count(self, said: Mapping[str, Any]) -> None:
-        """What was spent just now, and is on the meter already."""
+        """What was spent just now, and is on the meter already.
+
+        A count that an earlier genbo did not keep is dropped: what is left of it would be too little.
+        """
         self.elapsed_s += said["elapsed_s"]
-        self.cost = {key: self.cost.get(key, 0) + value for key, value in said["cost"].items()}
+        spent: Mapping[str, int] = said["cost"]
+        if spent:
+            known = self.cost or spent
+            self.cost = {key: self.cost.get(key, 0) + value for key, value in spent.items() if key in known}

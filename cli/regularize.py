@@ -16,7 +16,7 @@ from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.kept import Kept
 from genbo.cli.run import fault, strict
 from genbo.cli.weights import tuned_weights
-from genbo.cli.work import Work, conclude, time_left
+from genbo.cli.work import Work, conclude, counted, time_left
 
 if TYPE_CHECKING:
     from genbo.bilevel.bank import Bank
@@ -221,9 +221,9 @@ def _tensor(number: float) -> Any:
 
 def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
-    from genbo.bilevel.bridge import ROUNDS
     from genbo.bilevel.law import VERDICTS
-    from genbo.bilevel.search import PILOT, is_shifted, speaking
+    from genbo.bilevel.rounds import pilot_samples
+    from genbo.bilevel.search import is_shifted, speaking
     from genbo.cli.plan import held_out_bank
     from genbo.cli.strength import Pair
 
@@ -243,7 +243,7 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
             if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
-                shifts = source.shifts(len(banks), max(ROUNDS, round(PILOT * samples)), lam)
+                shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(work, source, banks, best.lam)
     both = [[a.lower.solve(bank, lam) for lam in (start, best.lam)] for bank in banks]
@@ -300,6 +300,7 @@ def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> No
 
 def end(work: Work, tuned: Tuned, search: Searched, stages: list[Kept], status: str, reason: str | None) -> Document:
     """The report."""
-    cost: dict[str, float] = dict(work.assembled.problem.process.meter.as_dict())
+    spent = counted(work.assembled.problem.process.meter.as_dict(), *(stage.cost for stage in stages))
+    cost: dict[str, float] = dict(spent)
     cost["elapsed_s"] = sum(stage.elapsed_s for stage in stages)
     return conclude(work, tuned, None, cost, status, reason, search)

@@ -93,7 +93,9 @@ def test_a_kill_at_a_random_moment(trial: int, workplace: Path, warm: Warm, unin
     draw = random.Random(trial)
     number = signal.SIGKILL if trial % 2 else signal.SIGTERM
     started = warm.start(workplace, "job.yaml")
+    hanging = time.monotonic() + 600
     while not (workplace / "run" / "status.json").exists():
+        assert time.monotonic() < hanging, started.said
         time.sleep(0.001)
     time.sleep(draw.uniform(0, uninterrupted["took_s"]))
     os.kill(started.pid, number)

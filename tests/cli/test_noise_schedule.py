@@ -91,7 +91,7 @@ def test_a_job_costs_what_its_plan_says(job, case):
     planned = plan(read_job(document))
     result = genbo.tune(document).result()
     spent = result.document["cost"]
-    for key in ("denoiser_calls", "image_forwards", "reward_images"):
+    for key in ("denoiser_calls", "image_forwards", "image_backwards", "reward_images"):
         assert spent[key] == getattr(planned, key), key
     assert planned.inexact is None
     assert result.verdict in ("better", "worse", "no measurable difference")

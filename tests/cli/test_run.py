@@ -20,7 +20,9 @@ from genbo.cli import run as folder
 from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
 
 JOB = {"version": 1, "budget": {"steps": 3, "minutes": None}, "output": "run"}
-NO_FIXTURE_CHECK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+NO_FIXTURE_CHECK = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=40
+)
 
 
 def tensor(*values: float) -> torch.Tensor:

@@ -9,19 +9,23 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 
 import torch
-from safetensors import torch as _safetensors  # noqa: F401
 
-import genbo.bilevel.answer
-import genbo.bilevel.evaluate
-import genbo.bilevel.tune
-import genbo.cli.assemble
-import genbo.cli.job
-import genbo.cli.plan
-import genbo.cli.report
-import genbo.cli.tune
-import genbo.diffusion.tuned  # noqa: F401
+CLI = ("assemble", "climb", "fits", "heldout", "job", "kept", "overrides", "plan", "reading", "regularize", "report")
+CLI += ("result", "sentences", "show", "strength", "training", "tune", "weights")
+BILEVEL = ("answer", "evaluate", "penalty", "search", "source", "tune", "estimators.covariance")
+BILEVEL += ("estimators.zeroth_order", "lower.reweight", "optimizers.adam", "tunables.regularization")
+DIFFUSION = ("sample", "tuned", "models.gaussian", "models.mixture", "samplers.ddim", "samplers.dpmpp")
+OTHERS = ("jinja2", "rich.console", "rich.table", "ruamel.yaml", "safetensors.torch")
+OTHERS += ("torch._dynamo",)  # which the first checkpoint imports, in seconds
+
+for room, names in (("cli", CLI), ("bilevel", BILEVEL), ("diffusion", DIFFUSION)):
+    for name in names:
+        import_module(f"genbo.{room}.{name}")
+for name in OTHERS:
+    import_module(name)
 
 
 def child(order: dict) -> None:

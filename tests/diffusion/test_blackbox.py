@@ -12,6 +12,7 @@ import torch
 from genbo.bilevel.problem import Facts
 from genbo.cli import tune
 from genbo.cli.job import JobMistakes, read_job
+from genbo.cli.plan import plan
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.blackbox import Blackbox
 from genbo.diffusion.models.diffusers import Diffusers
@@ -125,6 +126,9 @@ def test_it_is_tuned_without_gradients(family_folder, tmp_path, monkeypatch):
     assert read_job(job(family_folder)).chosen().name == "zeroth_order"
     result = tune.tune({**job(family_folder), "output": "run"}).result()
     assert result.verdict
+    planned, cost = plan(read_job(job(family_folder))), result.document["cost"]
+    least, most = planned.total_at_least.document(), planned.total.document()
+    assert all(least[key] <= cost[key] <= most[key] for key in most) and "by its own call" in (planned.inexact or "")
     tuned = load(Path("run/tuned"), device="cpu")
     assert tuned.process.options["weight"][0].tolist() == pytest.approx([result.phi["guidance"]] * 3)
     assert [image.size for image in tuned("a dog", samples=2)] == [(16, 16)] * 2

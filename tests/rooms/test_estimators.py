@@ -95,6 +95,7 @@ def test_it_costs_what_it_says(estimator, shape):
     sampled, passes = estimator.trajectories(p.parameters), estimator.network_passes()
     meter = p.process.meter
     assert meter.reward_images == sampled * SAMPLES
+    assert (meter.image_backwards > 0) == getattr(estimator, "goes_back", False)
     assert meter.image_forwards == sampled * SAMPLES * STEPS * passes * 2  # conditional and unconditional
     draws = estimator.draws(p.parameters)
     assert sum(map(len, draws)) == sampled
