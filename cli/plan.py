@@ -275,17 +275,13 @@ class _Counter:
 
     def taught(self, samples: int) -> Cost:
         """Of drawing the teachers of so many samples."""
-        costs = (Cost(calls(samples, 1, self.batch, steps), samples * rows) for steps, rows in self._teachers)
-        return sum(costs, Cost())
+        return sum((self._teacher(steps, samples) for steps in self.lessons), Cost())
 
-    @cached_property
-    def _teachers(self) -> list[tuple[int, int]]:
-        """The steps of every teacher, and the rows that they take of a sample."""
-        found = []
-        for steps in self.lessons:
-            options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
-            found.append((steps, sum(1 + guided for guided in self._guided(options))))
-        return found
+    def _teacher(self, steps: int, samples: int) -> Cost:
+        """Of one of so many steps; it is guided as the model is."""
+        options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
+        rows = sum(1 + guided for guided in self._guided(options))
+        return Cost(calls(samples, 1, self.batch, steps), samples * rows)
 
     @cached_property
     def _students(self) -> tuple[Cost, Cost]:
@@ -309,8 +305,10 @@ class _Counter:
 
     def evaluation(self) -> dict[str, Cost]:
         sides = {"start": self.at_start, "tuned": self.moved}
-        found = {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
-        found["start"] += self.taught(self.job.evaluate.samples)
+        judged = opinions(self.job, self.job.evaluate.samples)
+        found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
+        for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
+            found["start"] += self._teacher(steps, self.job.evaluate.samples)
         if self.lower is None or not self.lower.coupled:
             return found
         each = self._minibatches(self.lower.pretrain + self.lower.steps_of_update * self.job.budget.steps)
@@ -432,7 +430,7 @@ class _Searching:
         if not self.samples or not self.lower.free:
             return {}
         prompts, samples = held_out_bank(self.job)
-        found = {"held_out": self._cost(len(prompts) * samples)}
+        found = {"held_out": self._cost(len(prompts) * samples) + opinions(self.job, len(prompts) * samples)}
         if self.job.finetune:
             found |= self._weights(self.job.finetune)
         return found
@@ -442,7 +440,9 @@ class _Searching:
         options, laws = weights.options, 1 + len(weights.also)
         pairs = min(self.job.evaluate.samples, PAIRS)
         paths = self._cost(min(pairs, PATHS)) * 2  # the tuned and the pretrained network at every step
-        drawn = self._cost(pairs) * (laws + 1) + Cost(paths.denoiser_calls, paths.image_forwards) * laws
+        drawn = (self._cost(pairs) + opinions(self.job, pairs)) * (laws + 1) + Cost(
+            paths.denoiser_calls, paths.image_forwards
+        ) * laws
         return {"fine_tuning": self._training(options) * laws, "weights": drawn}
 
     def _training(self, options: Finetune) -> Cost:
@@ -483,6 +483,11 @@ class _Searching:
 PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
 
 
+def opinions(job: Job, samples: int) -> Cost:
+    """Of what the judges look at: every image once more for each of them."""
+    return Cost(reward_images=samples * len(job.evaluate.judges))
+
+
 def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
     """The prompts of the held-out bank, and samples of each: as many as the search has, or it could not say as much."""
     assert job.lower is not None
@@ -501,9 +506,12 @@ def _warnings(job: Job) -> Iterator[str]:
         return
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
-    elif shared := set(job.held_out) & set(job.prompts):
-        number = "a prompt is" if len(shared) == 1 else f"{len(shared)} prompts are"
-        yield f"{number} both tuned on and held out: the verdict is on new seeds there, not on new prompts"
+    elif job.left_out:
+        from genbo.cli.result import overlap
+
+        yield overlap(job.left_out)
+    elif not job.held_out_is_fresh_prompts:
+        yield "every held-out prompt is tuned on too: the verdict is on new seeds of them, not on new prompts"
 
 
 def _away(number: float) -> float:

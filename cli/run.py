@@ -501,8 +501,13 @@ def flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def decisive(document: Document) -> Document:
-    """The leaves that numbers depend on."""
-    return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS}
+    """The leaves that numbers of tuning depend on: judges look at its end alone."""
+    return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS and not k.startswith("evaluate.judges")}
+
+
+def judges_in(document: Document) -> Any:
+    """Those of a job's document, as they are kept."""
+    return without_secrets(strict((document.get("evaluate") or {}).get("judges", [])))
 
 
 def digest_of(document: Document) -> str:
@@ -594,8 +599,10 @@ class Run:
         if not place.is_file():
             write_json(place, environment)
             return []
-        before = dict(flat(read_json(place)))
-        now = dict(flat(strict(environment)))
+        stored = read_json(place)
+        if stored.get("judges") != environment.get("judges"):
+            write_json(place, {**stored, "judges": environment.get("judges", {})})
+        before, now = (dict(flat({**said, "judges": None})) for said in (stored, strict(environment)))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
 
@@ -647,9 +654,8 @@ def _prepare(path: Path, document: Document, *, resume: bool, overwrite: bool) -
         )
     elif inhabited and not is_run(path):
         raise UserMistake(f"{path} holds no genbo run to resume; set another output")
-    if (path / "job.yaml").is_file():
-        _same_job(path, document)
-    else:
+    stored = _same_job(path, document) if (path / "job.yaml").is_file() else None
+    if stored is None or judges_in(stored) != judges_in(document):
         write_atomic(path / "job.yaml", to_yaml(document))
     fault("job.written")
 
@@ -663,12 +669,14 @@ def _empty(path: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
-def _same_job(path: Path, document: Document) -> None:
+def _same_job(path: Path, document: Document) -> Document:
+    """What is kept there, where it is the same job but for what may differ."""
     stored = read_yaml(path / "job.yaml")
     changes = differing(stored, document)
     if changes:
         listed = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserMistake(f"{path} is a run of another job ({listed}); undo that, set another output, or --overwrite")
+    return stored
 
 
 def to_yaml(document: Document) -> bytes:

@@ -130,7 +130,7 @@ def pack(cache: Path, clip_data: Path, out: Path) -> dict[str, int]:
         held_out=known.held_out,
     )
     counts = {style: sum(s == i for _, s, _ in rows) for i, style in enumerate(styles)}
-    return {"concepts": len(set(i for i, _, _ in rows)), "images": len(rows), **counts, "bytes": out.stat().st_size}
+    return {"concepts": len({i for i, _, _ in rows}), "images": len(rows), **counts, "bytes": out.stat().st_size}
 
 
 def main() -> None:
