@@ -500,9 +500,8 @@ def overlap(prompts: Sequence[str]) -> str:
     """That held-out prompts are tuned on too, with the first of them by name."""
     named = ", ".join(repr(prompt) for prompt in prompts[:NAMED])
     more = f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
-    one = len(prompts) == 1
-    number = "1 held-out prompt is" if one else f"{len(prompts)} held-out prompts are"
-    return f"{number} tuned on too, and left out of the evaluation: {named}{more}"
+    number = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
+    return f"{number} both tuned on and held out, and left out of the evaluation: {named}{more}"
 
 
 def shape_in_words(row: Mapping[str, Any]) -> str:

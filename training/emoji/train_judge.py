@@ -6,7 +6,7 @@
 | ---        | ---                                  | ---                                      |
 | drawings   | noto, flat, 3d, as the model draws   | blob, one, fox, plain: none of those     |
 | words      | emojibase                            | Unicode, EmojiOne, emojilib              |
-| images     | a residual network                   | a transformer of 8 x 8 patches           |
+| images     | a residual network                   | a ConvNeXt                               |
 | texts      | width 128, 4,096 tokens              | width 160, 2,048 tokens                  |
 | loss       | + subgroups, + clean before spoiled  | + two drawings of a concept              |
 
@@ -166,7 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=data.JUDGE_PACKED)
     parser.add_argument("--reference", type=Path, default=data.PACKED, help="the model's own styles, to measure on")
     parser.add_argument("--out", type=Path, default=data.JUDGE, help="folder of the finished model")
-    parser.add_argument("--tower", choices=TOWERS, default="transformer")
+    parser.add_argument("--tower", choices=TOWERS, default="convnext")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end sooner where steps are slow")
     parser.add_argument("--batch", type=int, default=512, help="concepts a step, two drawings of each")
