@@ -24,7 +24,7 @@ Document = dict[str, Any]
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
 NEAR = 0.01  # of the range: nearer than this is "at the bound"
 FEW_PROMPTS = 10
-NAMED = 3  # prompts that a sentence names
+NAMED, LONGEST = 3, 60  # prompts that a sentence names, and characters of each
 
 
 @dataclass(frozen=True)
@@ -496,9 +496,14 @@ def _few(held_out: Mapping[str, Any]) -> str:
     return f"{few} only: it says little of prompts unlike these"
 
 
+def quoted(prompt: str) -> str:
+    """A prompt inside a sentence: cut where it is long, and harmless in a terminal."""
+    return repr(prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]}…")
+
+
 def overlap(prompts: Sequence[str]) -> str:
     """That held-out prompts are tuned on too, with the first of them by name."""
-    named = ", ".join(repr(prompt) for prompt in prompts[:NAMED])
+    named = ", ".join(map(quoted, prompts[:NAMED]))
     more = f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
     number = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
     return f"{number} both tuned on and held out, and left out of the evaluation: {named}{more}"
@@ -509,7 +514,7 @@ def shape_in_words(row: Mapping[str, Any]) -> str:
     same = f", {row['unchanged']} did not change" if row["unchanged"] else ""
     median, worst = (figures.number(x, sign=True) for x in (row["median"], row["worst"]["difference"]))
     of = f"{row['gained']} of {figures.plural(row['prompts'], 'prompt')} gained and {row['lost']} lost{same}"
-    return f"{of} (median {median}, worst {worst}: {row['worst']['prompt']!r})"
+    return f"{of} (median {median}, worst {worst}: {quoted(row['worst']['prompt'])})"
 
 
 def _about_shape(row: Mapping[str, Any], by: str = "") -> list[Document]:
@@ -523,10 +528,8 @@ def _about_shape(row: Mapping[str, Any], by: str = "") -> list[Document]:
         said.append(remark("warning" if few else "note", text))
     for ruined in row["ruined"][:NAMED]:
         change = figures.change(ruined["difference"], ruined["interval"])
-        text = (
-            f"The prompt {ruined['prompt']!r} got worse{by}, whatever the mean: {change} ({ruined['samples']} samples)."
-        )
-        said.append(remark("warning", text))
+        which = f"The prompt {quoted(ruined['prompt'])} is clearly worse{by}, whatever the mean is"
+        said.append(remark("warning", f"{which}: {change} ({ruined['samples']} samples)."))
     if (more := len(row["ruined"]) - NAMED) > 0:
         said.append(remark("warning", f"{figures.plural(more, 'more prompt')} got clearly worse{by}."))
     return said

@@ -129,9 +129,11 @@ def rewards_table(document: Document) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     every = [*document["rewards"].values(), *document["keep"].values(), *document.get("judges", {}).values()]
-    prompts = "prompts" if any(map(_counts, every)) else ""
-    for name in ("held out", "start", "tuned", "difference, 95 % interval", "", prompts):
-        table.add_column(name, justify="left" if name in ("held out", "", prompts) else "right")
+    prompts = "up / down" if any(map(_counts, every)) else ""  # how many prompts gained and lost
+    for name in ("held out", "start", "tuned", "difference,\n95 % interval"):
+        table.add_column(name, justify="left" if name == "held out" else "right", no_wrap=True)
+    table.add_column("")
+    table.add_column(prompts, justify="right", no_wrap=True)
     for name, row in document["rewards"].items():
         gain = escape(figures.change(row["difference"], row["interval"]))
         start, tuned = figures.number(row["start"]), figures.number(row["tuned"])
@@ -154,7 +156,7 @@ def rewards_table(document: Document) -> Any:
 
 def _counts(row: Document) -> str:
     """How many prompts gained and lost, where there is more than one."""
-    return f"{row['gained']} up, {row['lost']} down" if row.get("gained", 0) + row.get("lost", 0) > 1 else ""
+    return f"{row['gained']} / {row['lost']}" if row.get("prompts", 0) > 1 and "gained" in row else ""
 
 
 def paths(names: Sequence[str], steps: Sequence[Document]) -> list[Any]:

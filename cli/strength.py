@@ -38,6 +38,7 @@ class Pair:
         """A number of both laws, its difference and the interval of that."""
         from genbo.bilevel.curve import quantile
         from genbo.bilevel.evaluate import Comparison, shape_of, student_t
+        from genbo.bilevel.law import MANY_PROMPTS
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
         gap = tuned.value - start.value
@@ -49,7 +50,9 @@ class Pair:
         mean = gap.mean().item()
         interval = (mean - half, mean + half)
         shape = shape_of(dict(zip(self.prompts, gap.tolist(), strict=True)))
-        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, len(self.prompts), shape)
+        by_prompts = len(gap) >= (2 if self.fresh_prompts else MANY_PROMPTS)
+        counted = len(gap) if by_prompts else self.samples
+        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, counted, shape)
 
 
 @dataclass(frozen=True)
