@@ -126,16 +126,25 @@ def shape(gains: Tensor, prompts: Sequence[str], *, level: float = 0.95) -> Shap
         of.setdefault(prompt, []).append(gain)
     means = {prompt: sum(values) / len(values) for prompt, values in of.items()}
     squares = {prompt: sum((x - means[prompt]) ** 2 for x in values) for prompt, values in of.items()}
-    looked_at = [prompt for prompt, values in of.items() if len(values) > 1]
     within = sum(squares.values()) / max(1, len(prompts) - len(of))
-    ruined = []
-    for prompt in looked_at:
-        n = len(of[prompt])
-        error = math.sqrt(max(squares[prompt] / (n - 1), within) / n)
-        half = student_t(1 - (1 - level) / 2 / len(looked_at), n - 1) * error
-        if means[prompt] + half < 0:
-            ruined.append(Ruined(prompt, means[prompt], (means[prompt] - half, means[prompt] + half), n))
-    return shape_of(means, tuple(sorted(ruined, key=lambda found: found.difference)))
+    looked_at = {prompt: len(values) for prompt, values in of.items() if len(values) > 1}
+    errors = {p: (math.sqrt(max(squares[p] / (n - 1), within) / n), n) for p, n in looked_at.items()}
+    return shape_of(means, ruined_of(means, errors, level=level))
+
+
+def ruined_of(
+    means: Mapping[str, float], errors: Mapping[str, tuple[float, int]], *, level: float = 0.95
+) -> tuple[Ruined, ...]:
+    """The prompts whose mean lies below zero by Student's interval at Bonferroni's level, the worst first.
+
+    `errors` has the standard error of a prompt's mean and its number of samples, for those that are looked at.
+    """
+    found = []
+    for prompt, (error, n) in errors.items():
+        mean, half = means[prompt], student_t(1 - (1 - level) / 2 / len(errors), n - 1) * error
+        if mean + half < 0:
+            found.append(Ruined(prompt, mean, (mean - half, mean + half), n))
+    return tuple(sorted(found, key=lambda prompt: prompt.difference))
 
 
 def shape_of(means: Mapping[str, float], ruined: tuple[Ruined, ...] = ()) -> Shape:

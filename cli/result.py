@@ -525,6 +525,8 @@ def _about_shape(row: Mapping[str, Any], by: str = "") -> list[Document]:
     if not by:
         few = row["verdict"] == "better" and row["lost"] >= row["gained"]
         text = f"The mean rose by few prompts: {shape_in_words(row)}." if few else f"{shape_in_words(row)}."
+        if row["samples"] == row["prompts"]:
+            text += " One sample of each cannot show which single one got worse; more evaluate.samples can."
         said.append(remark("warning" if few else "note", text))
     for ruined in row["ruined"][:NAMED]:
         change = figures.change(ruined["difference"], ruined["interval"])

@@ -37,7 +37,7 @@ class Pair:
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
         from genbo.bilevel.curve import quantile
-        from genbo.bilevel.evaluate import Comparison, shape_of, student_t
+        from genbo.bilevel.evaluate import Comparison, ruined_of, shape_of, student_t
         from genbo.bilevel.law import MANY_PROMPTS
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
@@ -49,10 +49,22 @@ class Pair:
             half = quantile(len(gap)) * se
         mean = gap.mean().item()
         interval = (mean - half, mean + half)
-        shape = shape_of(dict(zip(self.prompts, gap.tolist(), strict=True)))
+        means = dict(zip(self.prompts, gap.tolist(), strict=True))
+        shape = shape_of(means, ruined_of(means, self._errors(start, tuned)))
         by_prompts = len(gap) >= (2 if self.fresh_prompts else MANY_PROMPTS)
         counted = len(gap) if by_prompts else self.samples
         return Comparison(start.mean, tuned.mean, mean, interval, self.samples, counted, shape)
+
+    def _errors(self, start: Measured, tuned: Measured) -> dict[str, tuple[float, int]]:
+        """The standard error of each prompt's gain, and its samples; none where samples cannot vouch for one alone."""
+        each = self.samples // len(self.prompts)
+        if each < 2 or any(law.fit.verdict != "reliable" for law in (self.start, self.tuned)):
+            return {}
+        if self.shared:
+            squares = (tuned - start).influence.square().sum(1)
+        else:
+            squares = start.influence.square().sum(1) + tuned.influence.square().sum(1)
+        return {p: (e, each) for p, e in zip(self.prompts, squares.sqrt().tolist(), strict=True)}
 
 
 @dataclass(frozen=True)

@@ -407,3 +407,44 @@ def test_quantiles_of_the_tables_stand_in_the_interval(done):
     a, b = (row["difference"] for row in found["by_prompt"])
     half = 12.7062 * abs(a - b) / math.sqrt(2) / math.sqrt(2)
     assert found["interval"][1] - found["difference"] == pytest.approx(half, rel=1e-4)
+
+
+def test_tuned_weights_are_judged_too():
+    """Rows of scores by hand: one upper reward, two lower ones with weights, then the judge."""
+    from typing import cast
+
+    from genbo.cli.heldout import Side
+    from genbo.cli.weights import Law, Weights
+
+    def law(factor: float | None, scores: list[list[float]]) -> Law:
+        return Law(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
+
+    before = [[1.0, 1.0, 2.0, 2.0], [0.0] * 4, [0.0] * 4, [5.0, 6.0, 5.0, 6.0]]
+    after = [[2.0, 2.0, 3.0, 3.1], [1.0] * 4, [10.0] * 4, [4.0, 5.1, 4.1, 5.0]]
+    laws = (law(None, before), law(1.0, after))
+    weights = Weights(cast(Any, None), laws, ("a", "b", "c", "d"), (2.0,), (1.0, 0.5), True, ("judge",))
+    row = weights.document()[1]
+    assert row["r2"] == pytest.approx(1 + 5) and row["r1"] == pytest.approx(2 * 2.525)
+    assert row["judges"]["judge"]["difference"] == pytest.approx(-0.95)
+    assert (row["judges"]["judge"]["verdict"], row["judges"]["judge"]["lost"]) == ("worse", 4)
+    assert "judge −0.95" in next(weights.remarks("r1", "r2"))["text"]
+
+
+def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():
+    """Influences by hand: standard errors 0.1 a prompt; five prompts, so t at 0.995 with three degrees."""
+    from types import SimpleNamespace
+
+    from genbo.bilevel.law import Measured
+    from genbo.cli.strength import Pair
+
+    def law(values: list[float], influence: float) -> Any:
+        value = torch.tensor(values, dtype=torch.float64)
+        r1 = Measured(value, torch.full((5, 4), influence, dtype=torch.float64))
+        return SimpleNamespace(r1=r1, fit=SimpleNamespace(verdict="reliable"))
+
+    start, tuned = law([0.0] * 5, 0.0), law([-0.8, -0.5, 1.0, 1.0, 1.0], 0.05)
+    found = Pair(start, tuned, True, tuple("abcde"), 20, True).compared("r1").shape
+    (ruined,) = found.ruined
+    assert (ruined.prompt, ruined.samples) == ("a", 4)
+    assert ruined.interval == pytest.approx((-0.8 - 0.5840909, -0.8 + 0.5840909), rel=1e-5)
+    assert (found.gained, found.lost, found.median) == (3, 2, 1.0)
