@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from genbo.cli.allowed import allowed, announce
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.ground import on_what
-from genbo.cli.run import Run, Signals, opened, read_json, storage, to_json, without_secrets
+from genbo.cli.run import Run, Signals, opened, read_report, read_status, storage, to_json, without_secrets
 from genbo.cli.watch import watch
 from genbo.cli.work import Work
 from genbo.diffusion.room import first_line
@@ -204,19 +204,17 @@ def stages_of(
 
 def finished(run: Run) -> Document | None:
     """The report of a run that has come to its end, good or bad; a bad one is raised again."""
-    place = run.path / "status.json"
-    status = read_json(place) if place.is_file() else {}
+    status = read_status(run.path) or {}
     if status.get("state") == Diverged.state:
         raise Diverged(status["reason"])
-    report = run.path / "report.json"
-    return dict(read_json(report)) if status.get("state") == "done" and report.is_file() else None
+    return read_report(run.path) if status.get("state") == "done" else None
 
 
 @contextmanager
 def endings(run: Run) -> Iterator[None]:
     """Every end gets its name in `status.json`."""
     try:
-        with storage(), named():
+        with storage(run.path), named():
             yield
     except GeneratorExit:
         _leave(run, "preempted", f"left by its caller after step {run.last_step}", resumable=True)
@@ -244,8 +242,8 @@ def named() -> Iterator[None]:
 
     try:
         yield
-    except (Refused, RewardRefused) as problem:
-        raise ArtifactRefused(str(problem)) from problem
+    except (Refused, RewardRefused) as problem:  # mended, or passing by itself, it stops a run no more
+        raise ArtifactRefused(str(problem), resumable=True) from problem
     except FloatingPointError as problem:  # a lower level left the finite numbers
         raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:

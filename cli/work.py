@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Preempted
-from genbo.cli.run import Run, Signals, fault, folder_in_place, read_json, strict, version, without_secrets, write_json
+from genbo.cli.run import Run, Signals, fault, folder_in_place, strict, version, without_secrets, write_json
 from genbo.cli.watch import Quiet
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def conclude(
         planned=planned_cost(work.planned),
         estimator={"kind": a.estimator_name, "reason": a.estimator_reason},
         job=work.job.document(),
-        environment=read_json(run.path / "environment.json"),
+        environment=run.environment,
         reproduce=work.reproduce,
         status=status,
         reason=reason,
@@ -132,7 +132,7 @@ def planned_cost(planned: Plan) -> dict[str, float]:
 
 
 def export_tuned(work: Work, process: Process, document: Document) -> None:
-    from genbo.diffusion.tuned import export
+    from genbo.diffusion.tuned import export, export_bytes
 
     held_out = document["held_out"]
     about = {
@@ -142,7 +142,7 @@ def export_tuned(work: Work, process: Process, document: Document) -> None:
         "held_out": {key: held_out[key] for key in ("verdict", "difference", "interval", "samples", "prompts")},
         "reproduce": document["reproduce"],
     }
-    with folder_in_place(work.run.path / "tuned") as beside:
+    with folder_in_place(work.run.path / "tuned", export_bytes(process)) as beside:
         export(process, beside, about)
 
 

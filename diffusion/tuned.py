@@ -90,6 +90,18 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
+def export_bytes(process: Process) -> int:
+    """How many bytes `export` writes at least: the weights, without the small files beside them."""
+    model: Any = process.model
+    if hasattr(model, "pipeline"):
+        index = json.loads((model.folder / "model_index.json").read_text("utf-8"))
+        parts = (model.folder / name for name, entry in index.items() if isinstance(entry, list))
+        files = (file for part in parts if part.is_dir() for file, _ in _of_variant(part, model.variant))
+        return sum(file.stat().st_size for file in files)
+    module = getattr(model, "module", None)
+    return sum(tensor.nbytes for tensor in module.state_dict().values()) if module is not None else 0
+
+
 def save_network(network: Network, folder: Path, sampled: int) -> None:
     """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
