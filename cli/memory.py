@@ -70,7 +70,8 @@ def _networks(folder: Path) -> list[Path]:
 
 
 def _reward_files(job: Job) -> list[Path]:
-    options = [reward.options for reward in (*job.reward, *job.keep)]
+    below = job.lower.reward if job.lower else ()
+    options = [reward.options for reward in (*job.reward, *job.keep, *below)]
     folders = {getattr(each, "folder", None) for each in options}
     alone = {getattr(each, "file", None) for each in options}
     found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}

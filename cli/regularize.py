@@ -221,9 +221,9 @@ def _tensor(number: float) -> Any:
 
 def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
-    from genbo.bilevel.bridge import ROUNDS
     from genbo.bilevel.law import VERDICTS
-    from genbo.bilevel.search import PILOT, is_shifted, speaking
+    from genbo.bilevel.rounds import pilot_samples
+    from genbo.bilevel.search import is_shifted, speaking
     from genbo.cli.plan import held_out_bank
     from genbo.cli.strength import Pair
 
@@ -243,7 +243,7 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
             if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
-                shifts = source.shifts(len(banks), max(ROUNDS, round(PILOT * samples)), lam)
+                shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(work, source, banks, best.lam)
     both = [[a.lower.solve(bank, lam) for lam in (start, best.lam)] for bank in banks]

@@ -98,8 +98,8 @@ def show_report(document: Document, folder: Path, console: Console) -> None:
     for said in document["trust"]:
         console.print(MARKS[said["level"]], Text(said["text"]))
     cost = document["cost"]
-    calls, forwards = (figures.count(cost[key]) for key in ("denoiser_calls", "image_forwards"))
-    spent = f"{calls} denoiser calls, {forwards} image forwards"
+    names = {"denoiser_calls": "denoiser calls", "image_forwards": "image forwards", "image_backwards": "backwards"}
+    spent = ", ".join(f"{figures.count(cost[key])} {name}" for key, name in names.items() if key in cost)
     console.print(Text(f"\ncost: {spent}, {figures.duration(cost['elapsed_s'])}", style="dim"))
     console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
 

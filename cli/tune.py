@@ -196,8 +196,9 @@ def stages_of(
             with watch(assembled.budget.steps, quiet=quiet) as screen:
                 notes = on_what(run, assembled, screen)
                 if planned.expected_s is None and planned.memory is not None:
-                    expected = duration(guessed_s(assembled, planned.image_forwards))
-                    screen.note(f"time: about {expected}, by one call of the network")
+                    least, most = map(duration, guessed_s(assembled, planned.total_at_least, planned.total))
+                    expected = f"about {most}" if least == most else f"from about {least} to {most}"
+                    screen.note(f"time: {expected}, by one call of the network")
                 whole = regularize.whole if job.tilts else climb.whole
                 return (yield from whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes)))
 

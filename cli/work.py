@@ -46,7 +46,12 @@ class Work:
 
 
 def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
-    """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock."""
+    """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock.
+
+    None where nobody knows how many there are.
+    """
+    if work.planned.total_at_least.image_forwards < work.planned.image_forwards and work.job.budget.minutes is None:
+        return None
     forwards = cost.get("image_forwards", 0)
     timed = forwards - work.planned.training.image_forwards
     if timed <= 0:
@@ -115,7 +120,9 @@ def conclude(
         search=search,
     )
     process = process or a.problem.at(tuned.phi)
-    document = without_secrets(strict({**result.document_of(found), "use": use_of(work, process)}))
+    said = {**result.document_of(found), "use": use_of(work, process)}
+    said["cost"] |= {"planned_at_least": work.planned.total_at_least.document(), "inexact": work.planned.inexact}
+    document = without_secrets(strict(said))
     if document["held_out"] is not None:
         weights = search.weights if search else None
         export_tuned(work, weights.tuned if weights else process, document)
@@ -128,7 +135,8 @@ def conclude(
 
 
 def planned_cost(planned: Plan) -> dict[str, float]:
-    return {key: getattr(planned, key) for key in ("denoiser_calls", "image_forwards", "reward_images")}
+    """The most, where the plan is a range."""
+    return dict(planned.total.document())
 
 
 def export_tuned(work: Work, process: Process, document: Document) -> None:
