@@ -277,5 +277,5 @@ def tiny(name: str) -> Published:
         sampler=type(full.sampler)(steps=4),  # type: ignore[call-arg]
         pixels=TINY_PIXELS,
         enough_s=0.5,
-        compile_s=60.0,
+        compile_s=600.0,
     )

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROUNDS = 3  # of the pilot, each at a smaller lambda than the one before
+from genbo.bilevel.rounds import PILOT_ROUNDS
+
+ROUNDS = PILOT_ROUNDS
 SHARES = (0.2, 0.2, 0.6)  # of the frozen mixture: no shift, half way, the whole way
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor | None]]

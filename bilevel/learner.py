@@ -129,7 +129,7 @@ class Learner:
             self.decay.fill_(min(self.options.ema, (self.steps + 1) / (self.steps + 10)))
             total += self.step(schedule, self.draw(seed.child("batch", k)))
             self.steps += 1
-        self._count(steps)
+        self._count(steps, back=steps)
         mean = total.item() / steps
         if not torch.stack([total, *torch._foreach_norm([*self.params])]).isfinite().all():
             self.load(before)
@@ -206,10 +206,11 @@ class Learner:
             for name, x in self._moving().items():
                 x.copy_(kept[name]) if name in kept else x.zero_()
 
-    def _count(self, minibatches: int) -> None:
-        """Calls of the network, there alone: the way back is not counted."""
+    def _count(self, minibatches: int, back: int = 0) -> None:
+        """Calls of the network, and how many of them a gradient goes back through; a recorded step runs no hooks."""
         self.meter.denoiser_calls += minibatches
         self.meter.image_forwards += minibatches * self.options.batch
+        self.meter.image_backwards += back * self.options.batch
 
     @property
     def _bf16(self) -> bool:
@@ -266,7 +267,7 @@ class Learner:
         params = list(z.parameters())
         scales, velocities = self._preconditioner(), [torch.zeros_like(p) for p in params]
         lr = self.options.lr * self.options.z_lr
-        self._count(steps)
+        self._count(steps, back=steps)
         for k in range(steps):
             with torch.enable_grad():
                 grads = list(torch.autograd.grad(self.loss(z, schedule, self.draw(seed.child("batch", k))), params))
@@ -298,7 +299,9 @@ class Learner:
         schedule = schedule.to(self.device)
         self._count(batches)
         draws = [self.draw(seed.child("measure", k)) for k in range(batches)]
-        return torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
+        found = torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
+        self.meter.goes_back(found, batches * self.options.batch)
+        return found
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.bank import Bank, joined, mistakes
-from genbo.bilevel.bridge import ROUNDS, Shifts
+from genbo.bilevel.bridge import Shifts
 from genbo.bilevel.curve import Optimum, Point, optimum, point, settled, trace, within_reach
 from genbo.bilevel.law import VERDICTS, Law, Slope, Solve
 from genbo.bilevel.problem import Optimizer
+from genbo.bilevel.rounds import pilot_samples
 
 FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the optimum lies out of reach
 SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
-PILOT = 0.25  # samples that choose the shifts, for each that is kept
 
 After = Literal["done", "bridge", "more", "spent", "unusable"]
 
@@ -196,7 +196,7 @@ def _fresh(source: Source, now: Round, budget: Budget) -> Bank:
     index = len(now.banks)
     if now.target is not None:
         samples = budget.samples * 2 ** sum(map(is_shifted, now.banks))
-        return source.draw(index, samples, source.shifts(index, max(ROUNDS, round(PILOT * samples)), now.target))
+        return source.draw(index, samples, source.shifts(index, pilot_samples(samples), now.target))
     plain = [bank for bank in now.banks if not is_shifted(bank)][-1]
     return joined(plain, source.draw(index, plain.samples, None))
 

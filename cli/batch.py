@@ -1,20 +1,29 @@
-"""genbo batch: several jobs one after the other and one table at the end; a failed job does not stop the others."""
+"""genbo batch: several jobs one after the other and one table at the end; a failed job does not stop the others.
+
+A signal reaches the job that runs, which ends at its next safe point; the jobs after it are not begun. The same command
+goes on with what is left.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from genbo.cli import figures
 from genbo.cli.allowed import Allowed, allowed
 from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.run import to_json
+from genbo.cli.run import is_run, to_json
 from genbo.cli.show import document_of
 
 Document = dict[str, Any]
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 COLUMNS = ("job", "ended", "tuned", "held-out gain", "verdict", "time")
 
 
@@ -28,27 +37,106 @@ def run(
     """
     known = allowed(allow_code)
     options = [*options, *(part for path in allow_code for part in ("--allow-code", str(path)))]
-    rows = [_one(path, options, known) for path in jobs]
+    with Forwarded() as signals:
+        rows = [_one(path, options, known, signals) if signals.received is None else _not_begun(path) for path in jobs]
     if as_json:
         sys.stdout.write(to_json(rows).decode())
     else:
         _print(rows)
+    if signals.received is not None and any(row["status"] in ("not begun", "preempted", "interrupted") for row in rows):
+        return signals.exit_code
     return next((row["exit_code"] for row in rows if row["exit_code"]), 0)
 
 
-def _one(path: Path, options: Sequence[str], own: Allowed) -> Document:
+def _one(path: Path, options: Sequence[str], own: Allowed, signals: Forwarded) -> Document:
     print(f"{path}:", file=sys.stderr, flush=True)
     try:
         output = Path(read_job(path, code=own).output)
     except JobMistakes as mistakes:
         print(mistakes, file=sys.stderr)
         return {"job": path.name, "exit_code": mistakes.exit_code, "status": "bad job", "report": None}
-    again = () if "--overwrite" in options or not (output / "status.json").exists() else ("--resume",)
-    command = [sys.executable, "-m", "genbo", "tune", str(path), *again, *options]
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-    known = (output / "status.json").exists()
-    document = document_of(output) if known else {"status": "failed"}
-    return {"job": path.name, "exit_code": code, "status": document["status"], "report": document if known else None}
+    again = () if "--overwrite" in options or not is_run(output) else ("--resume",)
+    code = signals.passed_to([sys.executable, "-m", "genbo", "tune", str(path), *again, *options])
+    document = document_of(output) if is_run(output) else {"status": "failed"}
+    report = document if "headline" in document else None
+    return {"job": path.name, "exit_code": code, "status": document["status"], "report": report}
+
+
+def _not_begun(path: Path) -> Document:
+    return {"job": path.name, "exit_code": None, "status": "not begun", "report": None}
+
+
+class Forwarded:
+    """Passes SIGTERM, SIGINT and a stop at the terminal on to the job that runs, which ends as it would alone.
+
+    The job stands in a process group of its own, or Ctrl-C at a terminal would reach it twice, which ends it at once.
+    Where this process is killed itself, the system sends the job a SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._passed = False  # to the job
+        self._job: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Forwarded:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in {
+                signal.SIGTERM: self._end,
+                signal.SIGINT: self._end,
+                signal.SIGTSTP: self._stop,
+            }.items():
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.received == signal.SIGINT else 75
+
+    def passed_to(self, command: Sequence[str]) -> int:
+        """Runs a command to its end; the exit code as a shell says it, 128 + n where signal n ended it."""
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            process_group=0,
+            preexec_fn=_ends_with_parent(),
+        ) as job:
+            self._job = job
+            if self.received is not None and not self._passed:  # it came while the process was made
+                self._end(self.received, None)
+            code = job.wait()
+            self._job = None
+        return 128 - code if code < 0 else code
+
+    def _end(self, number: int, _frame: object) -> None:
+        self.received, self._passed = number, self._job is not None
+        if self._job is not None:
+            self._job.send_signal(number)
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            if self._job is not None:
+                self._job.send_signal(number)
+            if number == signal.SIGSTOP:
+                os.kill(os.getpid(), number)
+
+
+def _ends_with_parent() -> Callable[[], None] | None:
+    """What a new process does before it begins, so that it gets a SIGTERM when this one dies; on Linux alone."""
+    if not sys.platform.startswith("linux"):
+        return None
+    control = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask() -> None:
+        control(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask
 
 
 def _print(rows: Sequence[Document]) -> None:
@@ -64,7 +152,7 @@ def _print(rows: Sequence[Document]) -> None:
 
 
 def _cells(row: Document) -> list[str]:
-    ended = row["status"] if row["exit_code"] == 0 else f"{row['status']} (exit {row['exit_code']})"
+    ended = row["status"] if not row["exit_code"] else f"{row['status']} (exit {row['exit_code']})"
     report = row["report"] or {}
     held_out = report.get("held_out")
     if held_out is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genbo.cli.allowed import allowed, announce
+from genbo.cli.errors import UserMistake
 from genbo.cli.job import Job, read_job
 from genbo.cli.plan import plan, record_speed
 
@@ -87,6 +88,8 @@ def measured(job: Job) -> tuple[float, int]:
 def _gradient(job: Job, assembled: Assembled) -> None:
     import torch
 
+    if job.tilts:
+        return _law(job, assembled)
     from genbo.bilevel.problem import samples_per_call
     from genbo.bilevel.tune import begin
     from genbo.diffusion.seed import batch_of
@@ -99,3 +102,26 @@ def _gradient(job: Job, assembled: Assembled) -> None:
     u, at = begin(problem).u, torch.tensor(weights, dtype=torch.float64)
     estimate, _ = assembled.estimator(problem, u, batch, at, seed, {})
     estimate.grad.tolist()  # waits for the device
+    return None
+
+
+def _law(job: Job, assembled: Assembled) -> None:
+    """A call's worth of what a search for lambda draws: a bank, a guided law, or the law of a short training."""
+    from dataclasses import replace
+
+    from genbo.bilevel.source import Sampled
+
+    a, process = assembled, assembled.problem.process
+    if not hasattr(a.lower, "samples"):
+        raise UserMistake("nothing to measure: this search draws no samples, everything is known on paper")
+    prompts = a.prompts[: process.batch]
+    source = Sampled(process, prompts, a.problem.rewards, a.lower_rewards, a.seed.child("measure"), samples_too=True)
+    samples = max(2, min(a.lower.samples, process.batch // len(prompts)))
+    short = replace(a.lower, samples=samples)
+    if not short.free and not hasattr(short, "solver"):
+        short.solve(source, a.strength.start)
+        return
+    bank = source.draw(0, samples, None)
+    if not short.free:
+        few = replace(short, steps=2)
+        few.solver(process, prompts, a.problem.rewards, a.lower_rewards, a.seed, bank)(a.strength.start)

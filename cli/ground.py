@@ -30,11 +30,12 @@ def on_what(run: Run, assembled: Assembled, screen: Quiet) -> tuple[str, ...]:
     if other:
         raise UserMistake(f"{run.path} was begun with other inputs ({'; '.join(other)}); begin again with --overwrite")
     warn_of_space(run, assembled, screen)
-    if not changed:
-        return ()
-    note = f"Resumed on other ground ({'; '.join(changed)}): results need not be equal bit for bit."
-    screen.note(note)
-    return (note,)
+    notes = [f"Loading {text}." for text in getattr(assembled.problem.process.model, "notes", ())]
+    if changed:
+        notes.append(f"Resumed on other ground ({'; '.join(changed)}): results need not be equal bit for bit.")
+    for note in notes:
+        screen.note(note)
+    return tuple(notes)
 
 
 def environment_of(assembled: Assembled) -> Document:

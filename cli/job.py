@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from genbo.bilevel.problem import Facts
 from genbo.cli import catalog
 from genbo.cli.allowed import Allowed
+from genbo.cli.errors import ArtifactRefused
 from genbo.cli.places import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
 from genbo.diffusion.data import Data
 
@@ -318,7 +319,8 @@ def likely_half(options: Any) -> bool:
 def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), code: Allowed | None = None) -> Job:
     """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them.
 
-    `code` is what it may run of the user's own: without it, nothing.
+    `code` is what it may run of the user's own: without it, nothing. Raises `ArtifactRefused` where the model's files
+    are damaged, as far as their headers tell.
     """
     from genbo.cli.overrides import override
     from genbo.cli.reading import Reading
@@ -337,6 +339,9 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
     job = Reading(base, mistakes, code or {}).job(root)
     if mistakes or job is None:
         raise JobMistakes(mistakes)
+    options: Any = job.model.options
+    if damages := options.damages() if hasattr(options, "damages") else []:
+        raise ArtifactRefused("; ".join(damages))
     return job
 
 

@@ -94,4 +94,4 @@ class Kept:
     def count(self, said: Mapping[str, Any]) -> None:
         """What was spent just now, and is on the meter already."""
         self.elapsed_s += said["elapsed_s"]
-        self.cost = {key: self.cost.get(key, 0) + value for key, value in said["cost"].items()}
+        self.cost = {**self.cost, **{key: self.cost.get(key, 0) + value for key, value in said["cost"].items()}}

@@ -8,7 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from genbo.cli.errors import GenboError
+from genbo.cli.errors import GenboError, StorageFailed
+from genbo.cli.streams import lost, settle
 
 ABOUT = "Tunes a diffusion model's guidance, regularization and schedules by first-order bilevel optimization."
 
@@ -211,17 +212,31 @@ def options(
     """Options before the command."""
 
 
+FOLDERS = ("tune", "batch")  # commands whose work is a folder: what they print tells of it, and is no more
+
+
 def main() -> NoReturn:
     """The entry point. A named end is a sentence and an exit code; anything else is a bug, and is shown."""
+    settle()
+    code = _code()
+    if (problem := lost()) and code == 0 and sys.argv[1:2] not in [[name] for name in FOLDERS]:
+        print(f"what was printed did not arrive on stdout: {problem.strerror}; send it elsewhere", file=sys.stderr)
+        code = StorageFailed.exit_code
+    sys.exit(code)
+
+
+def _code() -> int | str | None:
     from genbo.diffusion.refused import Refused
     from genbo.rewards import Refused as RewardRefused
 
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except GenboError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (Refused, RewardRefused) as error:
         print(error, file=sys.stderr)
-        sys.exit(3)
-    sys.exit(0)
+        return 3
+    return 0

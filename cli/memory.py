@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo.diffusion.models._folder import config_of
+
 if TYPE_CHECKING:
     from genbo.cli.job import Job
 
@@ -59,14 +61,17 @@ def memory(job: Job, rows: int, differentiated: bool) -> Memory | None:
 def _networks(folder: Path) -> list[Path]:
     """One file set a component: variants beside the plain weights are the same numbers again."""
     found: list[Path] = []
-    for part in sorted({path.parent for path in folder.glob("*/*.safetensors")}):
+    for part in sorted(
+        {path.parent for pattern in ("*.safetensors", "*/*.safetensors") for path in folder.glob(pattern)}
+    ):
         files = sorted(part.glob("*.safetensors"))
         found += [f for f in files if f.stem.count(".") == 0] or files
     return found
 
 
 def _reward_files(job: Job) -> list[Path]:
-    options = [reward.options for reward in (*job.reward, *job.keep)]
+    below = job.lower.reward if job.lower else ()
+    options = [reward.options for reward in (*job.reward, *job.keep, *below)]
     folders = {getattr(each, "folder", None) for each in options}
     alone = {getattr(each, "file", None) for each in options}
     found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}
@@ -80,7 +85,7 @@ def activations(
 
     `pixels` are height and width, where they are not the model's own.
     """
-    network, decoder = _config(folder, "unet") or _config(folder, "transformer"), _config(folder, "vae")
+    network, decoder = config_of(folder, "unet") or config_of(folder, "transformer"), config_of(folder, "vae")
     widths = _numbers(decoder.get("block_out_channels", 0))
     side, own = 2 ** (len(widths) - 1), _numbers(network.get("sample_size") or OWN_SIZE)
     latent = math.prod(
@@ -121,14 +126,6 @@ def numbers_in(file: Path) -> float:
         return float(sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return 0.0
-
-
-def _config(folder: Path, part: str) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def _numbers(value: Any) -> list[float]:

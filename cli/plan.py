@@ -1,64 +1,54 @@
-"""What a job will cost, before anything is loaded: network calls and their rows, images scored, memory, time.
+"""What a job will cost, before anything is loaded: network calls, rows there and back, images scored, memory, time.
 
     training    = the network's own steps before the first of tuning, where the job trains one
     tuning      = the first step + (steps - 1) x a later step, as the estimator says that it draws
     evaluation  = the held-out samples at the start, and again tuned
-    a search for lambda = its first bank; the held-out bank
+    a search for lambda = its banks, or a law at every lambda that it asks for; the held-out ones
     rows        = samples x members x sum over the steps of (2 where guided, 1 where the weight is 1)
 
-The counts are exact: a run's own meter shows the same, unless it ends early or tunes where guidance is on.
+A plan is exact: the meter of a run that comes to its end shows the same numbers. Or it is a range, from `least` to
+`total`, and `inexact` says what decides where in it the run ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.tunables.guidance import EDGE
+from genbo.cli.cost import Cost
 from genbo.cli.figures import duration
-from genbo.cli.job import NO_PROMPT, Chosen, Job, WeightsJob, likely_device
+from genbo.cli.job import NO_PROMPT, Chosen, Job, likely_device
 from genbo.cli.memory import Memory, memory
+from genbo.cli.outlay import PAIRS, PATHS, Searching, held_out_bank, opinions
 from genbo.cli.speed import expected_s, record_speed
 
-__all__ = ["Cost", "Plan", "expected_s", "plan", "record_speed"]
+__all__ = ["PAIRS", "PATHS", "Cost", "Plan", "expected_s", "held_out_bank", "plan", "record_speed"]
 
 BATCH_ON_CPU, BATCH_ON_GPU = 32, 128
 ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
 ELSEWHERE = 0.0012345678  # how far a coordinate is moved here, where only "somewhere else" matters
+OWN_CALLS, OWN_ROWS = 3, 4  # of a black box a step, at most: unconditional, conditional, perturbed ones, for each stage
 
 Member = frozenset[int] | None
 Guided = list[list[bool]]  # a member an entry, in it a step an entry
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The same three counts as the run's meter."""
-
-    denoiser_calls: int = 0
-    image_forwards: int = 0
-    reward_images: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-    def __mul__(self, times: int) -> Cost:
-        return Cost(*(getattr(self, f.name) * times for f in fields(self)))
-
-    def document(self) -> dict[str, int]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
 class Plan:
-    """The cost of a job, where it comes from, and what is worth saying about it."""
+    """The cost of a job, where it comes from, and what is worth saying about it.
+
+    Where `inexact` says why the cost is not known to the last row, `training`, `tuning` and `evaluation` are the most
+    that a run spends, and `least` has the least, under the same names.
+    """
 
     training: Cost
     tuning: Cost
     evaluation: Mapping[str, Cost]
+    least: Mapping[str, Cost]
     steps: int
     chosen: Chosen
     parameters: int
@@ -66,12 +56,17 @@ class Plan:
     device: str
     memory: Memory | None
     expected_s: float | None
+    expected_at_least_s: float | None
     inexact: str | None
     warnings: tuple[str, ...]
 
     @property
     def total(self) -> Cost:
         return sum(self.evaluation.values(), self.training + self.tuning)
+
+    @property
+    def total_at_least(self) -> Cost:
+        return sum(self.least.values(), Cost())
 
     @property
     def denoiser_calls(self) -> int:
@@ -85,8 +80,13 @@ class Plan:
     def reward_images(self) -> int:
         return self.total.reward_images
 
+    @property
+    def image_backwards(self) -> int:
+        return self.total.image_backwards
+
     def document(self) -> dict[str, Any]:
         """For programs."""
+        least = self.total_at_least
         return {
             "estimator": self.chosen.name,
             "estimator_reason": self.chosen.reason,
@@ -98,11 +98,13 @@ class Plan:
             "tuning": self.tuning.document(),
             "evaluation": {name: cost.document() for name, cost in self.evaluation.items()},
             "total": self.total.document(),
+            "at_least": {**{name: cost.document() for name, cost in self.least.items()}, "total": least.document()},
             "exact": self.inexact is None,
             "inexact": self.inexact,
             "memory_bytes": self.memory.total if self.memory else None,
             "memory_rule": self.memory.rule if self.memory else None,
             "expected_s": self.expected_s,
+            "expected_at_least_s": self.expected_at_least_s,
             "warnings": list(self.warnings),
         }
 
@@ -121,12 +123,14 @@ class Plan:
         from rich.table import Table
 
         table = Table(title="Plan", title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for name in ("", "network calls", "image forwards", "images scored"):
+        for name in ("", *COLUMNS.values()):
             table.add_column(name, justify="right" if name else "left")
-        rows = [(f"evaluation: {name.replace('_', ' ')}", cost) for name, cost in self.evaluation.items()]
-        first = [("training", self.training)] if self.training != Cost() else []
-        for name, cost in [*first, ("tuning", self.tuning), *rows, ("total", self.total)]:
-            numbers = [f"{number:,}" for number in vars(cost).values()]
+        rows = {name: (f"evaluation: {name.replace('_', ' ')}", cost) for name, cost in self.evaluation.items()}
+        first = {"training": ("training", self.training)} if self.training != Cost() else {}
+        total = {"total": ("total", self.total)}
+        least = {**self.least, "total": self.total_at_least}
+        for key, (name, cost) in {**first, "tuning": ("tuning", self.tuning), **rows, **total}.items():
+            numbers = [_span(getattr(least[key], count), getattr(cost, count)) for count in COLUMNS]
             table.add_row(name, *numbers, style="bold" if name == "total" else None)
         console.print(table)
         for name, text in self._lines():
@@ -137,11 +141,28 @@ class Plan:
         without = "not estimated: the network in training decides" if self.training != Cost() else "little"
         yield "memory", f"about {_bytes(self.memory.total)} ({self.memory.rule})" if self.memory else without
         unknown = "unknown until measured: genbo check --measure"
-        yield "time", f"about {duration(self.expected_s)}" if self.expected_s is not None else unknown
-        if self.inexact:
-            yield "counts", self.inexact
+        yield "time", self._time() or unknown
+        yield "counts", f"a range: {self.inexact}" if self.inexact else "exact"
         for warning in self.warnings:
             yield "note", warning
+
+    def _time(self) -> str | None:
+        if self.expected_s is None or self.expected_at_least_s is None:
+            return None
+        least, most = duration(self.expected_at_least_s), duration(self.expected_s)
+        return f"about {most}" if least == most else f"from about {least} to {most}"
+
+
+COLUMNS = {
+    "denoiser_calls": "network calls",
+    "image_forwards": "image forwards",
+    "image_backwards": "backwards",
+    "reward_images": "images scored",
+}
+
+
+def _span(least: int, most: int) -> str:
+    return f"{most:,}" if least == most else f"{least:,} – {most:,}"
 
 
 def plan(job: Job) -> Plan:
@@ -149,22 +170,39 @@ def plan(job: Job) -> Plan:
     device = likely_device(job.model.options)
     batch = batch_of(job, device)
     chosen = job.chosen()
-    counter: _Counter | _Searching = (_Searching if job.tilts else _Counter)(job, chosen.options, batch)
+    of = _searching if job.tilts else _Counter
+    counter, least = (of(job, chosen.options, batch, most=most) for most in (True, False))
     training, tuning, evaluation = counter.training(), counter.tuning(), counter.evaluation()
+    at_least = {"training": least.training(), "tuning": least.tuning(), **least.evaluation()}
+    if isinstance(counter, _Counter) and isinstance(least, _Counter):
+        at_least["tuning"] = least.tuning(counter.fewest_steps())
+        tuning = counter.tuning(least.tuning_steps())
+    forwards = sum(evaluation.values(), training + tuning).image_forwards
     return Plan(
         training=training,
         tuning=tuning,
         evaluation=evaluation,
+        least=at_least,
         steps=counter.tuning_steps(),
         chosen=chosen,
         parameters=job.parameters,
         batch=batch,
         device=device,
         memory=memory(job, counter.rows(), counter.differentiated),
-        expected_s=expected_s(job, sum(evaluation.values(), training + tuning).image_forwards),
+        expected_s=expected_s(job, forwards),
+        expected_at_least_s=expected_s(job, sum(at_least.values(), Cost()).image_forwards),
         inexact=counter.inexact(),
-        warnings=tuple(counter.warnings()),
+        warnings=tuple(_searching_warnings(job) if isinstance(counter, Searching) else counter.warnings()),
     )
+
+
+def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
+    rule = job.model.guidance.options
+    own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
+    effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
+    at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
+    guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+    return Searching(job, guided, batch, most=most)
 
 
 def batch_of(job: Job, device: str) -> int:
@@ -175,17 +213,20 @@ def batch_of(job: Job, device: str) -> int:
 
 
 class _Counter:
-    """Counts what the loop and the evaluation will draw."""
+    """Counts what the loop and the evaluation will draw; the least, or the `most`, where that is not known."""
 
-    def __init__(self, job: Job, estimator: Any, batch: int) -> None:
-        self.job, self.batch = job, batch
+    def __init__(self, job: Job, estimator: Any, batch: int, *, most: bool) -> None:
+        self.job, self.batch, self.most = job, batch, most
+        self.is_blackbox = job.model.kind == "blackbox"
         self.steps, self.samples = job.steps, job.budget.samples
         self.estimator, self.lower = estimator, job.lower.options if job.lower else None
         self.rule = job.model.guidance.options
         self.effective_at = getattr(self.rule, "effective_at", None)
         self.draws: list[list[Member]] = estimator.draws(job.parameters)
         self.passes: int = estimator.network_passes()
+        self.goes_back: bool = getattr(estimator, "goes_back", False)
         self.differentiated = any(member is None for draw in self.draws for member in draw)
+        self.idle: int = getattr(estimator, "idle", 0)  # steps at first that have nothing to go by
         self.common: bool = getattr(estimator, "common", True)  # whether all draws of a step share their samples
         self.lessons = _lessons([*job.reward, *job.keep])
         self.of_levels = any(not hasattr(tunable, "option") for tunable in job.tune.values())
@@ -208,6 +249,8 @@ class _Counter:
     @cached_property
     def moved(self) -> list[bool]:
         """Anywhere else: no coordinate is where it began, and none is at 1 by chance."""
+        if self.switch_is_tuned:
+            return [self.most] * self.steps
         return self.guided([_away(number) for number in self.numbers])
 
     def guided(self, numbers: Sequence[float]) -> list[bool]:
@@ -243,8 +286,13 @@ class _Counter:
             return [True] * self.steps if touched else self.at_start
         if not first:
             return self.moved
-        inside = [self._inside(i) for i in range(len(self.numbers))]
-        return self.guided([_away(n) if i in member else n for i, n in enumerate(inside)])
+        if self.switch_is_tuned and member:
+            return self.moved
+        return self.guided([_away(n) if i in member else n for i, n in enumerate(self._all_inside)])
+
+    @property
+    def _all_inside(self) -> list[float]:
+        return [self._inside(i) for i in range(len(self.numbers))]
 
     def _inside(self, index: int) -> float:
         """A start as the link gives it back: one that stands on a bound begins a little inside."""
@@ -300,11 +348,12 @@ class _Counter:
             total += self._cost([self.at_start], self.samples)
         return total
 
-    def tuning(self) -> Cost:
-        return sum((self.step(number) for number in range(self.tuning_steps())), Cost())
+    def tuning(self, steps: int | None = None) -> Cost:
+        return sum((self.step(number) for number in range(self.tuning_steps() if steps is None else steps)), Cost())
 
     def evaluation(self) -> dict[str, Cost]:
-        sides = {"start": self.at_start, "tuned": self.moved}
+        stays = self.job.budget.steps <= 1 + self.idle  # the last step is measured and not taken
+        sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
         judged = opinions(self.job, self.job.evaluate.samples)
         found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
         for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
@@ -320,7 +369,8 @@ class _Counter:
         return self._minibatches(self.lower.pretrain) if self.lower else Cost()
 
     def _minibatches(self, steps: int) -> Cost:
-        return Cost(steps, steps * self.lower.batch) if self.lower else Cost()
+        rows = steps * self.lower.batch if self.lower else 0
+        return Cost(steps, rows, 0, rows) if self.lower else Cost()
 
     @cached_property
     def _answered(self) -> Cost:
@@ -331,7 +381,7 @@ class _Counter:
             return Cost()
         looks: int = tilted * -(-lower.z_steps // lower.z_refresh)
         there = self._cost([self.at_start], self.samples)
-        back = Cost(2 * there.denoiser_calls, 2 * there.image_forwards, there.reward_images)
+        back = Cost(2 * there.denoiser_calls, 2 * there.image_forwards, there.reward_images, there.image_forwards)
         first = there if self.parts else Cost()
         return self._minibatches(solves * (lower.z_steps + lower.z_batches)) + (back + first) * looks
 
@@ -343,14 +393,30 @@ class _Counter:
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
+        if self.is_blackbox:
+            return self._by_its_own_call(members, samples)
         networks = calls(samples, len(members), self.batch, 1)
         passes = [self._passes(members[0], i) if differentiated else 1 for i in range(self.steps)]
         rows = sum(passes[i] * (1 + guided[i]) for guided in members for i in range(self.steps))
-        return Cost(networks * sum(passes), samples * rows, samples * len(members))
+        back = (
+            sum(self._rows_back(members[0], i) for i in range(self.steps)) if differentiated and self.goes_back else 0
+        )
+        return Cost(networks * sum(passes), samples * rows, samples * len(members), samples * back)
+
+    def _by_its_own_call(self, members: Guided, samples: int) -> Cost:
+        """Members are calls of their own, and how often each asks the network a step is the pipeline's own matter."""
+        networks = len(members) * calls(samples, len(members), self.batch, self.steps)
+        rows = samples * len(members) * self.steps
+        each = (OWN_CALLS, OWN_ROWS) if self.most else (1, 1)
+        return Cost(networks * each[0], rows * each[1], samples * len(members))
 
     def _passes(self, guided: list[bool], step: int) -> int:
         """How often a step is computed: before phi has touched anything there is nothing to go back for."""
         return self.passes if self.of_levels or any(guided[: step + 1]) else 1
+
+    def _rows_back(self, guided: list[bool], step: int) -> int:
+        """Rows of a sample that are gone back through: those of a step that is given something phi has touched."""
+        return 1 + guided[step] if self.of_levels or any(guided[:step]) else 0
 
     def rows(self) -> int:
         """Images in the largest call, without their unconditional halves."""
@@ -369,13 +435,21 @@ class _Counter:
                 return number + 1
         return steps
 
+    def fewest_steps(self) -> int:
+        """Of a run that comes to its end."""
+        return 1 if self.job.budget.minutes is not None else self.tuning_steps()
+
     def inexact(self) -> str | None:
-        """Why the counts may differ from the run's own, if they may."""
+        """Why there are a least and a most, if there are."""
+        reasons = []
         if self.switch_is_tuned:
-            return "rows are estimated at the start: where guidance is switched on is itself tuned"
+            reasons.append("where guidance is switched on is itself tuned, and a step takes one row of a sample or two")
+        if self.is_blackbox:
+            said = f"from 1 to {OWN_CALLS} network calls a step, and from 1 to {OWN_ROWS} rows of a sample"
+            reasons.append(f"a black box draws by its own call, {said}")
         if self.job.budget.minutes is not None:
-            return f"at most: the run also ends after {self.job.budget.minutes:g} minutes"
-        return None
+            reasons.append(f"the run also ends after {self.job.budget.minutes:g} minutes")
+        return "; ".join(reasons) or None
 
     def warnings(self) -> Iterator[str]:
         yield from _warnings(self.job)
@@ -398,102 +472,12 @@ def _lessons(rewards: Sequence[Any]) -> list[int]:
     return [steps for steps, _ in lessons]
 
 
-class _Searching:
-    """Counts what a search for lambda will draw: the network is called for the banks alone, for no lambda."""
-
-    differentiated = False
-
-    def __init__(self, job: Job, estimator: Any, batch: int) -> None:
-        assert job.lower is not None
-        self.job, self.batch, self.lower = job, batch, job.lower.options
-        rule = job.model.guidance.options
-        own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
-        effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
-        at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
-        self.guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
-
-    @property
-    def samples(self) -> int:
-        """A prompt, in the first bank; none where everything is known on paper."""
-        return int(getattr(self.lower, "samples", 0))
-
-    def tuning_steps(self) -> int:
-        return self.job.budget.steps
-
-    def training(self) -> Cost:
-        return Cost()
-
-    def tuning(self) -> Cost:
-        return self._cost(len(self.job.prompts) * self.samples) if self.lower.free else Cost()
-
-    def evaluation(self) -> dict[str, Cost]:
-        if not self.samples or not self.lower.free:
-            return {}
-        prompts, samples = held_out_bank(self.job)
-        found = {"held_out": self._cost(len(prompts) * samples) + opinions(self.job, len(prompts) * samples)}
-        if self.job.finetune:
-            found |= self._weights(self.job.finetune)
-        return found
-
-    def _weights(self, weights: WeightsJob) -> dict[str, Cost]:
-        """Of fine-tuning at every factor, and of the samples of each and of the pretrained model."""
-        options, laws = weights.options, 1 + len(weights.also)
-        pairs = min(self.job.evaluate.samples, PAIRS)
-        paths = self._cost(min(pairs, PATHS)) * 2  # the tuned and the pretrained network at every step
-        drawn = (self._cost(pairs) + opinions(self.job, pairs)) * (laws + 1) + Cost(
-            paths.denoiser_calls, paths.image_forwards
-        ) * laws
-        return {"fine_tuning": self._training(options) * laws, "weights": drawn}
-
-    def _training(self, options: Finetune) -> Cost:
-        rows = options.batch
-        if options.method == "gradient":
-            each = self._cost(rows)
-            passes = 3 * each.denoiser_calls, 3 * each.image_forwards  # there, the pretrained one, and once again back
-            return Cost(*passes, rows) * options.steps
-        networks = calls(rows, 1, self.batch, 1) * (1 + options.anchor)
-        share = sum(1 + guided for guided in self.guided) / len(self.guided)
-        return Cost(networks, round(rows * share) * (1 + options.anchor)) * options.steps
-
-    def _cost(self, samples: int) -> Cost:
-        rows = sum(1 + guided for guided in self.guided)
-        return Cost(calls(samples, 1, self.batch, self.job.steps), samples * rows, samples)
-
-    def rows(self) -> int:
-        return self.batch
-
-    def inexact(self) -> str | None:
-        if not self.lower.free:
-            law = self._cost(len(self.job.prompts) * self.samples).image_forwards
-            return f"not counted: every lambda calls the network anew, {law:,} image forwards and their gradients a law"
-        if self.job.finetune and self.job.finetune.options.method == "gradient":
-            return "estimated: fine-tuning by gradients goes there, by the pretrained model, and back by each step"
-        if self.job.budget.steps == 1 or not self.samples:
-            return None
-        return f"the first bank; up to {self.job.budget.steps - 1} more are drawn where its samples cannot speak"
-
-    def warnings(self) -> Iterator[str]:
-        yield from _warnings(self.job)
-        prompts, samples = held_out_bank(self.job)
-        if len(prompts) < len(self.job.held_out):
-            listed = f"{len(prompts)} of the {len(self.job.held_out)} held-out prompts"
-            yield f"lambda is judged on {samples} samples each of {listed}; more evaluate.samples are more prompts"
-
-
-PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
-
-
-def opinions(job: Job, samples: int) -> Cost:
-    """Of what the judges look at: every image once more for each of them."""
-    return Cost(reward_images=samples * len(job.evaluate.judges))
-
-
-def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
-    """The prompts of the held-out bank, and samples of each: as many as the search has, or it could not say as much."""
-    assert job.lower is not None
-    samples = min(job.evaluate.samples, getattr(job.lower.options, "samples", job.evaluate.samples))
-    number = min(len(job.held_out), job.evaluate.samples // samples)
-    return job.held_out[:number], job.evaluate.samples // number
+def _searching_warnings(job: Job) -> Iterator[str]:
+    yield from _warnings(job)
+    prompts, samples = held_out_bank(job)
+    if len(prompts) < len(job.held_out):
+        listed = f"{len(prompts)} of the {len(job.held_out)} held-out prompts"
+        yield f"lambda is judged on {samples} samples each of {listed}; more evaluate.samples are more prompts"
 
 
 def _warnings(job: Job) -> Iterator[str]:

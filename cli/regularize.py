@@ -224,8 +224,8 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
 
     Then the same by each judge, None where one gives no number.
     """
-    from genbo.bilevel.bridge import ROUNDS
-    from genbo.bilevel.search import PILOT, is_shifted, speaking
+    from genbo.bilevel.rounds import pilot_samples
+    from genbo.bilevel.search import is_shifted, speaking
     from genbo.cli.plan import held_out_bank
     from genbo.cli.strength import Pair
 
@@ -245,7 +245,7 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
             if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
-                shifts = source.shifts(len(banks), max(ROUNDS, round(PILOT * samples)), lam)
+                shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(work, source, banks, best.lam)
     by_judges = {

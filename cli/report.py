@@ -20,7 +20,7 @@ from markupsafe import Markup
 from genbo.cli import chart, figures
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.result import shape_in_words
-from genbo.cli.run import read_json, to_yaml, words_in, write_atomic
+from genbo.cli.run import read_report, to_yaml, words_in, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,11 @@ def run(folder: str | Path, output: str | Path | None = None) -> int:
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise UserMistake(f"{folder} has no report.json: it is not a run that came to its end")
+    document = read_report(folder)
+    if document is None:
+        raise ArtifactRefused(f"{folder / 'report.json'} is damaged; `genbo tune` with --resume writes it again")
     try:
-        print(write_report(folder, read_json(folder / "report.json"), None if output is None else Path(output)))
+        print(write_report(folder, document, None if output is None else Path(output)))
     except OSError as problem:
         raise UserMistake(f"the report cannot be written: {problem}") from problem
     return 0

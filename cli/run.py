@@ -18,19 +18,22 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
+from genbo.cli.errors import ArtifactRefused, GenboError, StorageFailed, UserMistake
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,15 +41,20 @@ if TYPE_CHECKING:
     from genbo.bilevel.tune import State
 
 SCHEMA = 1
+SEAL = "sha256"  # the key of a small file's own hash
 KEEP = 2  # checkpoints, counting only those whose hashes hold
 TENSORS, WORDS, STEPS, MANIFEST = "state.safetensors", "state.json", "steps.jsonl", "MANIFEST.json"
+ENVIRONMENT, STATUS, JOB, REPORT, LOCK = "environment.json", "status.json", "job.yaml", "report.json", "lock"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BROKEN = {errno.EIO, errno.EROFS, errno.EXDEV, errno.ENODEV, errno.ESTALE}
+FORBIDDEN = {errno.EACCES, errno.EPERM}
 FREE_KEYS = {
     "output",
     "budget.minutes",
     "model.batch",
 }  # may differ when a run is resumed: they change no noise
+
+STATES = ("running", "done", "preempted", "diverged", "failed")
 
 Document = dict[str, Any]
 
@@ -84,22 +92,79 @@ def fault(point: str) -> None:
 
 
 @contextmanager
-def storage() -> Iterator[None]:
-    """A disk that is full or broken ends the run with a sentence."""
+def storage(folder: Path | None = None) -> Iterator[None]:
+    """A disk that is full or broken ends the run with a sentence; `folder` is where the run writes."""
     try:
         yield
-    except OSError as problem:
-        where = problem.filename or "the run folder"
-        if problem.errno in FULL:
-            raise StorageFailed(
-                f"no space left while writing {where}; make room, then go on with --resume", resumable=True
-            ) from problem
-        if problem.errno in BROKEN:
-            raise StorageFailed(
-                f"writing {where} failed: {problem.strerror}; mend the storage, then go on with --resume",
-                resumable=True,
-            ) from problem
+    except GenboError:
         raise
+    except Exception as problem:  # libraries wrap what the system told them in errors of their own
+        if (ended := _of_storage(problem, folder)) is None:
+            raise
+        raise ended from problem
+
+
+def _of_storage(problem: BaseException, folder: Path | None) -> StorageFailed | None:
+    """The end that an error of the system stands for, or None where it is of another kind."""
+    number = error_number(problem)
+    inside = [name for name in _names_in(problem) if folder is None or name.is_relative_to(folder.absolute())]
+    where = in_its_place(inside[0]) if inside else folder or "the run folder"
+    if number in FULL:
+        free = shutil.disk_usage(folder).free if folder is not None and folder.is_dir() else None
+        return no_space(where, getattr(problem, "needed", None), free)
+    if number in BROKEN or (number in FORBIDDEN and inside and folder is not None):
+        said = f"writing {where} failed: {os.strerror(number or 0)}"
+        return StorageFailed(f"{said}; mend the storage, then go on with --resume", resumable=True)
+    return None
+
+
+def in_its_place(beside: Path) -> Path:
+    """The name that a file or a folder will have which is written beside its place."""
+    return Path(*(re.sub(r"^\.tmp-(?:old-)?(.+)-[0-9a-f]{8}$", r"\1", part) for part in beside.parts))
+
+
+def no_space(where: Path | str, needed: int | None, free: int | None) -> StorageFailed:
+    """The end of a run whose disk is full; `needed` and `free` are bytes."""
+    sizes = []
+    if needed is not None:
+        sizes.append(f"{megabytes(needed)} needed")
+    if free is not None:
+        quota = needed is not None and free > needed + BLOCKS
+        sizes.append(f"{megabytes(free)} free" + (", so a quota or the disk's own table is full" if quota else ""))
+    listed = f" ({', '.join(sizes)})" if sizes else ""
+    return StorageFailed(
+        f"no space left while writing {where}{listed}; make room, then go on with --resume", resumable=True
+    )
+
+
+BLOCKS = 1_000_000  # bytes that a disk's blocks and tables may round away
+
+
+def megabytes(size: int) -> str:
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def error_number(problem: BaseException) -> int | None:
+    """The system's number of an error, be it Python's own or in the words of a library that met it."""
+    if isinstance(problem, OSError):
+        return problem.errno
+    said = str(problem)
+    if "No space left on device" in said:
+        return errno.ENOSPC
+    found = _NUMBER.search(said)
+    return int(found[1]) if found else None
+
+
+_NUMBER = re.compile(r"(?:\bos error |\bOs { code: |\[Errno )(\d+)")  # as Rust and Python write it
+
+
+def _names_in(problem: BaseException) -> list[Path]:
+    """The files of an error, what was written before what was read."""
+    names = (getattr(problem, "filename2", None), getattr(problem, "filename", None))
+    return [Path(os.fsdecode(name)).absolute() for name in names if isinstance(name, (str, bytes))]
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -116,10 +181,21 @@ def sync_folder(path: Path) -> None:
 def write_new(path: Path, data: bytes) -> None:
     """A file that is on the disk when this returns."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "wb") as file:
+    with sized(path, len(data)), os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def sized(path: Path, needed: int) -> Iterator[None]:
+    """An error in writing says what was written, and how many bytes it needed."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = problem.filename or str(path)
+        problem.needed = needed  # type: ignore[attr-defined]
+        raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -144,7 +220,9 @@ def strict(value: Any) -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = 2) -> bytes:
-    return (json.dumps(strict(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(strict(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )  # half of a surrogate pair, as in a file's name that is not UTF-8, becomes an escape of JSON
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -156,6 +234,35 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as problem:
         raise ArtifactRefused(f"{path} is not readable as JSON ({problem})") from problem
+
+
+def write_sealed(path: Path, document: Document) -> None:
+    """A JSON object with the hash of the rest of it, which tells later whether it was damaged."""
+    document = strict(document)
+    write_json(path, {**document, SEAL: sha256(to_json(document))})
+
+
+def read_sealed(path: Path) -> Document | None:
+    """The object in a file of `write_sealed`, without its hash; None where there is none, or it is damaged.
+
+    What an earlier genbo wrote has no hash, and is taken as it is.
+    """
+    try:
+        found = json.loads(path.read_bytes()) if is_plain_file(path) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    seal = found.pop(SEAL, None)
+    return found if seal is None or seal == sha256(to_json(found)) else None
+
+
+def is_plain_file(path: Path) -> bool:
+    """A file that is neither a link nor anything that could block who opens it."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def sha256(data: bytes) -> str:
@@ -176,7 +283,7 @@ def intact_lines(data: bytes) -> list[bytes]:
     for line in data.splitlines(keepends=True):
         try:
             whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = False
         if not whole:
             break
@@ -207,10 +314,11 @@ class Journal:
         line = to_json(record, indent=None)
         fault("journal.before")
         half = len(line) // 2
-        self._write(line[:half])
-        fault("journal.torn")
-        self._write(line[half:])
-        os.fsync(self._descriptor)
+        with sized(self.path, len(line)):
+            self._write(line[:half])
+            fault("journal.torn")
+            self._write(line[half:])
+            os.fsync(self._descriptor)
         self.lines.append(line)
         fault("journal.after")
 
@@ -336,8 +444,8 @@ def manifest_of(files: Mapping[str, bytes], job: str, step: int, parent: int | N
     return {**manifest, "sha256": sha256(to_json(manifest))}
 
 
-def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
-    """The manifest and the files of a checkpoint, each equal to its hash."""
+def read_manifest(folder: Path) -> Document:
+    """The manifest of a checkpoint, equal to its own hash; the files that it names are not looked at."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         own = {k: v for k, v in manifest.items() if k != "sha256"}
@@ -351,7 +459,12 @@ def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
             f"{folder} was written by genbo {manifest['genbo']} in format {manifest['schema']}; "
             f"this genbo reads format {SCHEMA}: go on with that version"
         )
-    files = {}
+    return dict(manifest)
+
+
+def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
+    """The manifest and the files of a checkpoint, each equal to its hash."""
+    manifest, files = read_manifest(folder), {}
     for name, said in manifest["files"].items():
         try:
             files[name] = (folder / name).read_bytes()
@@ -371,6 +484,7 @@ class Checkpoints:
 
     def __init__(self, path: Path, job: str) -> None:
         self.path, self.job = path, job
+        self.environment: bytes | None = None  # a copy of it goes into every checkpoint
         self.skipped: list[Path] = []  # files that did not hold, newest first
         path.mkdir(exist_ok=True)
         for stale in path.glob(".tmp-*"):
@@ -386,6 +500,8 @@ class Checkpoints:
         step = checkpoint.state.steps
         tensors = {k: v.detach().cpu().clone() for k, v in tensors_of(checkpoint.state).items()}  # none shared
         files = {TENSORS: save(tensors), WORDS: to_json(words_of(checkpoint)), STEPS: checkpoint.steps}
+        if self.environment is not None:
+            files[ENVIRONMENT] = self.environment
         target, beside = (
             self.path / step_name(step),
             self.path / f".tmp-{step_name(step)}-{uuid.uuid4().hex[:8]}",
@@ -440,6 +556,16 @@ class Checkpoints:
                 fault("checkpoint.pruned")
         for stale in self.path.glob(".tmp-old-*"):
             shutil.rmtree(stale, ignore_errors=True)
+
+    def kept_environment(self) -> Document | None:
+        """What the run began on, as the newest checkpoint that holds a copy of it says."""
+        for folder in self.folders():
+            try:
+                _, files = read_verified(folder)
+                return dict(json.loads(files[ENVIRONMENT]))
+            except (Corrupt, ArtifactRefused, KeyError, ValueError, TypeError):
+                continue
+        return None
 
     def newest(self) -> Checkpoint | None:
         """The newest that holds; others are skipped and named. None where none was ever written."""
@@ -523,31 +649,89 @@ def differing(stored: Document, wanted: Document) -> list[str]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a run of genbo lives here, by its own status or by the first line of the job that it keeps."""
+    """Whether a run of genbo lives here: by its status, by the first line of the job that it keeps, or by its work."""
+    return read_status(path) is not None or _keeps_a_job(path) or job_of(path) is not None
+
+
+def read_status(path: Path) -> Document | None:
+    """What `status.json` says; None where there is none, or it is damaged."""
+    found = read_sealed(path / STATUS)
+    kinds = {"schema": int, "last_step": int, "resumable": bool, "reason": str | None}
+    if found is None or found.get("state") not in STATES:
+        return None
+    return found if all(isinstance(found.get(key, found), kind) for key, kind in kinds.items()) else None
+
+
+def read_report(path: Path) -> Document | None:
+    """The object of `report.json`; None where there is none, or it is not what was written."""
+    place, status = path / REPORT, read_status(path) or {}
     try:
-        status = json.loads((path / "status.json").read_bytes())
-        if isinstance(status, dict) and {"schema", "state", "last_step"} <= status.keys():
-            return True
-    except (OSError, ValueError):
-        pass  # the kept job may still tell
+        data = place.read_bytes() if is_plain_file(place) else b""
+        found = json.loads(data)
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or "headline" not in found:
+        return None
+    return found if status.get("report") in (None, sha256(data)) else None
+
+
+def _keeps_a_job(path: Path) -> bool:
     try:
-        with (path / "job.yaml").open("rb") as file:
+        with (path / JOB).open("rb") if is_plain_file(path / JOB) else BytesIO() as file:
             return file.readline() == HEADER
     except OSError:
         return False
 
 
+def job_of(path: Path) -> str | None:
+    """The digest of the job that the work in a run folder belongs to, as the work itself says; None without any."""
+    for folder in sorted(path.glob("ckpt/step-*"), reverse=True):
+        try:
+            return str(read_manifest(folder)["job"])
+        except (Corrupt, ArtifactRefused, KeyError):
+            continue
+    for name in ("banks", "network", "weights", "evaluation"):
+        for file in sorted(path.glob(f"{name}/*.safetensors")):
+            try:
+                if isinstance(job := words_in(file).get("job"), str):
+                    return job
+            except (OSError, ArtifactRefused, ValueError):
+                continue
+    return None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the run folder for this process; the kernel lets go of it whatever happens to the process."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "r+") as file:
+    with _lock_file(path / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserMistake(f"{path} is locked by {file.read().strip() or 'another process'}") from None
+            raise _in_use(path, file.read()) from None
+        except OSError as problem:
+            raise UserMistake(f"{path} cannot be locked ({problem.strerror}); set an output on another disk") from None
         _sign(file)
         yield
+
+
+def _in_use(path: Path, signed: str) -> UserMistake:
+    return UserMistake(f"{path} is locked by {signed.strip() or 'another process'}")
+
+
+@contextmanager
+def _lock_file(place: Path) -> Iterator[IO[str]]:
+    """The file that is locked, open to be read and signed."""
+    try:
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as problem:
+        if problem.errno in FULL | BROKEN:
+            raise
+        raise ArtifactRefused(f"{place} cannot be opened as a plain file ({problem.strerror}); move it away") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ArtifactRefused(f"{place} is no plain file; move it away")
+    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+        yield file
 
 
 def _sign(file: IO[str]) -> None:
@@ -560,8 +744,10 @@ def _sign(file: IO[str]) -> None:
 
 def holder(path: Path) -> str | None:
     """Who holds the lock of a run folder now, or None."""
+    if not is_plain_file(path / LOCK):
+        return None
     try:
-        with (path / "lock").open() as file:
+        with (path / LOCK).open(encoding="utf-8", errors="replace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -578,12 +764,13 @@ class Run:
         self.path = path
         self.document = document
         self.digest = digest_of(document)
+        self.environment: Document = {}  # what the run began on
         self.journal = Journal(path / STEPS)
         self.checkpoints = Checkpoints(path / "ckpt", self.digest)
         self.last_step = self.checkpoints.newest_step() or 0
 
     def status(self, state: str, reason: str | None = None, *, last_step: int, resumable: bool) -> None:
-        """What a script that watches the run reads: running | done | preempted | diverged | failed."""
+        """What a script that watches the run reads; `state` is one of STATES."""
         said = {
             "schema": SCHEMA,
             "state": state,
@@ -591,18 +778,23 @@ class Run:
             "last_step": last_step,
             "resumable": resumable,
         }
-        write_json(self.path / "status.json", said)
+        if state == "done" and (self.path / REPORT).is_file():
+            said["report"] = sha256_of(self.path / REPORT)
+        write_json(self.path / STATUS, said)
 
     def write_environment(self, environment: Document) -> list[str]:
         """Keeps what the run began on; returns what has changed since then, a sentence each."""
-        place = self.path / "environment.json"
-        if not place.is_file():
-            write_json(place, environment)
-            return []
-        stored = read_json(place)
-        if stored.get("judges") != environment.get("judges"):
-            write_json(place, {**stored, "judges": environment.get("judges", {})})
-        before, now = (dict(flat({**said, "judges": None})) for said in (stored, strict(environment)))
+        place, environment = self.path / ENVIRONMENT, strict(environment)
+        fresh, stored = not place.exists(), read_sealed(place)
+        kept = stored or self.checkpoints.kept_environment()
+        judges = {key: value for key, value in environment.items() if key == "judges"}
+        self.environment = {key: value for key, value in (kept or environment).items() if key != "judges"} | judges
+        if stored != self.environment:
+            write_sealed(place, self.environment)
+        self.checkpoints.environment = to_json(self.environment)
+        if kept is None:
+            return [] if fresh else [f"{ENVIRONMENT} was damaged, so what the run began on is not known"]
+        before, now = (dict(flat({**said, "judges": None})) for said in (kept, environment))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
 
@@ -611,14 +803,22 @@ class Run:
 
 
 HEADER = b"# The job as it was run, with every default.\n"
+SEALED = "# sha256 of what follows: "
 FOLDERS = ("ckpt", "banks", "weights", "evaluation", "tuned", "network")
-FILES = (STEPS, "environment.json", "report.json", "report.html")
-MARKS = ("job.yaml", "status.json")  # what says that a folder is a run
+FILES = (STEPS, ENVIRONMENT, REPORT, "report.html")
+MARKS = (JOB, STATUS)  # what says that a folder is a run
+UNFINISHED = re.compile(r"\.tmp-.+-[0-9a-f]{8}")  # what a write leaves that was killed
+SIGNED = re.compile(r"(pid \d+ on .* since .*\n?)?")  # all that a lock of genbo's holds
 
 
 @contextmanager
 def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> Iterator[Run]:
-    """The run folder at `path`, new or gone on with, locked until the end; `document` is the resolved job."""
+    """The run folder at `path`, new or gone on with, locked until the end; `document` is the resolved job.
+
+    A folder that is refused is left as it was.
+    """
+    if path.is_dir():
+        _admit(path, resume=resume, overwrite=overwrite, held=holder(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
         fault("folder.made")
@@ -630,7 +830,7 @@ def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> 
         raise UserMistake(f"the output folder {path} cannot be made: {problem.strerror}") from problem
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserMistake(f"the output folder {path} is not writable; set another with --set output=...")
-    with storage(), locked(path):
+    with storage(path), locked(path):
         _prepare(path, document, resume=resume, overwrite=overwrite)
         run = Run(path, document)
         try:
@@ -639,49 +839,116 @@ def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> 
             run.close()
 
 
+def _admit(path: Path, *, resume: bool, overwrite: bool, held: str | None = None) -> bool:
+    """Whether there is a run here to go on with or to delete; raises where these flags do not allow it.
+
+    Looks and touches nothing.
+    """
+    try:
+        is_new = not begun(path)
+    except OSError as problem:
+        raise UserMistake(f"{path} cannot be looked into ({problem.strerror}); set another output") from problem
+    if not is_new and not is_run(path):
+        if overwrite:
+            raise UserMistake(f"{path} is not a run of genbo: --overwrite leaves it alone; set another output")
+        said = "holds no genbo run to resume" if resume else "is not empty, and holds no run of genbo"
+        raise UserMistake(f"{path} {said}; set another output")
+    if held:
+        raise _in_use(path, held)
+    if is_new or resume or overwrite:
+        return not is_new
+    raise UserMistake(
+        f"{path} is not empty; add --resume to go on with it, --overwrite to begin again, or set another output"
+    )
+
+
+def begun(path: Path) -> bool:
+    """Whether a folder holds more than a run leaves that was ended before it had kept its job."""
+    return any(not _before_the_job(entry) for entry in path.iterdir())
+
+
+def _before_the_job(entry: Path) -> bool:
+    if not is_plain_file(entry):
+        return False
+    if entry.name == LOCK:
+        with entry.open(encoding="utf-8", errors="replace") as file:
+            return SIGNED.fullmatch(file.read(1000)) is not None
+    return entry.name.startswith(f".tmp-{JOB}-") and UNFINISHED.fullmatch(entry.name) is not None
+
+
 def _prepare(path: Path, document: Document, *, resume: bool, overwrite: bool) -> None:
-    for name in FOLDERS:
-        if (path / name).is_symlink():
-            raise ArtifactRefused(f"{path / name} is a symbolic link; a run writes into its own folder only")
-    for stale in (*path.glob(".tmp-*"), *path.glob("evaluation/.tmp-*")):
+    inhabited = _admit(path, resume=resume, overwrite=overwrite)
+    _refuse_strange(path)
+    for stale in _unfinished(path):
         shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink()
-    inhabited = any(entry.name != "lock" for entry in path.iterdir())
     if inhabited and overwrite:
         _empty(path)
-    elif inhabited and not resume:
-        raise UserMistake(
-            f"{path} is not empty; add --resume to go on with it, --overwrite to begin again, or set another output"
-        )
-    elif inhabited and not is_run(path):
-        raise UserMistake(f"{path} holds no genbo run to resume; set another output")
-    stored = _same_job(path, document) if (path / "job.yaml").is_file() else None
-    if stored is None or judges_in(stored) != judges_in(document):
-        write_atomic(path / "job.yaml", to_yaml(document))
+    _keep_job(path, document)
     fault("job.written")
+
+
+def _refuse_strange(path: Path) -> None:
+    """What would lead a run out of its folder, or is of another kind than what the run writes there."""
+    for entry in (path / name for name in (*FOLDERS, *FILES, *MARKS)):
+        if entry.is_symlink():
+            raise ArtifactRefused(f"{entry} is a symbolic link; a run writes into its own folder only")
+        wanted = entry.is_dir() if entry.name in FOLDERS else is_plain_file(entry)
+        if entry.exists() and not wanted:
+            what = "folder" if entry.name in FOLDERS else "file"
+            raise ArtifactRefused(f"{entry} should be a {what}, and is not; move it away, then go on with --resume")
+
+
+def _unfinished(path: Path) -> list[Path]:
+    """What killed writes have left in a run folder."""
+    found = [*path.glob(".tmp-*"), *(file for name in FOLDERS for file in (path / name).glob(".tmp-*"))]
+    return [entry for entry in found if UNFINISHED.fullmatch(entry.name) and not entry.is_symlink()]
 
 
 def _empty(path: Path) -> None:
     """Deletes what a run of genbo leaves behind and nothing else; the marks that say so go last."""
-    if not is_run(path):
-        raise UserMistake(f"{path} is not a run of genbo: --overwrite leaves it alone; set another output")
     for name in (*FOLDERS, *FILES, *MARKS):
         entry = path / name
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
-def _same_job(path: Path, document: Document) -> Document:
-    """What is kept there, where it is the same job but for what may differ."""
-    stored = read_yaml(path / "job.yaml")
-    changes = differing(stored, document)
-    if changes:
+def _keep_job(path: Path, document: Document) -> None:
+    """The job beside the run. What has been computed decides whose it is: a kept job that is damaged is kept anew."""
+    own, stored, worked = digest_of(document), _stored_job(path / JOB), job_of(path)
+    if worked == own or (stored is None and worked is None):
+        if stored is None or digest_of(stored) != own or judges_in(stored) != judges_in(document):
+            _write_job(path / JOB, document)
+        return
+    if stored is None:
+        raise UserMistake(
+            f"{path / JOB} is damaged, and what was computed in {path} belongs to another job; "
+            "give the job that it was begun with, set another output, or --overwrite"
+        )
+    if changes := differing(stored, document):
         listed = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserMistake(f"{path} is a run of another job ({listed}); undo that, set another output, or --overwrite")
-    return stored
+    if judges_in(stored) != judges_in(document):
+        _write_job(path / JOB, document)
+
+
+def _write_job(place: Path, document: Document) -> None:
+    body = to_yaml(document).removeprefix(HEADER)
+    write_atomic(place, HEADER + f"{SEALED}{sha256(body)}\n".encode() + body)
+
+
+def _stored_job(place: Path) -> Document | None:
+    """The job that a run keeps; None where it keeps none, or a damaged one."""
+    if not is_plain_file(place):
+        return None
+    seal, _, body = place.read_bytes().removeprefix(HEADER).partition(b"\n")
+    if seal.startswith(SEALED.encode()) and seal != f"{SEALED}{sha256(body)}".encode():
+        return None
+    try:
+        return read_yaml(place)
+    except ArtifactRefused:
+        return None
 
 
 def to_yaml(document: Document) -> bytes:
-    from io import BytesIO
-
     from ruamel.yaml import YAML
 
     yaml = YAML(typ="safe", pure=True)
@@ -698,8 +965,8 @@ def read_yaml(path: Path) -> Document:
     from ruamel.yaml.error import YAMLError
 
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text())
-    except (YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        document = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+    except (YAMLError, ValueError, RecursionError) as problem:
         raise ArtifactRefused(f"{path} is not readable: {problem}") from problem
     if not isinstance(document, dict):
         raise ArtifactRefused(f"{path} is not a job")
@@ -707,9 +974,15 @@ def read_yaml(path: Path) -> Document:
 
 
 @contextmanager
-def folder_in_place(target: Path) -> Iterator[Path]:
-    """The name of a folder to make beside its place; it moves there whole, in place of one that was there."""
+def folder_in_place(target: Path, needed: int = 0) -> Iterator[Path]:
+    """The name of a folder to make beside its place; it moves there whole, in place of one that was there.
+
+    `needed` bytes at least will be written into it: where they are not free, nothing is begun.
+    """
     beside = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise no_space(target.absolute(), needed, free)
     try:
         fault(f"{target.name}.begin")
         yield beside
@@ -722,6 +995,10 @@ def folder_in_place(target: Path) -> Iterator[Path]:
         os.replace(beside, target)
         sync_folder(target.parent)
         fault(f"{target.name}.after_rename")
+    except Exception as problem:
+        if error_number(problem) in FULL:
+            raise no_space(target.absolute(), needed or None, free) from problem
+        raise
     finally:
         for stale in (beside, *target.parent.glob(f".tmp-old-{target.name}-*")):
             shutil.rmtree(stale, ignore_errors=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genbo.cli.errors import UserMistake
+from genbo.cli.run import is_run
 
 if TYPE_CHECKING:
     from genbo.diffusion.tuned import Tuned
@@ -71,7 +72,7 @@ def opened(folder: str | Path) -> Tuned:
     for tuned in (place, place / "tuned"):
         if (tuned / "genbo.json").is_file():
             return load(_with_pipeline(tuned))
-    if (place / "status.json").is_file():
+    if place.is_dir() and is_run(place):
         raise UserMistake(f"{place} has no tuned/ folder yet: the run has not come to its end")
     return _plain_model(str(folder))
 

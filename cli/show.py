@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli import figures
 from genbo.cli.errors import UserMistake
-from genbo.cli.run import holder, is_run, read_journal, read_json, to_json
+from genbo.cli.run import SCHEMA, holder, is_run, read_journal, read_report, read_status, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Document = dict[str, Any]
+SHOWN = {"step", "phi", "value", "value_se", "grad", "grad_se", "status"}  # of a line of the journal
 MARKS = {"good": "[green]✓[/]", "note": "[dim]i[/]", "warning": "[yellow]![/]"}
 
 
@@ -40,28 +41,27 @@ def run(folder: str | Path, *, as_json: bool = False) -> int:
 def document_of(folder: Path) -> Document:
     """`report.json` where the run came to an end, else its status and the steps so far."""
     status = state_of(folder)
-    report = folder / "report.json"
-    if status["state"] in ("done", "diverged") and report.is_file():
-        return dict(read_json(report))
+    if status["state"] in ("done", "diverged"):
+        if report := read_report(folder):
+            return report
+        status["resumable"] = status["state"] == "done"
+        status["reason"] = f"{status['reason']} (its report.json is missing or damaged)"
     return {
         "status": status["state"],
         **status,
         "verdict": None,
-        "steps": read_journal(folder / "steps.jsonl"),
+        "steps": [record for record in read_journal(folder / "steps.jsonl") if record.keys() >= SHOWN],
     }
 
 
 def state_of(folder: Path) -> Document:
     """`status.json`, corrected where it says running and no process holds the folder."""
-    place = folder / "status.json"
-    status: Document = {
-        "state": "failed",
-        "reason": "it ended before it began",
-        "last_step": 0,
-        "resumable": True,
-    }
-    if place.is_file():
-        status = dict(read_json(place))
+    status = read_status(folder)
+    if status is None:
+        steps, held = read_journal(folder / "steps.jsonl"), holder(folder)
+        why = "status.json is damaged" if (folder / "status.json").exists() else "it ended before it began"
+        status = {"state": "running" if held else "interrupted", "reason": why, "last_step": len(steps)}
+        return {"schema": SCHEMA, **status, "resumable": True}
     if status["state"] == "running" and holder(folder) is None:
         status |= {"state": "interrupted", "reason": f"killed during: {status['reason']}", "resumable": True}
     return status
@@ -98,8 +98,8 @@ def show_report(document: Document, folder: Path, console: Console) -> None:
     for said in document["trust"]:
         console.print(MARKS[said["level"]], Text(said["text"]))
     cost = document["cost"]
-    calls, forwards = (figures.count(cost[key]) for key in ("denoiser_calls", "image_forwards"))
-    spent = f"{calls} denoiser calls, {forwards} image forwards"
+    names = {"denoiser_calls": "denoiser calls", "image_forwards": "image forwards", "image_backwards": "backwards"}
+    spent = ", ".join(f"{figures.count(cost[key])} {name}" for key, name in names.items() if key in cost)
     console.print(Text(f"\ncost: {spent}, {figures.duration(cost['elapsed_s'])}", style="dim"))
     console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
 

@@ -16,12 +16,13 @@ from genbo.diffusion.process import Meter, Whole
 
 if TYPE_CHECKING:
     from genbo.cli.assemble import Assembled
+    from genbo.cli.cost import Cost
     from genbo.cli.job import Job
     from genbo.diffusion.process import Process
 
 MAX_ENTRIES = 200
-REST = 1.2  # decoding and scoring beside the network, on the bundled model
-REST_BACKWARD = 2.5  # and a backward pass beside each forward one
+REST = 1.2  # of a forward pass with decoding and scoring beside it, on the bundled model
+BACK = 2.6  # of a backward pass, as the way back through a sampler has it
 
 
 def cache_folder() -> Path:
@@ -55,15 +56,21 @@ def expected_s(job: Job, image_forwards: int) -> float | None:
     return None if pace is None else pace * image_forwards
 
 
-def guessed_s(assembled: Assembled, image_forwards: int) -> float:
-    """Seconds that so many image forwards will take, by one call of the network: the rest is small beside it."""
+def guessed_s(assembled: Assembled, *costs: Cost) -> list[float]:
+    """Seconds that each of these will take, by one call of the network: the rest is small beside it."""
+    pace = _call_s(assembled)
+    return [pace * (REST * cost.image_forwards + BACK * cost.image_backwards) for cost in costs]
+
+
+def _call_s(assembled: Assembled) -> float:
+    """Seconds an image forward, as one call takes them."""
     import torch
 
     from genbo.diffusion.seed import Noise
 
     process = assembled.problem.process
     if isinstance(process.model, Whole):
-        return _drawn_s(process, assembled.prompts[0]) * image_forwards
+        return _drawn_s(process, assembled.prompts[0]) / REST
     model, rows = process.model, min(2 * process.batch, 64)
     condition = model.encode(assembled.prompts[:1]).take(torch.zeros(rows, dtype=torch.long, device=model.device))
     x = Noise(range(rows), model.shape).draw().to(model.device, model.dtype)
@@ -73,8 +80,7 @@ def guessed_s(assembled: Assembled, image_forwards: int) -> float:
             began = time.perf_counter()
             model(x, time_, condition).sum().item()  # waits for the device
             seconds = time.perf_counter() - began
-    backward = goes_back(assembled.estimator)
-    return seconds / rows * image_forwards * (REST_BACKWARD if backward else REST)
+    return seconds / rows
 
 
 def _drawn_s(process: Process, prompt: str) -> float:
@@ -101,6 +107,8 @@ def key_of(job: Job) -> str:
         getattr(options, "dtype", "fp64"),
     ]
     said += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
+    if job.lower is not None and job.tilts:  # guided samples and trainings go back, weights of a bank do not
+        said += [job.lower.document("lower"), [r.document("rewards") for r in job.lower.reward]]
     said += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 

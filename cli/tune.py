@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from genbo.cli.allowed import allowed, announce
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.ground import on_what
-from genbo.cli.run import Run, Signals, judges_in, opened, read_json, storage, to_json, without_secrets
+from genbo.cli.run import Run, Signals, judges_in, opened, read_report, read_status, storage, to_json, without_secrets
 from genbo.cli.watch import watch
 from genbo.cli.work import Work
 from genbo.diffusion.room import first_line
@@ -201,30 +201,29 @@ def stages_of(
             with watch(assembled.budget.steps, quiet=quiet) as screen:
                 notes = on_what(run, assembled, screen)
                 if planned.expected_s is None and planned.memory is not None:
-                    expected = duration(guessed_s(assembled, planned.image_forwards))
-                    screen.note(f"time: about {expected}, by one call of the network")
+                    least, most = map(duration, guessed_s(assembled, planned.total_at_least, planned.total))
+                    expected = f"about {most}" if least == most else f"from about {least} to {most}"
+                    screen.note(f"time: {expected}, by one call of the network")
                 whole = regularize.whole if job.tilts else climb.whole
                 return (yield from whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes)))
 
 
 def finished(run: Run) -> Document | None:
     """The report of a run that has come to its end, good or bad; a bad one is raised again."""
-    place = run.path / "status.json"
-    status = read_json(place) if place.is_file() else {}
+    status = read_status(run.path) or {}
     if status.get("state") == Diverged.state:
         raise Diverged(status["reason"])
-    report = run.path / "report.json"
-    if status.get("state") != "done" or not report.is_file():
-        return None
-    document = dict(read_json(report))
-    return document if judges_in(document["job"]) == judges_in(run.document) else None  # other judges look once more
+    document = read_report(run.path) if status.get("state") == "done" else None
+    if document is None or judges_in(document["job"]) != judges_in(run.document):
+        return None  # other judges look once more
+    return document
 
 
 @contextmanager
 def endings(run: Run) -> Iterator[None]:
     """Every end gets its name in `status.json`."""
     try:
-        with storage(), named():
+        with storage(run.path), named():
             yield
     except GeneratorExit:
         _leave(run, "preempted", f"left by its caller after step {run.last_step}", resumable=True)
@@ -252,8 +251,8 @@ def named() -> Iterator[None]:
 
     try:
         yield
-    except (Refused, RewardRefused) as problem:
-        raise ArtifactRefused(str(problem)) from problem
+    except (Refused, RewardRefused) as problem:  # mended, or passing by itself, it stops a run no more
+        raise ArtifactRefused(str(problem), resumable=True) from problem
     except FloatingPointError as problem:  # a lower level left the finite numbers
         raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:

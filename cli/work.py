@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Preempted
-from genbo.cli.run import Run, Signals, fault, folder_in_place, read_json, strict, version, without_secrets, write_json
+from genbo.cli.run import Run, Signals, fault, folder_in_place, strict, version, without_secrets, write_json
 from genbo.cli.watch import Quiet
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ class Work:
 
 
 def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
-    """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock."""
+    """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock.
+
+    None where nobody knows how many there are.
+    """
+    if work.planned.total_at_least.image_forwards < work.planned.image_forwards and work.job.budget.minutes is None:
+        return None
     forwards = cost.get("image_forwards", 0)
     timed = forwards - work.planned.training.image_forwards
     if timed <= 0:
@@ -115,7 +120,7 @@ def conclude(
         planned=planned_cost(work.planned),
         estimator={"kind": a.estimator_name, "reason": a.estimator_reason},
         job=work.job.document(),
-        environment=read_json(run.path / "environment.json"),
+        environment=run.environment,
         reproduce=work.reproduce,
         status=status,
         reason=reason,
@@ -124,7 +129,9 @@ def conclude(
         left_out=work.job.left_out if held_out is not None or search is not None else (),
     )
     process = process or a.problem.at(tuned.phi)
-    document = without_secrets(strict({**result.document_of(found), "use": use_of(work, process)}))
+    said = {**result.document_of(found), "use": use_of(work, process)}
+    said["cost"] |= {"planned_at_least": work.planned.total_at_least.document(), "inexact": work.planned.inexact}
+    document = without_secrets(strict(said))
     if document["held_out"] is not None:
         weights = search.weights if search else None
         export_tuned(work, weights.tuned if weights else process, document)
@@ -137,11 +144,12 @@ def conclude(
 
 
 def planned_cost(planned: Plan) -> dict[str, float]:
-    return {key: getattr(planned, key) for key in ("denoiser_calls", "image_forwards", "reward_images")}
+    """The most, where the plan is a range."""
+    return dict(planned.total.document())
 
 
 def export_tuned(work: Work, process: Process, document: Document) -> None:
-    from genbo.diffusion.tuned import export
+    from genbo.diffusion.tuned import export, export_bytes
 
     held_out = document["held_out"]
     about = {
@@ -151,7 +159,7 @@ def export_tuned(work: Work, process: Process, document: Document) -> None:
         "held_out": {key: held_out[key] for key in ("verdict", "difference", "interval", "samples", "prompts")},
         "reproduce": document["reproduce"],
     }
-    with folder_in_place(work.run.path / "tuned") as beside:
+    with folder_in_place(work.run.path / "tuned", export_bytes(process)) as beside:
         export(process, beside, about)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from genbo.diffusion.component import check_words, load_component, refusing
 from genbo.diffusion.device import present
-from genbo.diffusion.models._folder import components, lora_mistakes, read_index
+from genbo.diffusion.lora import file_of, merge_lora
+from genbo.diffusion.models._folder import components, part_of, read_index
 from genbo.diffusion.pipelines._pipeline import encoders, networks
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
@@ -22,25 +22,24 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Model
 
 VARIANTS = ("fp16", "bf16", "non_ema", "ema")  # weights beside the plain ones, that are not fetched unasked
+UNSEEN = ("safety_checker", "feature_extractor")  # one blackens images unseen, and the other works for it alone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_pipeline(options: Diffusers) -> Model:
     """The model that the options name, on its device, in eval mode, without gradients of its weights."""
     folder = options.folder or _fetch(options)
-    mistakes = options.folder_mistakes(folder)
-    if mistakes:
-        raise Refused("; ".join(mistakes))
+    if wrong := options.folder_mistakes(folder) or options.folder_damages(folder):
+        raise Refused("; ".join(wrong))
     device = present(options.torch_device())
     dtype = DTYPES.get(options.dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    pipeline = _from_folder(folder, dtype, options.variant)
-    _check_weights(pipeline, folder, options.variant)
-    lora = None if options.lora is None else _lora_file(Path(options.lora).expanduser())
+    lora = None if options.lora is None else file_of(options.lora)
+    pipeline, notes = _from_folder(folder, dtype, options.variant)
     fused = merge_lora(pipeline, lora, options.lora_scale) if lora else ()
     _place(pipeline, options, device)
     family = importlib.import_module(f"genbo.diffusion.pipelines.{options.family(type(pipeline).__name__)}")
     model: Any = family.open_pipeline(pipeline, options)
-    model.lora_file, model.fused = lora, fused
+    model.lora_file, model.fused, model.notes = lora, fused, notes
     quicken(model.denoiser, options)
     return cast("Model", model)
 
@@ -80,35 +79,54 @@ def quicken(network: Any, options: Diffusers) -> None:
             module.compile()
 
 
-def _quiet() -> None:
-    """diffusers' and transformers' bars would run through the live table; both have two switches."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+def _from_folder(folder: Path, dtype: torch.dtype, variant: str | None) -> tuple[Any, tuple[str, ...]]:
+    """The pipeline, every component of it whole, and what is to be noted of them."""
     os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "true")
-    from diffusers import DiffusionPipeline
-
-    _quiet()
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **_unwanted(folder)
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise Refused(f"pretrained: diffusers cannot load {folder}: {first_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _unwanted(folder: Path) -> dict[str, None]:
-    """The safety checker, which would blacken images before a reward sees them, is not loaded."""
     index = read_index(folder)
-    listed = {name for name, entry in index.items() if isinstance(entry, list) and name not in components(index)}
-    return dict.fromkeys(listed & {"safety_checker"})
+    made = _pipeline_class(index)
+    components_taken, options_taken = map(set, made._get_signature_keys(made))
+    loaded = {
+        name: load_component(part_of(folder, name), entry[0], entry[1], dtype, variant)
+        for name, entry in components(index).items()
+        if name in components_taken and name not in UNSEEN
+    }
+    parts = {name: component for name, (component, _) in loaded.items()}
+    _check_words(parts, folder)
+    if absent := sorted(components_taken - set(parts) - set(index) - set(made._optional_components)):
+        raise Refused(f"pretrained: {folder / 'model_index.json'} names no {absent[0]}; fetch the model again")
+    options = {name: index[name] for name in options_taken & set(index)}
+    with refusing(f"pretrained: diffusers cannot make a {made.__name__} of {folder}"):
+        pipeline = made(**dict.fromkeys(components_taken) | parts, **options)
+    pipeline.register_to_config(_name_or_path=str(folder))
+    _check_levels(pipeline, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, tuple(note for _, note in loaded.values() if note)
+
+
+def _pipeline_class(index: dict[str, Any]) -> Any:
+    import diffusers
+
+    name = str(index.get("_class_name"))
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+        raise Refused(f"pretrained: the installed diffusers has no {name}; update it (`pip install -U diffusers`)")
+    return found
+
+
+def _check_words(parts: dict[str, Any], folder: Path) -> None:
+    """Each tokenizer beside the text encoder that reads it."""
+    for name, tokenizer in parts.items():
+        encoder = parts.get(name.replace("tokenizer", "text_encoder")) if "tokenizer" in name else None
+        if encoder is not None and hasattr(encoder, "get_input_embeddings"):
+            check_words(tokenizer, encoder, part_of(folder, name))
+
+
+def _check_levels(pipeline: Any, folder: Path) -> None:
+    """A scheduler's settings may be numbers, and make noise levels that are none."""
+    betas = getattr(getattr(pipeline, "scheduler", None), "betas", None)
+    if isinstance(betas, torch.Tensor) and not ((betas >= 0) & (betas <= 1)).all():
+        where = part_of(folder, "scheduler") / "scheduler_config.json"
+        raise Refused(f"pretrained: by {where} not every beta lies in [0, 1]; fetch the model again")
 
 
 def _fetch(options: Diffusers) -> Path:
@@ -128,81 +146,3 @@ def _fetch(options: Diffusers) -> Path:
             f"({first_line(error)}); check the name, the network and, for a gated model, `hf auth login`"
         ) from error
     return Path(folder)
-
-
-def _check_weights(pipeline: Any, folder: Path, variant: str | None) -> None:
-    """Every network of a pipeline."""
-    for name, component in networks(pipeline).items():
-        check_network(component, folder / name, variant)
-
-
-def check_network(network: torch.nn.Module, folder: Path, variant: str | None = None) -> None:
-    """diffusers fills a missing tensor with random numbers and loads NaN: look at every name and every value."""
-    stored: set[str] = set()
-    for file in folder.glob(f"*{variant}*.safetensors" if variant else "*.safetensors"):
-        stored |= tensor_names(file)
-    missing = sorted(key for key in network.state_dict() if not _is_stored(key, stored, network))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise Refused(
-            f"pretrained: the weights of {folder.name} in {folder.parent} lack {missing[0]}{more}; "
-            "fetch the model again"
-        )
-    for key, value in network.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise Refused(
-                f"pretrained: {folder.name} in {folder.parent} has a NaN or infinity in {key}; fetch the model again"
-            )
-
-
-def _is_stored(key: str, stored: set[str], component: torch.nn.Module) -> bool:
-    """Under its own name, under a name with the model's prefix (transformers' CLIPTextModel), or tied to one."""
-    if key in stored or any(name.endswith(f".{key}") for name in stored):
-        return True
-    tied = getattr(component, "all_tied_weights_keys", None) or {}
-    return key in tied
-
-
-def tensor_names(file: Path) -> set[str]:
-    """The names in a safetensors file, read from its header alone."""
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > min(100_000_000, file.stat().st_size):
-            raise Refused(f"pretrained: {file} is not a safetensors file, or was cut short; fetch it again")
-        header = json.loads(stream.read(length))
-    return set(header) - {"__metadata__"}
-
-
-# -- LoRA --------------------------------------------------------------------------------------------------------------
-
-
-def merge_lora(pipeline: Any, file: Path, scale: float) -> tuple[str, ...]:
-    """Add a LoRA to the weights at its scale; the names of the components that it changed."""
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise Refused(f"lora: diffusers loads none into a {type(pipeline).__name__}; leave it out")
-    _check_finite(file)
-    try:
-        pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise Refused(f"lora: {file} does not fit this model ({first_line(error)}); take one of its family") from error
-    changed = tuple(sorted(name for name, adapters in pipeline.get_list_adapters().items() if adapters))
-    if not changed:
-        raise Refused(f"lora: {file} names no layer of this model; take one that was made for it")
-    pipeline.fuse_lora(components=list(changed), lora_scale=scale)
-    pipeline.unload_lora_weights()
-    return changed
-
-
-def _lora_file(path: Path) -> Path:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) != 1 or files[0].suffix != ".safetensors":
-        raise Refused("; ".join(lora_mistakes(str(path))))
-    return files[0]
-
-
-def _check_finite(file: Path) -> None:
-    from safetensors.torch import load_file
-
-    for name, value in load_file(file).items():
-        if not value.isfinite().all():
-            raise Refused(f"lora: {file} has a NaN or infinity in {name}; fetch it again")

@@ -49,12 +49,27 @@ class Meter:
     """What a run cost, counted where it is spent.
 
     `denoiser_calls` are calls of the network whatever their batch, `image_forwards` the rows in them (a guided sample
-    takes two), `reward_images` the images scored.
+    takes two), `reward_images` the images scored. `image_backwards` are the rows of calls that a gradient goes back
+    through, to what the network was given or to its weights; what a checkpoint computes again on the way is a call.
     """
 
     denoiser_calls: int = 0
     image_forwards: int = 0
     reward_images: int = 0
+    image_backwards: int = 0
+
+    def called(self, rows: int) -> None:
+        """The network was called on so many rows."""
+        self.denoiser_calls += 1
+        self.image_forwards += rows
+
+    def goes_back(self, output: Tensor, rows: int) -> None:
+        """Counts these rows when a gradient comes back to what the network made of them."""
+        if output.requires_grad:
+            output.register_hook(lambda grad: self._went_back(rows))
+
+    def _went_back(self, rows: int) -> None:
+        self.image_backwards += rows
 
     def as_dict(self) -> dict[str, int]:
         return dict(vars(self))

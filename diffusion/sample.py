@@ -236,6 +236,7 @@ def _halves(
 
 
 def _call(process: Process, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    process.meter.denoiser_calls += 1
-    process.meter.image_forwards += len(x_t)
-    return process.model(x_t, time, condition)
+    process.meter.called(len(x_t))
+    output = process.model(x_t, time, condition)
+    process.meter.goes_back(output, len(x_t))
+    return output

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genbo.diffusion.models._folder import class_names
+from genbo.diffusion.models._folder import class_names, components, is_network, part_of
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:
@@ -90,6 +90,18 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
+def export_bytes(process: Process) -> int:
+    """How many bytes `export` writes at least: the weights, without the small files beside them."""
+    model: Any = process.model
+    if hasattr(model, "pipeline"):
+        index = json.loads((model.folder / "model_index.json").read_text("utf-8"))
+        parts = (model.folder / name for name, entry in index.items() if isinstance(entry, list))
+        files = (file for part in parts if part.is_dir() for file, _ in _of_variant(part, model.variant))
+        return sum(file.stat().st_size for file in files)
+    module = getattr(model, "module", None)
+    return sum(tensor.nbytes for tensor in module.state_dict().values()) if module is not None else 0
+
+
 def save_network(network: Network, folder: Path, sampled: int) -> None:
     """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
 
@@ -121,9 +133,13 @@ def _copy(source: Path, target: Path, variant: str | None) -> None:
     """The files that the pipeline was made of, under the names that they have without a variant."""
     index = json.loads((source / "model_index.json").read_text())
     shutil.copyfile(source / "model_index.json", target / "model_index.json")
-    for name in (n for n, entry in index.items() if isinstance(entry, list) and (source / n).is_dir()):
+    parts = {n for n, entry in index.items() if isinstance(entry, list) and (source / n).is_dir()}
+    parts |= {n for n, entry in components(index).items() if is_network(str(entry[1]))}
+    for name in sorted(parts):
         (target / name).mkdir()
-        for file, plain in _of_variant(source / name, variant):
+        for file, plain in _of_variant(part_of(source, name), variant):
+            if file.name == "model_index.json":  # the network lies beside it
+                continue
             if ".index." in file.name:
                 (target / name / plain).write_text(
                     file.read_text().replace(f".{variant}", "") if variant else file.read_text()
@@ -156,6 +172,8 @@ def _merge(model: Any, folder: Path) -> None:
     part, stored = folder / model.part, {}
     for file in part.glob("*.safetensors"):
         stored.update(load_file(file))
+    if not set(model.denoiser.state_dict()) <= set(stored):  # names of an older diffusers, which renames them
+        stored = type(model.denoiser).from_pretrained(part, use_safetensors=True, local_files_only=True).state_dict()
     _clear(part)
     merged = {**stored, **model.network.merged(stored)}
     save_file(merged, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})

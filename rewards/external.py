@@ -140,7 +140,7 @@ class _Own:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (Exception, SystemExit) as error:
-            raise Refused(f"file: {_where(self.file, error)}; correct the file") from error
+            raise Refused(f"file: {_where(self.file, error)}; correct the file, or try again if this passes") from error
 
     def _checked(self, found: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, in float32 or float64."""
@@ -158,7 +158,12 @@ class _Own:
             raise Refused(f"{what} gave {found[n].item()} for the prompt {prompts[n]!r}; return a finite number")
         if self.differentiable and images.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
             raise Refused(f"{what} gave scores without a gradient; set differentiable: false, or keep the gradient")
-        return found.to(images.device) if found.dtype.itemsize >= 4 else found.float().to(images.device)
+        if not (self.differentiable and images.requires_grad and torch.is_grad_enabled()):
+            found = found.detach()  # what the file keeps for a gradient of its own is nobody's business here
+        if found.is_inference():
+            found = found.clone()  # one made under inference_mode could enter no graph
+        single: Tensor = found if found.dtype.itemsize >= 4 else found.float()
+        return single.to(images.device)
 
 
 def _where(path: Path, error: BaseException) -> str:

@@ -1,14 +1,68 @@
-"""Tiny networks with random weights, written once a session in the formats that real ones come in."""
+"""A home of its own for the suite, a watch over what it opens, and tiny networks that the tests share.
+
+The networks have random weights, and are written once a session in the formats that real ones come in.
+"""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.guard import sitecustomize as guard
+
+# -- nothing of the machine's own --------------------------------------------------------------------------------------
+
+
+def away_from_home() -> Path:
+    """A new folder for everything that is read from, or left in, a home; the processes that tests start inherit it."""
+    place = Path(tempfile.mkdtemp(prefix="genbo-tests-"))
+    started_by = os.getpid()
+
+    def cleared() -> None:
+        if os.getpid() == started_by:  # not a child that was forked
+            shutil.rmtree(place, ignore_errors=True)
+
+    atexit.register(cleared)
+    folders = {"HOME": "home", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "data"}
+    folders |= {"HF_HOME": "hub", "TORCH_HOME": "torch", "TORCHINDUCTOR_CACHE_DIR": "inductor", "MPLCONFIGDIR": "plots"}
+    folders |= {"TRITON_CACHE_DIR": "triton"}
+    for name, folder in folders.items():
+        (place / folder).mkdir()
+        os.environ[name] = str(place / folder)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_TOKEN", "PYTHONUSERBASE"):
+        os.environ.pop(name, None)
+    return place
+
+
+AWAY = away_from_home()  # before any library that looks there once is imported
+NOTED = AWAY / "noted"
+os.environ[guard.NOTED] = str(NOTED)
+WATCH = str(Path(guard.__file__).parent)
+PLACES = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", WATCH)]
+os.environ["PYTHONPATH"] = os.pathsep.join([WATCH, *PLACES])
+guard.watch()
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_elsewhere() -> Iterator[None]:
+    """No test opens a file, or asks for a host, that a fresh machine does not have."""
+    yield
+    if NOTED.exists():
+        noted = sorted(set(NOTED.read_text(encoding="utf-8").splitlines()))
+        NOTED.unlink()
+        pytest.fail("outside of the checkout, the environment and temporary folders: " + "; ".join(noted))
+
+
+# -- tiny networks -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +206,22 @@ def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = ["cat", "dog", "hen"]
     config = {"label_names": labels, "label_descriptions": {"cat": "tabby, tabby cat", "dog": "dog", "hen": "hen"}}
     save_for_hf(network, folder, model_config=config, safe_serialization=True, data_config=preparation)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Fashion-MNIST comes, of noise: 200 and 40 images of 28 x 28 pixels, ten labels."""
+    import gzip
+    import random
+    import struct
+
+    folder, noise = tmp_path_factory.mktemp("fashion"), random.Random(0)
+    for name, count in (("train", 200), ("t10k", 40)):
+        images = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28) + noise.randbytes(count * 28 * 28)
+        labels = struct.pack(">4BI", 0, 0, 8, 1, count) + bytes(n % 10 for n in range(count))
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from genbo.cli import check
 from genbo.cli.job import JobMistakes, read_job
 
 ROOT = Path(__file__).parent.parent
@@ -39,13 +41,26 @@ def test_the_job_is_right(tmp_path, monkeypatch):
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 YOURS = [path for path in EXAMPLES if re.match("sd|flux", path.name)]  # these want weights that are not shipped
+IMAGES = "noise-schedule-fashion-mnist.yaml"  # and this one images
 
 
 @pytest.mark.parametrize("example", [path for path in EXAMPLES if path not in YOURS], ids=lambda path: path.name)
-def test_the_examples_are_right(example):
-    job = read_job(example)
+def test_the_examples_are_right(example, fashion):
+    job = read_job(example, [f"data.path={fashion}"] if example.name == IMAGES else [])
     assert job.document()["version"] == 1
     assert YAML(typ="safe").load(example)["output"].startswith("runs/")
+
+
+def test_an_example_lacks_its_images_and_nothing_else(tmp_path):
+    with pytest.raises(JobMistakes) as found:
+        read_job(ROOT / "examples" / IMAGES, [f"data.path={tmp_path / 'nowhere'}"])
+    (mistake,) = found.value.mistakes
+    assert mistake.where.startswith("data") and "give a folder of images, idx files" in mistake.message
+
+
+def test_an_example_reads_the_images_that_it_is_given(fashion, capsys):
+    assert check.run(ROOT / "examples" / IMAGES, [f"data.path={fashion}"], as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["exact"] is True
 
 
 @pytest.mark.parametrize("example", YOURS, ids=lambda path: path.name)

@@ -48,6 +48,11 @@ class Penalty:
         return ReverseMode() if self.direct == "reverse_mode" else ZerothOrder(h=self.h)
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the sampler's part goes back through it."""
+        return getattr(self.inner, "goes_back", False)
+
+    @property
     def solves(self) -> int:
         """Lower levels of one gradient."""
         return 4 if self.gauge else 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
 
@@ -25,6 +25,7 @@ class ReverseMode:
     """`checkpoint: false` keeps every activation: faster, at a memory of all steps."""
 
     checkpoint: bool = True
+    goes_back: ClassVar[bool] = True
 
     def why_not(self, facts: Facts) -> str | None:
         if facts.tilted:

@@ -55,6 +55,11 @@ class ZerothOrder:
             return 1
         return parameters if self.directions == "coordinates" else self.count or parameters
 
+    @property
+    def idle(self) -> int:
+        """Steps at first whose gradient is 0: one point has none before it to be compared with."""
+        return int(self.points == "one_point")
+
     def trajectories(self, parameters: int) -> int:
         count = self._count(parameters)
         return {"central": 2 * count, "forward": count + 1, "one_point": 1}[self.points]

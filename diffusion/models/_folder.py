@@ -9,13 +9,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"
 COMPONENT_MODULES = ("diffusers", "transformers")
 CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # never loaded: it would blacken images unseen
-TOKENS = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")  # each can make a tokenizer
+TOKENS = (  # each set of files can make a tokenizer
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("tokenizer.model",),
+    ("tiktoken.model",),
+    ("vocab.txt",),
+)
+SENTENCEPIECE = ("spiece.model", "tokenizer.model")
+READS_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}  # module -> package
+DISPENSABLE = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor", "safety_checker")  # may be null
+PART = re.compile(r"unet|transformer|vae|scheduler|image_encoder|feature_extractor|(text_encoder|tokenizer)(_\d)?")
 PICKLES = ("*.bin", "*.pt", "*.ckpt", "*.pth")
 AGAIN = "save it again with save_pretrained(..., safe_serialization=True)"
 
@@ -43,6 +55,28 @@ def components(index: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: entry for name, entry in found.items() if entry != CHECKER and entry[:1] != [None]}
 
 
+def part_of(folder: Path, name: str) -> Path:
+    """Where a component lies: in a folder of its own, or beside model_index.json, as `from_pretrained` looks for it."""
+    return part if (part := folder / name).is_dir() else folder
+
+
+def nulls(index: Mapping[str, Any]) -> list[str]:
+    """The components that the index leaves out: null, or [null, null]."""
+    return [name for name, entry in index.items() if PART.fullmatch(name) and entry in (None, [None, None])]
+
+
+def is_network(kind: str) -> bool:
+    """Whether a component of this class has weights."""
+    return not any(word in kind for word in ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor"))
+
+
+def has_variant(part: Path, variant: str | None) -> bool:
+    """Whether a component has weights of this variant; diffusers takes the plain ones of one that has not."""
+    return variant is not None and any(
+        f".{variant}." in file.name or f".{variant}-" in file.name for file in part.iterdir()
+    )
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------------------
 
 
@@ -62,9 +96,21 @@ def folder_mistakes(folder: Path, variant: str | None = None, *, any_class: bool
         known = ", ".join(sorted(families()))
         way_out = "" if any_class else "; any other that diffusers ships can be a black box: write model.kind: blackbox"
         return [f"pretrained: {folder.name} is a {kind!r}; genbo knows {known}{way_out}"]
-    return [
-        said for name, entry in components(index).items() for said in _component_mistakes(folder, name, entry, variant)
-    ]
+    found = [] if any_class else _nulls_mistakes(folder, kind, index)
+    for name, entry in components(index).items():
+        found += _component_mistakes(folder, name, entry, variant)
+    parts = [part_of(folder, name) for name in components(index)]
+    if variant and not found and not any(has_variant(part, variant) for part in parts):
+        found.append(f"pretrained: no component of {folder.name} has weights of variant {variant!r}; leave variant out")
+    return found
+
+
+def _nulls_mistakes(folder: Path, kind: str, index: Mapping[str, Any]) -> list[str]:
+    """A component that is left out, and without which the pipeline cannot draw."""
+    without = {*DISPENSABLE, *(("text_encoder", "tokenizer") if kind == "StableDiffusionXLPipeline" else ())}
+    missing = [name for name in nulls(index) if name not in without]
+    where = folder / "model_index.json"
+    return [f"pretrained: {where} says null for {name}; save the pipeline again with it" for name in missing]
 
 
 def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str | None) -> list[str]:
@@ -74,21 +120,55 @@ def _component_mistakes(folder: Path, name: str, entry: list[Any], variant: str 
             f"pretrained: component {name!r} comes from {library!r}; genbo loads components of diffusers and "
             "transformers only, and never runs code from a model's folder"
         ]
-    part = folder / name
-    if not part.is_dir():
+    part, kind = part_of(folder, name), str(entry[1])
+    if part == folder and not _is_at_root(folder, kind):
         return [
             f"pretrained: {folder.name} has no {name}/ folder, which its model_index.json names; fetch the model again"
         ]
     if list(part.glob("*.py")):
         return [f"pretrained: {part} holds Python code, which genbo does not run; remove it or take a model without"]
-    if "Tokenizer" in str(entry[1]) and not any((part / file).is_file() for file in TOKENS):
-        return [f"pretrained: {part} has no vocabulary ({', '.join(TOKENS)}), so no word is known; fetch it again"]
-    is_network = (part / "config.json").exists()
-    return _weights_mistakes(part, variant) if is_network else []
+    if "Tokenizer" in kind:
+        return _tokenizer_mistakes(part)
+    return _weights_mistakes(part, variant) if is_network(kind) else []
+
+
+def _is_at_root(folder: Path, kind: str) -> bool:
+    """Whether what lies beside model_index.json is this component, by the class that its config names."""
+    if "Tokenizer" in kind:
+        return bool(_tokens_in(folder))
+    if not is_network(kind):
+        file = "scheduler_config.json" if "Scheduler" in kind else "preprocessor_config.json"
+        return (folder / file).is_file()
+    config = config_of(folder, "")
+    return kind == config.get("_class_name") or kind in (config.get("architectures") or ())
+
+
+def _tokens_in(part: Path) -> list[tuple[str, ...]]:
+    return [names for names in TOKENS if all((part / name).is_file() for name in names)]
+
+
+def _tokenizer_mistakes(part: Path) -> list[str]:
+    found = _tokens_in(part)
+    if not found:
+        names = ", ".join(" with ".join(names) for names in TOKENS)
+        return [f"pretrained: {part} has no vocabulary ({names}), so no word is known; fetch it again"]
+    missing = [package for module, package in READS_SENTENCEPIECE.items() if not _is_installed(module)]
+    if missing and all(names[0] in SENTENCEPIECE for names in found):
+        packages = " ".join(missing)
+        return [f"pretrained: {part / found[0][0]} is a sentencepiece model, which needs: pip install {packages}"]
+    return []
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 def _weights_mistakes(part: Path, variant: str | None) -> list[str]:
-    if list(part.glob(f"*{variant}*.safetensors" if variant else "*.safetensors")):
+    ours = variant if has_variant(part, variant) else None
+    if list(part.glob(f"*{ours}*.safetensors" if ours else "*.safetensors")):
         return []
     if pickles := [file.name for kind in PICKLES for file in part.glob(kind)]:
         return [f"pretrained: {part.name} has only {pickles[0]}, which could run code when read; {AGAIN}"]
@@ -109,14 +189,23 @@ def lora_mistakes(lora: str) -> list[str]:
     return [] if files else [f"lora: {path} has no safetensors; give the file that save_lora_weights wrote"]
 
 
+def lora_file(lora: str) -> Path:
+    """The one file of a LoRA without mistakes."""
+    path = Path(lora).expanduser()
+    return path if path.is_file() else next(path.glob("*.safetensors"))
+
+
 # -- what the network is told ------------------------------------------------------------------------------------------
 
 
 def config_of(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    """A component's config; empty where it cannot be read."""
+    """A component's config; empty where it cannot be read, or is another component's."""
     try:
-        config = json.loads((folder / part / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads((part_of(folder, part) / file).read_text(encoding="utf-8"))
+        at_root = part and not (folder / part).is_dir()
+        if at_root and part not in read_index(folder):
+            return {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Gt
 
 from genbo.diffusion import bundled
-from genbo.diffusion.models import _folder
+from genbo.diffusion.models import _damage, _folder
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +89,17 @@ class Diffusers:
     def folder_mistakes(self, folder: Path) -> list[str]:
         """Those of a folder, which for a hub id is known only once it is here."""
         return _folder.folder_mistakes(folder, self.variant)
+
+    def damages(self) -> list[str]:
+        """What of the files on this machine is damaged, of a model without mistakes; reads headers and JSON alone."""
+        found = self.folder_damages(self.folder) if self.folder else []
+        if self.lora is not None and not found:
+            found += _damage.lora_damages(_folder.lora_file(self.lora), self.folder, self.variant)
+        return found
+
+    def folder_damages(self, folder: Path) -> list[str]:
+        """Those of a folder, which for a hub id is known only once it is here."""
+        return _damage.damages(folder, self.variant)
 
     def family(self, pipeline: str) -> str:
         """The file in `diffusion/pipelines/` that opens a pipeline of this class."""

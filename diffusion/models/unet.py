@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
 
+from genbo.diffusion.models._damage import part_damages
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Unet:
             return [f"{said}; give a network with positional ones, or leave it out and train a new one"]
         missing = not (folder / WEIGHTS).is_file()
         return [f"pretrained: {folder / WEIGHTS} is missing; genbo reads safetensors only"] if missing else []
+
+    def damages(self) -> list[str]:
+        """What of the folder's files is damaged, where there are no other mistakes; reads headers and JSON alone."""
+        return part_damages(self._unet_folder, "diffusers", "UNet2DModel") if self.pretrained else []
 
     @property
     def _unet_folder(self) -> Path:
@@ -118,17 +123,15 @@ class Unet:
 
     def _pretrained(self, shape: tuple[int, ...], classes: int) -> Any:
         """A network from its folder, every weight of it there and finite, and of the data's shape."""
+        import torch
         from diffusers import UNet2DModel
 
-        from genbo.diffusion.load import check_network
-        from genbo.diffusion.room import first_line
+        from genbo.diffusion.component import load_network
 
         folder = self._unet_folder
-        try:
-            module = UNet2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise Refused(f"pretrained: diffusers cannot load {folder}: {first_line(error)}") from error
-        check_network(module, folder)
+        if damages := self.damages():
+            raise Refused("; ".join(damages))
+        module, _ = load_network(UNet2DModel, folder, torch.float32)
         wanted = {
             "in_channels": shape[0],
             "out_channels": shape[0],

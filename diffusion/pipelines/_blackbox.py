@@ -150,7 +150,6 @@ def _counted_by(process: Process) -> Any:
     """Calls of the network, on the process' own meter."""
 
     def count(module: Any, given: Any, output: Any) -> None:
-        process.meter.denoiser_calls += 1
-        process.meter.image_forwards += len(output[0] if isinstance(output, tuple) else output.sample)
+        process.meter.called(len(output[0] if isinstance(output, tuple) else output.sample))
 
     return count

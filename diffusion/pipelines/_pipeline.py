@@ -52,6 +52,7 @@ class PipelineModel:
         self.network: Network | None = None  # the denoiser, where it has weights of its own
         self.lora_file: Path | None = None
         self.fused: tuple[str, ...] = ()  # the components that it was merged into
+        self.notes: tuple[str, ...] = ()  # what loading it showed, for the report
 
     # -- a family's own ------------------------------------------------------------------------------------------------
 

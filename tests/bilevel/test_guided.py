@@ -243,7 +243,8 @@ def test_a_solve_costs_its_samples_times_its_steps_and_every_lambda_as_much_agai
     for k in (1, 2):
         Guided(40, most=None).solve(here, 1.0 / k)
         spent = here.process.meter.as_dict()
-        assert spent == {"denoiser_calls": k * 3 * 10, "image_forwards": k * 400, "reward_images": k * (400 + 40)}
+        there = {"denoiser_calls": k * 3 * 10, "image_forwards": k * 400, "reward_images": k * (400 + 40)}
+        assert spent == {**there, "image_backwards": k * 400}, "every step goes back to what it is given"
 
 
 # -- what it cannot do -------------------------------------------------------------------------------------------------

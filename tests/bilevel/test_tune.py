@@ -14,9 +14,9 @@ from genbo.bilevel.estimators.zeroth_order import ZerothOrder
 from genbo.bilevel.evaluate import compare, draw, student_t
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.sgd import Sgd
-from genbo.bilevel.problem import Constraint, Problem
+from genbo.bilevel.problem import Constraint, Estimate, Problem
 from genbo.bilevel.tunables.guidance import Guidance
-from genbo.bilevel.tune import PATIENCE, Budget, tune
+from genbo.bilevel.tune import PATIENCE, Budget, batch_of_step, tune
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -178,6 +178,119 @@ def test_nothing_pulls_hyperparameters_to_zero():
     zero, u = torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, -3.0], dtype=torch.float64)
     for optimizer in (Adam(), Sgd()):
         assert torch.equal(optimizer.step(u, zero, {}, 0.5)[0], u)
+
+
+# -- what one step hands to the next -----------------------------------------------------------------------------------
+
+
+class Script:
+    """An estimator that gives the scores it was given, a table (K, N) a step, and remembers what it was called with."""
+
+    def __init__(self, *tables, grad=1.0):
+        self.tables, self.grad = [torch.tensor(t, dtype=torch.float64) for t in tables], grad
+        self.batches, self.weights, self.seeds = [], [], []
+
+    def __call__(self, problem, u, batch, weights, seed, state):
+        scores = self.tables[len(self.batches) % len(self.tables)]
+        self.batches.append(batch)
+        self.weights.append(weights.tolist())
+        self.seeds.append(seed.value)
+        return Estimate(torch.full_like(u, self.grad), torch.ones_like(u), scores), {"seen": torch.ones(1)}
+
+
+class Remembering:
+    """An optimizer that counts its own steps in its state."""
+
+    def __init__(self):
+        self.states, self.progress = [], []
+
+    def step(self, u, grad, state, progress):
+        count = state.get("count", torch.zeros(1))
+        self.states.append(count.item())
+        self.progress.append(progress)
+        return u + 0.1, {"count": count + 1}
+
+
+FLAT = [[0.5, 0.5, 0.5, 0.5]]
+
+
+def test_every_step_has_prompts_and_noise_of_its_own():
+    """No sample is drawn twice, and the draw of a step does not depend on how the run came there."""
+    script = Script(FLAT)
+    list(tune(problem(), script, Sgd(), ["right"], Budget(5, 4), Seed(0)))
+    seeds = [seed for batch in script.batches for seed in batch.seeds]
+    assert len(set(seeds)) == 5 * 4
+    assert len(set(script.seeds)) == 5, "what an estimator draws for itself is new at every step, too"
+    assert script.batches[3] == batch_of_step(["right"], Budget(5, 4), Seed(0), 3)
+    assert not set(seeds) & {s for k in range(5) for s in batch_of_step(["right"], Budget(5, 4), Seed(1), k).seeds}
+
+
+def test_a_pool_is_gone_through_in_turn():
+    budget = Budget(4, 4, pool=6)
+    drawn = [batch_of_step(["a", "b", "c"], budget, Seed(0), k) for k in range(3)]
+    seeds = [seed for batch in drawn for seed in batch.seeds]
+    assert len(set(seeds)) == 6 and seeds[6:] == seeds[:6]
+    prompts = [prompt for batch in drawn for prompt in batch.prompts]
+    assert sorted(prompts[:6]) == ["a", "a", "b", "b", "c", "c"] and prompts[6:] == prompts[:6]
+
+
+def test_the_optimizer_goes_on_from_its_own_state():
+    whole = Remembering()
+    path = list(tune(problem(), Script(FLAT), whole, ["right"], Budget(4, 4), Seed(0)))
+    assert whole.states == [0, 1, 2, 3] and whole.progress == [0, 0.25, 0.5, 0.75]
+    rest = Remembering()
+    list(tune(problem(), Script(FLAT), rest, ["right"], Budget(4, 4), Seed(0), path[1].state))
+    assert rest.states == [2, 3] and rest.progress == [0.5, 0.75]
+    assert path[-1].state.optimizer["count"].item() == 4
+    assert path[-1].state.u.item() == pytest.approx(path[0].u.item() + 0.4)
+
+
+def test_a_step_that_is_not_finite_leaves_every_state_as_it_was():
+    bad = Script(FLAT, [[math.nan, 0.5, 0.5, 0.5]], FLAT)
+    memory = Remembering()
+    path = list(tune(problem(), bad, memory, ["right"], Budget(3, 4), Seed(0)))
+    assert [s.status for s in path] == ["ok", "non_finite", "ok"]
+    assert memory.states == [0, 1] and path[1].state.optimizer == path[0].state.optimizer
+    assert [s.state.wasted for s in path] == [0, 1, 0]
+
+
+def test_the_price_of_a_constraint_by_hand():
+    """Proportional and integral control with gains 1 and 0.15, over three steps.
+
+    Rewards 0, 6 weighted by 2 spread by 6 sqrt(2). The constraint spreads by sqrt(2), 2 sqrt(2) and sqrt(2), and is 3
+    below its level of 5, 1 below it and 0.2 above: short of it by 3 / sqrt(2), 1 / (2 sqrt(2)) and -0.2 / sqrt(2)
+    standard deviations.
+    """
+    keep = Constraint("near one", Quadratic(target=1.0).open(CPU), 5.0)
+    p = replace(problem(constraints=(keep,)), rewards=((2.0, Quadratic(target=TARGET).open(CPU)),))
+    tables = [[[0, 6], [1, 3]], [[0, 6], [2, 6]], [[0, 6], [4.2, 6.2]], [[0, 6], [4, 6]]]
+    script = Script(*tables)
+    path = list(tune(p, script, Sgd(), ["right"], Budget(4, 2), Seed(0)))
+    assert [s.gaps.item() for s in path] == pytest.approx([-3, -1, 0.2, 0])
+    root = math.sqrt(2)
+    short = [3 / root, 1 / (2 * root), -0.2 / root]
+    integral = [0.15 * short[0], 0.15 * (short[0] + short[1]), 0.15 * sum(short)]
+    price = [6 * root / root, 6 * root / (2 * root), 6 * root / root]
+    wanted = [0.0, *(p * (i + s) for p, i, s in zip(price, integral, short, strict=True))]
+    assert wanted == pytest.approx([0, 14.6371, 2.17435, 1.25158], rel=1e-5)
+    assert [s.multipliers.item() for s in path] == pytest.approx(wanted)
+    assert script.weights == [[2.0, pytest.approx(price)] for price in wanted], "as they stand in the gradient"
+    assert [s.value for s in path] == [6.0] * 4, "the value is that of the rewards alone"
+    assert path[0].value_se == pytest.approx(6 * root / root)
+
+
+def test_a_constraint_that_is_met_costs_nothing_and_leaves_no_credit():
+    """Two steps far above the level, then one below: the price is that of a first step below."""
+    keep = Constraint("near one", Quadratic(target=1.0).open(CPU), 5.0)
+    above, below = [[0, 2], [9, 11]], [[0, 2], [1, 3]]
+    ends = []
+    for tables in ([above, above, below], [below]):
+        path = list(
+            tune(problem(constraints=(keep,)), Script(*tables), Sgd(), ["right"], Budget(len(tables), 2), Seed(0))
+        )
+        ends.append(path[-1].state.multipliers.item())
+        assert all(s.state.multipliers.item() == 0 for s in path[:-1])
+    assert ends[0] == ends[1] == pytest.approx(1.15 * 3 / math.sqrt(2))
 
 
 # -- the verdict -----------------------------------------------------------------------------------------------------

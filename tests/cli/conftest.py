@@ -89,7 +89,7 @@ class Warm:
     def close(self) -> None:
         assert self.server.stdin is not None
         self.server.stdin.close()
-        self.server.wait(10)
+        self.server.wait(600)  # it ends by itself, sooner or later
 
 
 @pytest.fixture(scope="session")

@@ -249,6 +249,38 @@ def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
     assert "What tuned weights do" in page and "at 0.1 λ" in page
 
 
+def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):
+    """Every set of held-out samples says which prompts it is of, and what was trained has another place."""
+    from genbo.cli.run import words_in
+
+    files = [tuned / "evaluation" / f"{name}.safetensors" for name in ("start", "tuned", "weights-0.1")]
+    of = [words_in(file)["prompts"] for file in files]
+    assert of[0] == of[1] == of[2] and sorted(of[0]) == ["a cat"] * 16 + ["a house"] * 16
+
+
+@pytest.mark.parametrize("method", ["weighted", "gradient"])
+def test_what_is_trained_is_trained_on_the_tuning_prompts(workplace, monkeypatch, method):
+    from genbo.bilevel.lower.finetune import Finetune
+
+    seen = []
+    trained = getattr(Finetune, method)
+
+    def noted(self, process, prompts, *others, **options):
+        seen.append(tuple(prompts))
+        return trained(self, process, prompts, *others, **options)
+
+    monkeypatch.setattr(Finetune, method, noted)
+    job = {
+        **with_lower(samples=256, bridge=False),
+        "model": NOISY | {"means": MODEL["means"]},
+        "finetune": {"steps": 1, "batch": 8, "also": [], "method": method},
+        "budget": {"steps": 1},
+        "evaluate": {"prompts": ["b"], "samples": 32},
+    }
+    tune.run(job, [], quiet=True)  # type: ignore[arg-type]
+    assert seen == [("a",)]
+
+
 def test_plain_diffusers_draws_from_the_tuned_weights(tuned):
     """The merged folder, and LoRA on top of the pretrained one, are not the pretrained model, and are the same."""
     from diffusers import DiffusionPipeline

@@ -211,7 +211,7 @@ def test_a_real_browser_sees_text_and_no_overflow_on_a_phone(plain: dict, tmp_pa
         [str(CHROMIUM), *flags, *budget, (tmp_path / "probe.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     ).stdout
     found = re.search(r'<pre id="o">(.*?)</pre>', shown, re.DOTALL)
     assert found is not None, shown[:500]

@@ -365,6 +365,71 @@ def test_a_failed_write_leaves_the_file_before_it(tmp_path: Path, monkeypatch: p
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The calls that order what reaches the disk, as they are made: fsync of a file or a folder, and rename."""
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(descriptor: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", name_of(descriptor)))
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        calls.append(("rename", f"{Path(old).name} {Path(new).name}"))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    return calls
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name_and_its_folder_after(
+    tmp_path: Path, on_disk: list[tuple[str, str]]
+) -> None:
+    """A rename that reaches the disk before the bytes would leave an empty file after a power cut."""
+    folder.write_json(tmp_path / "status.json", {"n": 1})
+    (first, written), (second, names), third = on_disk
+    assert (first, second, third) == ("fsync", "rename", ("fsync", tmp_path.name))
+    assert names == f"{written} status.json" and written != "status.json"
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name_and_its_folder_after(
+    tmp_path: Path, on_disk: list[tuple[str, str]]
+) -> None:
+    """Every file, the folder that lists them, the rename, and then the folder that holds it."""
+    checkpoints(tmp_path / "ckpt", 1)
+    at = next(i for i, (what, names) in enumerate(on_disk) if what == "rename" and names.endswith(" step-000001"))
+    beside = on_disk[at][1].split()[0]
+    before = [name for what, name in on_disk[:at] if what == "fsync"]
+    assert set(before) == {*FILES, beside} and before[-1] == beside, "the folder after all that is in it"
+    assert on_disk[at + 1] == ("fsync", "ckpt")
+
+
+def test_a_folder_in_place_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, on_disk: list[tuple[str, str]]
+) -> None:
+    with folder.folder_in_place(tmp_path / "tuned") as beside:
+        (beside / "unet").mkdir(parents=True)
+        (beside / "unet" / "weights").write_bytes(b"1")
+        (beside / "index").write_bytes(b"2")
+    *before, rename, after = on_disk
+    assert [name for what, name in before if what == "fsync"][-1] == beside.name
+    assert {name for _, name in before} == {"unet", "weights", "index", beside.name}
+    assert rename == ("rename", f"{beside.name} tuned") and after == ("fsync", tmp_path.name)
+
+
+def test_a_line_of_the_journal_is_on_the_disk_when_it_is_given(tmp_path: Path, on_disk: list[tuple[str, str]]) -> None:
+    journal = folder.Journal(tmp_path / "steps.jsonl")
+    on_disk.clear()
+    journal.append({"step": 0})
+    assert on_disk == [("fsync", "steps.jsonl")]
+    journal.close()
+
+
 def test_a_damaged_evaluation_is_not_taken(tmp_path: Path) -> None:
     place, words = tmp_path / "start.safetensors", {"job": "a", "phi": [1.0]}
     folder.write_tensors(place, {"scores": tensor(1, 2)}, words)

@@ -350,7 +350,7 @@ sys.meta_path.insert(0, Blocked())
 from genbo.diffusion.data import Data
 print(Data({str(tmp_path)!r}).mistakes(), Data("digits").mistakes(), Data("nowhere").mistakes())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout.startswith("[] [] ['data: there is no nowhere"), done.stderr
 
 

@@ -175,3 +175,44 @@ def test_mistakes_of_the_path(file, said):
 def test_what_is_named_must_be_a_function(own):
     with pytest.raises(Refused, match=r"name: score in .* is no function of images and prompts; write def score"):
         own("score = 3\n").open()
+
+
+GRAD = """
+import torch
+
+network = torch.nn.Linear(3 * 8 * 8, 1)
+
+def kept(images, prompts):
+    with torch.enable_grad():
+        return network(images.flatten(1))[:, 0]
+
+def leaf(images, prompts):
+    with torch.enable_grad():
+        return images.flatten(1).sum(1).requires_grad_()
+
+def parameter(images, prompts):
+    return torch.nn.Parameter(images.flatten(1).sum(1))
+
+def inference(images, prompts):
+    with torch.inference_mode():
+        return images.flatten(1).sum(1)
+
+def half(images, prompts):
+    with torch.enable_grad():
+        return network(images.flatten(1))[:, 0].half()
+"""
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", ["kept", "leaf", "parameter", "inference", "half"])
+def test_scores_come_without_a_gradient_that_nobody_asked_for(own, images, name, differentiable):
+    reward = own(GRAD, name=name, differentiable=differentiable).open()
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            found = reward(images, PROMPTS)
+        assert not found.requires_grad and not found.is_inference() and found.dtype == torch.float32
+        found.numpy()
+        assert (torch.ones(3, requires_grad=True) * found).sum().requires_grad
+    if differentiable and name == "kept":  # and with one where it is wanted
+        live = images.clone().requires_grad_()
+        assert reward(live, PROMPTS).requires_grad

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,7 +87,6 @@ def test_a_clip_folder_gives_the_embedding(tiny_clip, images):
 
 def test_inception_gives_what_torchmetrics_gives(tmp_path, images):
     """With random weights: the published ones are 96 MB. Batch statistics are random too, or depth hides them."""
-    pytest.importorskip("torch_fidelity")
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     from genbo.rewards._inception import Inception
@@ -104,6 +104,50 @@ def test_inception_gives_what_torchmetrics_gives(tmp_path, images):
         expected = theirs((images * 255).round().to(torch.uint8))
         found = open_extractor("inception", str(tmp_path / "weights.safetensors"))(images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Recorder(torch.nn.Module):
+    """In place of a network: its one block keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return x
+
+
+def given_to_inception(images):
+    from genbo.rewards._inception import Inception
+
+    with torch.device("meta"):
+        whole = Inception()
+    recorder = Recorder()
+    whole.network = torch.nn.Sequential(recorder)
+    whole(images)
+    return recorder.seen[0]
+
+
+def test_inception_is_given_bytes_as_tensorflows_graph_scales_them():
+    """(byte - 128) / 128 at 299 x 299 pixels, by hand: 0 is -1, 64 is -1/2, 128 is 0 and 255 is 127/128."""
+    shades = torch.tensor([0, 64, 128, 255]).reshape(4, 1, 1, 1)
+    found = given_to_inception((shades / 255).expand(4, 3, 24, 24))
+    wanted = torch.tensor([-1.0, -0.5, 0.0, 127 / 128]).reshape(4, 1, 1, 1)
+    torch.testing.assert_close(found, wanted.expand(4, 3, 299, 299), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (640, 500)])
+def test_inception_is_given_what_pillow_resizes(size):
+    """Bilinear, up and down with antialiasing, channel by channel; Pillow's numbers are not genbo's or torch's."""
+    from PIL import Image
+
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    planes = [
+        Image.fromarray((255 * plane).numpy()).resize((299, 299), Image.Resampling.BILINEAR) for plane in image[0]
+    ]
+    wanted = torch.stack([(torch.from_numpy(np.array(plane)) - 128) / 128 for plane in planes])
+    torch.testing.assert_close(given_to_inception(image)[0], wanted, atol=1e-4, rtol=0)
 
 
 def test_inception_has_the_tensors_of_the_published_file():

@@ -119,3 +119,69 @@ def test_a_row_is_what_leaving_the_sample_out_does():
     rows = Frechet().values(x, kept)
     left = torch.stack([Frechet().values(x[torch.arange(200) != i], kept).mean() for i in range(0, 200, 10)])
     assert np.corrcoef(rows[::10], -left)[0, 1] > 0.99
+
+
+# -- data that do not fill their space -------------------------------------------------------------------------------
+
+
+def with_dead(samples: int, data: int, dead: int, seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sets of 24 features of which the first `dead` are one number in all the data, as borders of digits are.
+
+    In the samples they are another number, or, where `seen`, they vary.
+    """
+    x, y = sets(samples, data, 24)
+    y[:, :dead] = 0.25
+    if not seen:
+        x[:, :dead] = 0.75
+    return x, y
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("shape", [(40, 400), (200, 30), (12, 15), (12, 400)])
+def test_dead_pixels_leave_the_formula_as_it_is(shape, seen):
+    """Both covariances are singular: what is left is the distance of the living part, and what the dead ones add.
+
+    A feature that is one number in the data adds its own variance and its shift; checked against scipy's root of the
+    living block, which is not taken of a singular matrix where there are samples enough.
+    """
+    linalg = pytest.importorskip("scipy.linalg")
+    x, y = with_dead(*shape, dead=9, seen=seen)
+    alive_x, alive_y = x[:, 9:].numpy(), y[:, 9:].numpy()
+    a, b = np.cov(alive_x.T), np.cov(alive_y.T)
+    cross = np.sqrt(np.clip(linalg.eigvals(a @ b).real, 0, None)).sum()
+    expected = ((alive_x.mean(0) - alive_y.mean(0)) ** 2).sum() + np.trace(a + b) - 2 * cross
+    expected += (x[:, :9].mean(0) - 0.25).square().sum().item() + x[:, :9].var(0).sum().item()
+    assert distance(x, y).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_dead_pixels_have_a_gradient_too(seen):
+    """Where both sets are dead it is that of the shift alone; elsewhere a finite difference tells it."""
+    x, y = with_dead(40, 400, dead=9, seen=seen)
+    kept = Frechet().keep(y)
+    live = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(Frechet().values(live, kept).mean(), live)
+    assert grad.isfinite().all()
+    if not seen:
+        torch.testing.assert_close(grad[:, :9], torch.full((40, 9), 2 / 40 * 0.5, dtype=torch.float64))
+    step = 1e-5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step[:, :9] *= seen
+    ends = [frechet(x + sign * step, kept["mean"], kept["factor"])[0] for sign in (1, -1)]
+    assert (grad * step).sum().item() == pytest.approx((ends[0] - ends[1]).item() / 2, rel=1e-5)
+
+
+def test_features_of_which_only_one_lives():
+    """Standard deviations 1 and 3 along one axis, means 2 apart: (3 - 1)^2 + 2^2."""
+    line = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)[:, None] * torch.eye(1, 7, dtype=torch.float64)
+    assert distance(3 * line + 2 * torch.eye(1, 7), line).item() == pytest.approx(8, rel=1e-9)
+
+
+def test_channels_that_repeat_each_other_count_once_each():
+    """Grey images as colour ones: every eigenvalue of the data but a third is 0 up to roundings of either sign."""
+    x, y = sets(60, 500, 8)
+    assert distance(x.repeat(1, 3), y.repeat(1, 3)).item() == pytest.approx(3 * distance(x, y).item(), rel=1e-6)
+    live = x.repeat(1, 3).requires_grad_()
+    (grad,) = torch.autograd.grad(Frechet().values(live, Frechet().keep(y.repeat(1, 3))).mean(), live)
+    alone = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(Frechet().values(alone, Frechet().keep(y)).mean(), alone)
+    torch.testing.assert_close(grad, wanted.repeat(1, 3), rtol=1e-6, atol=1e-10)

@@ -87,7 +87,7 @@ for room, kind in {names}:
     if hasattr(options, "mistakes") and "tunables" not in room:
         options.mistakes()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -146,6 +146,23 @@ def test_chens_families_are_chens(family):
     np.testing.assert_allclose(found, stretched(chen(family), family.normalised), rtol=1e-9, atol=1e-12)
 
 
+def chens_code(t: float, start: float = -3, end: float = 3, tau: float = 1.0) -> float:
+    """`sigmoid_schedule` of 2301.10972, Algorithm 1, with its own defaults, on plain numbers."""
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    v_start, v_end = sigmoid(start / tau), sigmoid(end / tau)
+    return (v_end - sigmoid((t * (end - start) + start) / tau)) / (v_end - v_start)
+
+
+def test_the_sigmoid_at_its_defaults_is_chens():
+    """A quarter of the way 0.8509 of the signal is left, by hand; what ends do to it is under 1e-4, the line 3e-4."""
+    assert chens_code(0.25) == pytest.approx((0.9525741 - 0.1824255) / 0.9051483, rel=1e-6)
+    wanted = torch.tensor([chens_code(t) for t in T.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(schedule_of(Sigmoid()).levels(T)[0][0] ** 2, wanted, atol=4e-4, rtol=0)
+
+
 def test_the_cosine_at_its_defaults_is_diffusers():
     table = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
     torch.testing.assert_close(schedule_of(Cosine()).alphas_cumprod()[0], table, atol=1e-3, rtol=0)

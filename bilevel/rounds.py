@@ -1,0 +1,32 @@
+"""How much a search for lambda may draw: known before anything is loaded, so without torch."""
+
+from __future__ import annotations
+
+PILOT = 0.25  # samples that choose the shifts, for each that is kept
+PILOT_ROUNDS = 3  # of the pilot, each at a smaller lambda than the one before
+SOLVES = {"covariance": ["y"], "value_gap": ["y", "z"], "difference": ["y", "y", "y"]}
+
+
+def pilot_samples(samples: int) -> int:
+    """A prompt, of the pilot for so many samples that are kept."""
+    return max(PILOT_ROUNDS, round(PILOT * samples))
+
+
+def pilot_parts(samples: int) -> list[int]:
+    """Samples a prompt in each round of that pilot: in equal parts, the last smaller."""
+    whole = pilot_samples(samples)
+    each = -(-whole // PILOT_ROUNDS)
+    return [min(each, whole - at) for at in range(0, whole, each)]
+
+
+def banks_at_most(samples: int, rounds: int) -> list[int]:
+    """Samples a prompt of the banks after the first, where every round draws another.
+
+    Rounds of either kind, plain or shifted, double by themselves, so the most is drawn where all are of one kind.
+    """
+    return [samples * 2**k for k in range(rounds - 1)]
+
+
+def laws_of_a_point(estimator: str) -> list[str]:
+    """The lower solves of one lambda and its gradient: `y`, or `z` with the upper reward let in."""
+    return SOLVES.get(estimator, SOLVES["difference"])

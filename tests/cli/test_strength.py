@@ -1,0 +1,194 @@
+"""What a search for lambda says of two laws whose samples are written down: differences, intervals, and silence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from genbo.bilevel.curve import Optimum, Point
+from genbo.bilevel.law import EXACT, Fit, Law, Measured
+from genbo.bilevel.search import Round
+from genbo.cli.result import remark
+from genbo.cli.strength import Pair, Searched, record_of, row_of
+
+GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
+SOME = Fit(ess=100.0, max_weight=0.03, khat=0.6, samples=1000.0)
+REFUSED = Fit(ess=1.2, max_weight=0.9, khat=1.5, samples=1000.0)
+T_2, Z = 4.302653, 1.959964
+
+
+def numbers(rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def law(r1, influence=((0.0,),), fit=GOOD, lam=1.0, r2=0.0, kl=0.0) -> Law:
+    """r1 of each prompt with what its samples did to it."""
+    n = len(r1)
+    measured = Measured(numbers(r1), numbers(influence).expand(n, -1))
+    others = (Measured(torch.full((n,), x, dtype=torch.float64), torch.zeros(n, 1).double()) for x in (r2, kl, 0.0))
+    second, third, covariance = others
+    return Law(lam, None, measured, second, third, covariance, 1.0, fit)
+
+
+def pair(start: Law, tuned: Law, *, shared: bool = True, fresh: bool = False) -> Pair:
+    prompts = tuple("abcdefghijklmnopqrstuvwxyz"[: len(start.r1.value)])
+    return Pair(start=start, tuned=tuned, shared=shared, prompts=prompts, samples=4 * len(prompts), fresh_prompts=fresh)
+
+
+def half(found) -> float:
+    low, high = found.interval
+    assert (low + high) / 2 == pytest.approx(found.difference)
+    return (high - low) / 2
+
+
+# -- two laws --------------------------------------------------------------------------------------------------------
+
+LEFT, RIGHT = (0.3, -0.4, 0.0, 0.1), (0.6, 0.0, -0.4, 0.1)  # what four samples did to a mean: sums of squares .26, .53
+
+
+def test_laws_by_the_same_samples_differ_by_what_each_sample_did_to_both():
+    """Influences of the difference are 0.3, 0.4, -0.4, 0: their squares add up to 0.41."""
+    found = pair(law([1.0], [LEFT]), law([3.0], [RIGHT])).compared("r1")
+    assert (found.start, found.tuned, found.difference) == (1, 3, 2)
+    assert half(found) == pytest.approx(Z * math.sqrt(0.41), rel=1e-6)
+
+
+def test_laws_by_samples_of_their_own_add_their_errors():
+    found = pair(law([1.0], [LEFT]), law([3.0], [RIGHT]), shared=False).compared("r1")
+    assert half(found) == pytest.approx(Z * math.sqrt(0.26 + 0.53), rel=1e-6)
+
+
+def test_a_few_known_prompts_are_spoken_of_by_their_samples():
+    """Two prompts, each with an influence of the difference of 0.41: the mean has sqrt(0.82) / 2."""
+    found = pair(law([1.0, 5.0], [LEFT]), law([3.0, 10.0], [RIGHT])).compared("r1")
+    assert found.difference == pytest.approx(3.5) and half(found) == pytest.approx(Z * math.sqrt(0.82) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fresh_prompts_are_counted_and_not_their_samples(shared):
+    """Differences of 1, 2, 3, spread by 1, whatever the samples did."""
+    start, tuned = law([10.0, 0.0, -10.0], [LEFT]), law([11.0, 2.0, -7.0], [RIGHT])
+    found = pair(start, tuned, shared=shared, fresh=True).compared("r1")
+    assert found.difference == pytest.approx(2) and half(found) == pytest.approx(T_2 / math.sqrt(3), rel=1e-6)
+
+
+def test_many_prompts_are_counted_too_where_they_are_the_tuning_prompts():
+    """Nine of them, differences 1 to 9: a standard deviation of 2.7386 and Student's quantile of 8 degrees, 2.306."""
+    start, tuned = law([0.0] * 9, [LEFT]), law([float(k) for k in range(1, 10)], [LEFT])
+    assert half(pair(start, tuned).compared("r1")) == pytest.approx(2.306 * 2.73861 / 3, rel=1e-3)
+
+
+def test_each_number_is_compared_by_its_own_name():
+    found = {
+        which: pair(law([1.0], r2=2.0, kl=4.0), law([1.5], r2=5.0, kl=9.0)).compared(which) for which in ("r2", "kl")
+    }
+    assert [(c.start, c.tuned, c.difference) for c in found.values()] == [(2, 5, 3), (4, 9, 5)]
+
+
+# -- what is said of them --------------------------------------------------------------------------------------------
+
+
+def searched(of: Pair | None, **optimum) -> Searched:
+    best = Optimum(
+        **{"kind": "interior", "lam": 0.7, "r1": 3.0, "verdict": "reliable", "reason": "r1 is highest", **optimum}
+    )
+    curve = tuple(
+        Point(lam, law([r1], lam=lam), Measured(numbers([0.1]), numbers([[0.0]])))
+        for lam, r1 in ((0.5, 2.0), (1.0, 3.0))
+    )
+    last = Round((), curve, best, "done", "r1 is highest")
+    return Searched(last, (0.0, 0.0), "clip", "aesthetic", "reweight", "the tilt", of)
+
+
+def document(found: Searched, held_out) -> dict:
+    lam = {"start": 3.0, "tuned": 0.7, "se": 0.1, "bounds": [0.1, 10.0]}
+    return {
+        "phi": {"regularization": lam}, "held_out": held_out, "status": "done", "reason": None,
+        "job": {"prompts": ["z"], "reward": []},
+    }  # fmt: skip
+
+
+BETTER = (law([1.0], [LEFT], lam=3.0), law([9.0], [LEFT], lam=0.7))
+
+
+def test_samples_that_speak_of_both_give_the_verdict_of_the_upper_reward():
+    found = searched(pair(*BETTER))
+    held_out, rewards, keep = found.compared()
+    assert held_out is not None and held_out["verdict"] == "better" and held_out["difference"] == 8 and not keep
+    assert [row["verdict"] for row in rewards.values()] == ["better", "", ""], "of r2 and KL none is better or worse"
+    assert found.headline(document(found, held_out)).endswith(": better.")
+    assert held_out["by_prompt"] == [{"prompt": "a", "difference": 8.0, "samples": 4}]
+
+
+@pytest.mark.parametrize(("start", "tuned"), [(REFUSED, GOOD), (GOOD, REFUSED), (REFUSED, REFUSED)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_where_samples_cannot_speak_of_one_of_them_there_is_no_verdict(start, tuned, shared):
+    """However clear the difference looks: what one sample says is no evidence."""
+    found = searched(pair(law([1.0], [LEFT], start), law([9.0], [LEFT], tuned), shared=shared))
+    held_out, _, _ = found.compared()
+    assert held_out is not None and held_out["verdict"] is None
+    said = document(found, held_out)
+    headline = found.headline(said)
+    assert "no verdict" in headline and "better" not in headline
+    assert remark(
+        "warning", "The held-out samples cannot speak of both lambdas; raise evaluate.samples, or start nearer."
+    ) in (found.trust(said))
+
+
+def test_doubtful_samples_still_give_a_verdict():
+    found = searched(pair(law([1.0], [LEFT], SOME), law([9.0], [LEFT], GOOD)))
+    assert found.pair is not None and found.pair.speaks
+    held_out, _, _ = found.compared()
+    assert held_out is not None and held_out["verdict"] == "better"
+
+
+def test_without_held_out_laws_there_is_no_verdict_and_no_row():
+    found = searched(None)
+    assert found.compared() == (None, {}, {})
+    assert "no verdict" in found.headline(document(found, None))
+
+
+def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
+    exact = [
+        Law(lam, None, *(Measured(numbers([x]), torch.zeros(1, 0).double()) for x in (x, 0, 0, 0)), 1.0, EXACT)
+        for lam, x in ((3.0, 1.0), (0.7, 2.0))
+    ]
+    found = searched(Pair(exact[0], exact[1], True, ("a",), 0, False))
+    held_out, _, _ = found.compared()
+    assert held_out is not None and held_out["interval"] == [1.0, 1.0] and held_out["verdict"] == "better"
+    assert "known on paper: better" in found.headline(document(found, held_out))
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_the_curve_has_every_mean_beside_its_own_error():
+    parts = {
+        name: Measured(numbers([x]), numbers([[se]]))
+        for name, x, se in (("r1", 1.0, 0.1), ("r2", 2.0, 0.2), ("kl", 3.0, 0.3))
+    }
+    at = Law(lam=0.5, gamma=None, covariance=parts["r1"], r1_sd=1.0, fit=SOME, **parts)
+    row = row_of(Point(0.5, at, Measured(numbers([4.0]), numbers([[0.4]]))))
+    means = {"r1": 1.0, "r2": 2.0, "kl": 3.0, "grad": 4.0}
+    assert {name: row[name] for name in means} == means
+    assert [row[f"{name}_se"] for name in means] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert (row["lam"], row["verdict"], row["ess"], row["max_weight"], row["khat"]) == (0.5, "doubtful", 100, 0.03, 0.6)
+
+
+def test_a_line_of_the_journal_has_the_gradient_where_the_optimum_is():
+    grads = {0.5: 0.5, 1.0: 0.01, 2.0: -0.6}
+    curve = tuple(
+        Point(lam, law([lam], [[lam / 10]], lam=lam), Measured(numbers([g]), numbers([[g / 10]])))
+        for lam, g in grads.items()
+    )
+    best = Optimum("interior", 1.02, 3.0, "reliable", "r1 is highest", log_se=0.05)
+    line = record_of(
+        2, Round((), curve, best, "more", "again", target=0.9), [0.3], {"denoiser_calls": 7}, 1.23456, "clip"
+    )
+    assert (line["step"], line["u"], line["phi"], line["value"]) == (2, [0.3], {"regularization": 1.02}, 3.0)
+    assert (
+        line["grad"] == [0.01] and line["grad_se"] == pytest.approx([0.001]) and line["value_se"] == pytest.approx(0.1)
+    )
+    assert (line["status"], line["after"], line["target"], line["shifted"]) == ("ok", "more", 0.9, False)
