@@ -524,7 +524,8 @@ def _about_shape(row: Mapping[str, Any], by: str = "") -> list[Document]:
     said = []
     if not by:
         few = row["verdict"] == "better" and row["lost"] >= row["gained"]
-        text = f"The mean rose by few prompts: {shape_in_words(row)}." if few else f"{shape_in_words(row)}."
+        yet = "The mean rose, and yet no more prompts gained than lost: " if few else ""
+        text = f"{yet}{shape_in_words(row)}."
         if row["samples"] == row["prompts"]:
             text += " One sample of each cannot show which single one got worse; more evaluate.samples can."
         said.append(remark("warning" if few else "note", text))
