@@ -63,12 +63,16 @@ bench: $(VENV)/installed  ## the sampler's overhead over the bare network calls 
 	$(RUN) benchmarks.overhead
 
 emoji: $(VENV)/installed  ## rebuild the bundled models from the registries' packages (minutes on a GPU)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,emoji]'
 	$(RUN) training.emoji.pack
+	$(RUN) training.emoji.pack_judge
 	$(RUN) training.emoji.train_diffusion
 	$(RUN) training.emoji.train_clip
 	$(RUN) training.emoji.train_style
+	$(RUN) training.emoji.train_judge
 	$(RUN) training.emoji.prompts
 	$(RUN) training.emoji.evaluate
+	$(RUN) training.emoji.evaluate_judge
 	$(RUN) training.emoji.card
 
 clean:

@@ -1,16 +1,18 @@
 """The verdict: start against tuned, on prompts and seeds that tuning never saw, paired by seed.
 
-The interval is Student's; what it counts depends on what it may speak of: see `compare`.
+The interval is Student's; what it counts depends on what it may speak of: see `compare`. A mean can hide what happened
+to single prompts: see `shape`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import median
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from genbo.bilevel.problem import Problem
@@ -29,6 +31,28 @@ def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Ten
 
 
 @dataclass(frozen=True)
+class Ruined:
+    """A prompt that is clearly worse, by an interval of its own that lies below zero."""
+
+    prompt: str
+    difference: float
+    interval: tuple[float, float]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a difference lies over prompts: how many gained, lost, stayed, the middle one, the worst, the ruined."""
+
+    gained: int
+    lost: int
+    unchanged: int
+    median: float
+    worst: tuple[str, float]
+    ruined: tuple[Ruined, ...] = ()
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two means of a score, their difference and its interval."""
 
@@ -38,6 +62,12 @@ class Comparison:
     interval: tuple[float, float]
     samples: int
     groups: int  # what the interval counts: prompts, or samples
+    shape: Shape
+
+    @property
+    def prompts(self) -> int:
+        """How many different ones."""
+        return self.shape.gained + self.shape.lost + self.shape.unchanged
 
     @property
     def verdict(self) -> str:
@@ -61,13 +91,14 @@ def compare(
     def by_prompt(x: Tensor) -> Tensor:
         return torch.zeros(len(groups), dtype=torch.float64).index_add(0, of, x.double()) / size
 
-    difference = by_prompt(tuned - start)
+    gains = tuned.double() - start.double()
+    difference = by_prompt(gains)
     if fresh_prompts and len(groups) > 1:
         counted, degrees = len(groups), len(groups) - 1
         error = difference.std().item() / len(groups) ** 0.5
     else:
         counted, degrees = len(prompts), len(prompts) - len(groups)
-        residual = (tuned - start).double() - difference[of]
+        residual = gains - difference[of]
         error = (residual.square().sum().item() / max(degrees, 1) * (1 / size).sum().item()) ** 0.5 / len(groups)
     if degrees < 1:
         raise ValueError("an interval needs two prompts, or two samples of a prompt; raise evaluate.samples")
@@ -79,18 +110,51 @@ def compare(
         interval=(mean - half, mean + half),
         samples=len(prompts),
         groups=counted,
+        shape=shape(gains, prompts, level=level),
     )
 
 
+def shape(gains: Tensor, prompts: Sequence[str], *, level: float = 0.95) -> Shape:
+    """How the gains (N,) of samples, tuned minus start, lie over their prompts.
+
+    A prompt of two samples or more has Student's interval of its own mean, by its own spread or by that within all
+    prompts, whichever is larger: a few samples that happen to agree are no proof. Among many prompts some intervals lie
+    below zero by chance, so the level is Bonferroni's: where nothing changed, all hold zero in `level` of all runs.
+    """
+    of: dict[str, list[float]] = {}
+    for prompt, gain in zip(prompts, gains.double().tolist(), strict=True):
+        of.setdefault(prompt, []).append(gain)
+    means = {prompt: sum(values) / len(values) for prompt, values in of.items()}
+    squares = {prompt: sum((x - means[prompt]) ** 2 for x in values) for prompt, values in of.items()}
+    within = sum(squares.values()) / max(1, len(prompts) - len(of))
+    looked_at = {prompt: len(values) for prompt, values in of.items() if len(values) > 1}
+    errors = {p: (math.sqrt(max(squares[p] / (n - 1), within) / n), n) for p, n in looked_at.items()}
+    return shape_of(means, ruined_of(means, errors, level=level))
+
+
+def ruined_of(
+    means: Mapping[str, float], errors: Mapping[str, tuple[float, int]], *, level: float = 0.95
+) -> tuple[Ruined, ...]:
+    """The prompts whose mean lies below zero by Student's interval at Bonferroni's level, the worst first.
+
+    `errors` has the standard error of a prompt's mean and its number of samples, for those that are looked at.
+    """
+    found = []
+    for prompt, (error, n) in errors.items():
+        mean, half = means[prompt], student_t(1 - (1 - level) / 2 / len(errors), n - 1) * error
+        if mean + half < 0:
+            found.append(Ruined(prompt, mean, (mean - half, mean + half), n))
+    return tuple(sorted(found, key=lambda prompt: prompt.difference))
+
+
+def shape_of(means: Mapping[str, float], ruined: tuple[Ruined, ...] = ()) -> Shape:
+    """The same of the mean gain of each prompt."""
+    values = list(means.values())
+    gained, lost = sum(x > 0 for x in values), sum(x < 0 for x in values)
+    worst = min(means.items(), key=lambda pair: pair[1])
+    return Shape(gained, lost, len(values) - gained - lost, median(values), worst, ruined)
+
+
 def student_t(p: float, degrees: int) -> float:
-    """Student's quantile: exact for 1 and 2 degrees, else Hill's expansion in 1 / degrees (under 1 % off at 3)."""
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z, n = NormalDist().inv_cdf(p), degrees
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / n + g2 / n**2 + g3 / n**3 + g4 / n**4
+    """Student's quantile."""
+    return float(stdtrit(degrees, p))

@@ -248,7 +248,10 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """What is tuned, of what, for what. phi, u and scores are in float64, whatever the network computes in."""
+    """What is tuned, of what, for what. phi, u and scores are in float64, whatever the network computes in.
+
+    `judges` score what is drawn and steer nothing: the held-out evaluation alone has any.
+    """
 
     process: Process
     tunables: tuple[Tunable, ...]
@@ -256,6 +259,7 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     teachers: Teachers = field(default_factory=Teachers, compare=False)
     learning: Learning | None = field(default=None, compare=False)
+    judges: tuple[Reward, ...] = ()
 
     # -- coordinates ---------------------------------------------------------------------------------------------
 
@@ -303,7 +307,8 @@ class Problem:
 
     @property
     def scorers(self) -> tuple[Reward, ...]:
-        return (*(reward for _, reward in self.rewards), *(c.reward for c in self.constraints))
+        """Rewards, constraints and judges, the rows of every table of scores."""
+        return (*(reward for _, reward in self.rewards), *(c.reward for c in self.constraints), *self.judges)
 
     def chunks(self, batch: Batch, members: int) -> Iterator[Batch]:
         """The batch in parts whose members all fit into one call of the network; a sample's members stay together."""
@@ -339,7 +344,7 @@ class Problem:
 
     def seen(self, drawn: Drawn) -> list[Tensor]:
         """What each scorer sees in samples, which may be a part of a set: scores (M * N,), or features (M * N, D)."""
-        self.process.meter.reward_images += len(drawn.images)
+        self.process.meter.reward_images += len(drawn.images) * (1 + len(self.judges))
         return [
             r.features(drawn.images) if isinstance(r, OfSets) else self._score(r, drawn).double() for r in self.scorers
         ]

@@ -39,7 +39,8 @@ class Assembled:
     seed: Seed
     reward_names: tuple[str, ...]
     constraint_names: tuple[str, ...]
-    judge: Problem  # the same, its distances to data against the share that is for the report alone
+    judge: Problem  # the same with its judges, and its distances to data against the share that is for the report alone
+    judge_names: tuple[str, ...] = ()
     data: Splits | None = None
     lower: Any = None  # a lower solver's options
     lower_rewards: tuple[tuple[float, Reward], ...] = ()
@@ -91,7 +92,8 @@ def assemble(job: Job) -> Assembled:
     steered, judge = problem(tuned), problem(judged)
     return Assembled(
         problem=steered,
-        judge=replace(judge, teachers=steered.teachers),
+        judge=replace(judge, teachers=steered.teachers, judges=tuple(judged(j) for j in job.evaluate.judges)),
+        judge_names=tuple(j.name for j in job.evaluate.judges),
         data=data,
         estimator=chosen.options,
         estimator_name=chosen.name,

@@ -159,7 +159,9 @@ def _cells(row: Document) -> list[str]:
         return [row["job"], ended, "—", "—", "—", "—"]
     tuned = ", ".join(f"{name} {_value(phi)}" for name, phi in report["phi"].items())
     gain = f"{figures.number(held_out['difference'], sign=True)} {figures.interval(held_out['interval'])}"
-    return [row["job"], ended, tuned, gain, report["verdict"], f"{report['cost']['elapsed_s']:.0f} s"]
+    judges = [f"{name}: {row['verdict'] or 'no verdict'}" for name, row in report.get("judges", {}).items()]
+    verdict = "; ".join([report["verdict"] or "no verdict", *judges])
+    return [row["job"], ended, tuned, gain, verdict, f"{report['cost']['elapsed_s']:.0f} s"]
 
 
 def _value(phi: Document) -> str:

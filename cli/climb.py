@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.run import Checkpoint, fault, kinds, strict
-from genbo.cli.work import Work, conclude, counted, counting, names_of, time_left
+from genbo.cli.work import Work, conclude, counted, counting, judges_said, names_of, time_left
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,10 +195,11 @@ def evaluate(work: Work, sides: tuple[Problem, Problem], phis: tuple[Tensor, Ten
 
     run, a = work.run, work.assembled
     batch = batch_of(a.held_out, work.job.evaluate.samples, a.seed.child("evaluate"))
+    judges = judges_said(work)
     found = []
     for name, problem, phi in zip(("start", "tuned"), sides, phis, strict=True):
         run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
         between = counting(work, name, len(batch), last.state.cost, last.elapsed_s)
-        found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between))
+        found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between, judges))
         work.stop_if_asked()
     return HeldOut(found[0], found[1], batch.prompts, a.held_out_is_fresh_prompts)

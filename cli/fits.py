@@ -6,11 +6,14 @@ node's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 from genbo.cli.catalog import nearest
-from genbo.cli.job import NO_PROMPT, Job
+from genbo.cli.job import NO_PROMPT, Job, Kind
 from genbo.cli.places import Node
+from genbo.cli.run import sha256_of
 from genbo.schedules.schedule import divided
 
 Misfit = tuple[Node, str, str | None]
@@ -18,7 +21,7 @@ Misfit = tuple[Node, str, str | None]
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """All of them, of a job whose every part is right."""
-    for look in (suits, times, taught, learned, of_sets, judged, pooled):
+    for look in (suits, times, taught, learned, of_sets, judged, opinions, pooled):
         yield from look(job, root)
     found = list(two_levels(job, root))
     yield from found or refusals(job, root)
@@ -65,12 +68,11 @@ def times(job: Job, root: Node) -> Iterator[Misfit]:
 
 def taught(job: Job, root: Node) -> Iterator[Misfit]:
     """A teacher draws the very noise of each sample again, so there must be such a noise, and no other."""
-    listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
-    for key, rewards in listed:
+    for key, rewards in _listed(job):
         kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
         if kinds and job.tilts:
             said = "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
-            yield root.find([key]), f"{kinds[0]} {said}", None
+            yield root.find(key), f"{kinds[0]} {said}", None
         elif kinds and job.model.sampler.options.stochastic:
             remedy = "set eta: 0" if hasattr(job.model.sampler.options, "eta") else "take ddim, euler or dpmpp"
             said = f"compares two ways from the same noise, and this sampler draws more on its way; {remedy}"
@@ -139,19 +141,81 @@ def judged(job: Job, root: Node) -> Iterator[Misfit]:
     """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
     prompts = min(len(set(job.held_out)), job.evaluate.samples)
     counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
-    if counted < 2 and not job.tilts:
-        message = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
-        yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
+    if counted >= 2 or job.tilts:
+        return
+    said = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
+    if job.evaluate.prompts is not None and not job.held_out_is_fresh_prompts:
+        said = f"every prompt here is tuned on too, so only new seeds of them can be judged: {said}, or name others"
+    yield root.find(["evaluate", "samples"]), said, "evaluate.samples"
+
+
+def _overlap(job: Job) -> str:
+    """What comes before a sentence about the number of held-out prompts, where some are left out of them."""
+    return f"without the {len(job.left_out)} that are tuned on too, " if job.left_out else ""
+
+
+def opinions(job: Job, root: Node) -> Iterator[Misfit]:
+    """A judge must be a reward that tuning never saw, and there must be samples for it to look at."""
+    judges = job.evaluate.judges
+    lower = job.lower.options if job.lower and job.tilts else None
+    if judges and lower and not (lower.free and hasattr(lower, "samples")):
+        said = "look at samples, and this lower level has none that every lambda shares; take lower: {kind: reweight}"
+        yield root.find(["evaluate", "judges"]), f"judges {said}, or delete them", None
+    followed = [reward for reward in job.reward if reward.weight]
+    for key, rewards in (("reward", followed), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())):
+        for number, judge in enumerate(judges):
+            if any(is_same(judge, reward) for reward in rewards):
+                said = f"this is what the job is tuned by, under {key}: a judge must be one that tuning never saw"
+                yield root.find(["evaluate", "judges", number]), f"{said}; take another, or delete it", None
+    for number, judge in enumerate(judges):
+        if any(is_same(judge, other) for other in judges[:number]):
+            yield root.find(["evaluate", "judges", number]), "this judge stands here twice; delete one of them", None
+
+
+WHERE = {"pretrained", "weights", "template", "preprocess"}  # options that leave the network the same
+
+
+def is_same(one: Kind, other: Kind) -> bool:
+    """Whether two rewards are one and the same: by their options, or by the same weights under another name."""
+    if one.kind != other.kind or one.options == other.options:
+        return one.kind == other.kind
+    a, b = ({k: v for k, v in vars(kind.options).items() if k not in WHERE} for kind in (one, other))
+    return a == b and _same_files(_weights(one.options), _weights(other.options))
+
+
+def _weights(options: Any) -> Path | None:
+    """The file of weights that a reward reads, where it lies here."""
+    folder, file = (getattr(options, name, None) for name in ("folder", "file"))
+    if isinstance(file, Path) and file.is_file():
+        return file if file.suffix == ".safetensors" else None
+    places = list(folder.glob("*.safetensors")) if isinstance(folder, Path) else []
+    return places[0] if len(places) == 1 else None
+
+
+def _same_files(a: Path | None, b: Path | None) -> bool:
+    if a is None or b is None:
+        return False
+    return a.samefile(b) or (a.stat().st_size == b.stat().st_size and sha256_of(a) == sha256_of(b))
+
+
+def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind]]]:
+    """Every reward, by the key that it stands under."""
+    below = job.lower.reward if job.lower else ()
+    return [
+        (["reward"], job.reward),
+        (["keep"], job.keep),
+        (["lower"], below),
+        (["evaluate", "judges"], job.evaluate.judges),
+    ]
 
 
 def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
     """Distances to data need data, and samples that may be judged together."""
-    listed = [("reward", job.reward), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())]
-    found = [(key, r) for key, rewards in listed for r in rewards if hasattr(r.options, "of_sets")]
+    found = [(key, r) for key, rewards in _listed(job) for r in rewards if hasattr(r.options, "of_sets")]
     for key, reward in found:
         if job.tilts:
             said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
-            yield root.find([key]), f"{reward.kind} {said}", None
+            yield root.find(key), f"{reward.kind} {said}", None
         elif not getattr(reward.options, "needs_data", True):
             continue
         elif job.data is None and not hasattr(job.model.options, "learns"):
@@ -164,7 +228,8 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
     drawn, samples = len(dict.fromkeys(job.held_out)), job.evaluate.samples
     if found and drawn < samples and samples % drawn:
         said = f"{samples} samples of {drawn} prompts are not as many of each, and a distance counts every sample alike"
-        yield root.find(["evaluate", "samples"]), f"{said}; take {samples - samples % drawn}", "evaluate.samples"
+        here = f"{_overlap(job)}{said}"
+        yield root.find(["evaluate", "samples"]), f"{here}; take {samples - samples % drawn}", "evaluate.samples"
     wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
     if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
         yield root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid", None

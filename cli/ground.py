@@ -63,6 +63,7 @@ def environment_of(assembled: Assembled) -> Document:
         "batch": assembled.problem.process.batch,
         "dtype": str(model.dtype).removeprefix("torch."),
         "inputs": inputs_of(assembled),
+        **({"judges": judges} if (judges := judges_of(assembled)) else {}),
     }
 
 
@@ -81,6 +82,12 @@ def inputs_of(assembled: Assembled) -> Document:
     lora = getattr(problem.process.model, "lora_file", None)
     merged = {"lora": {lora.name: sha256_of(lora)}} if lora else {}
     return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}, **merged}
+
+
+def judges_of(assembled: Assembled) -> Document:
+    """sha256 of the judges' files: not among the inputs, for no step of tuning depends on them."""
+    judges = zip(assembled.judge_names, assembled.judge.judges, strict=True)
+    return {name: files for name, part in judges if (files := files_of(part))}
 
 
 def files_of(part: object) -> dict[str, str]:

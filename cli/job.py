@@ -64,6 +64,12 @@ class RewardJob(Kind):
     weight: float = 1.0
 
 
+class JudgeJob(Kind):
+    """A reward that looks at held-out images alone; `name` is that of its weights, or else its kind."""
+
+    name: str
+
+
 class LowerJob(Kind):
     """What the sampled law is tuned for at every lambda: `reward` is maximised, lambda KL(p || p_pretrained) paid.
 
@@ -121,12 +127,20 @@ class Prompts(BaseModel):
 
 
 class EvaluateJob(BaseModel):
-    """The held-out comparison; without prompts of its own it takes the tuning prompts with fresh seeds."""
+    """The held-out comparison; without prompts of its own it takes the tuning prompts with fresh seeds.
+
+    `judges` are rewards that tuning never sees; each gives an opinion of its own on the same images.
+    """
 
     model_config = FROZEN | ConfigDict(strict=True)
 
     prompts: Prompts | None = None
     samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 128
+    judges: tuple[JudgeJob, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        judges = {"judges": [judge.document("rewards") for judge in self.judges]} if self.judges else {}
+        return {"prompts": self.prompts.document() if self.prompts else None, "samples": self.samples, **judges}
 
 
 @dataclass(frozen=True)
@@ -164,8 +178,20 @@ class Job(BaseModel):
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """The prompts of the evaluation."""
+        """The prompts of the evaluation: those of its list that nothing is tuned on, or all where there are none."""
+        tuned_on = set(self.prompts)
+        return tuple(text for text in self.listed if text not in tuned_on) or self.listed
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The evaluation's list as it is written."""
         return (self.evaluate.prompts or self.prompt_list).texts
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Prompts of that list that are tuned on as well, where they are left out of the evaluation."""
+        judged_on = set(self.held_out)
+        return tuple(dict.fromkeys(text for text in self.listed if text not in judged_on))
 
     @property
     def held_out_is_fresh_prompts(self) -> bool:
@@ -211,10 +237,7 @@ class Job(BaseModel):
             "estimator": self.estimator.document("estimators"),
             "optimizer": self.optimizer.document("optimizers"),
             "budget": {key: value for key, value in self.budget.model_dump().items() if f"budget.{key}" not in unused},
-            "evaluate": {
-                "prompts": self.evaluate.prompts.document() if self.evaluate.prompts else None,
-                "samples": self.evaluate.samples,
-            },
+            "evaluate": self.evaluate.document(),
             "seed": self.seed,
             "output": self.output,
         }

@@ -90,9 +90,12 @@ class Searching:
             return {}
         prompts, samples = held_out_bank(self.job)
         if self.lower.free:
-            held_out = self.bank(len(prompts), samples)
+            judged = opinions(self.job, len(prompts) * samples)
+            held_out = self.bank(len(prompts), samples) + judged
             if self.most and self.bridge and self.job.budget.steps > 1:
-                held_out += self.fresh(len(prompts), samples) * 2  # for the tuned lambda, and for the start's
+                held_out += (
+                    self.fresh(len(prompts), samples) + judged
+                ) * 2  # for the tuned lambda, and for the start's
         elif self.learns:
             held_out = self.laws(len(prompts), ["y", "y"])
         else:
@@ -171,7 +174,8 @@ class Searching:
         laws, pairs = 1 + len(self.job.finetune.also), min(self.job.evaluate.samples, PAIRS)
         tuned = self.drawn(pairs, self._noisy if options.method == "gradient" else None)
         paths = self.drawn(min(pairs, PATHS), self._noisy, scored=False) * 2  # the tuned and the pretrained network
-        return {"fine_tuning": self.taught(options) * laws, "weights": self.drawn(pairs) + (tuned + paths) * laws}
+        seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
+        return {"fine_tuning": self.taught(options) * laws, "weights": seen}
 
     def taught(self, options: Finetune) -> Cost:
         """Of one training, from its first step to its last."""
@@ -235,3 +239,8 @@ def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
     samples = min(job.evaluate.samples, getattr(job.lower.options, "samples", job.evaluate.samples))
     number = min(len(job.held_out), job.evaluate.samples // samples)
     return job.held_out[:number], job.evaluate.samples // number
+
+
+def opinions(job: Job, samples: int) -> Cost:
+    """Of what the judges look at: every image once more for each of them."""
+    return Cost(reward_images=samples * len(job.evaluate.judges))

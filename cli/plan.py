@@ -23,7 +23,7 @@ from genbo.cli.cost import Cost
 from genbo.cli.figures import duration
 from genbo.cli.job import NO_PROMPT, Chosen, Job, likely_device
 from genbo.cli.memory import Memory, memory
-from genbo.cli.outlay import PAIRS, PATHS, Searching, held_out_bank
+from genbo.cli.outlay import PAIRS, PATHS, Searching, held_out_bank, opinions
 from genbo.cli.speed import expected_s, record_speed
 from genbo.rewards._tokens import sentences
 
@@ -323,17 +323,13 @@ class _Counter:
 
     def taught(self, samples: int) -> Cost:
         """Of drawing the teachers of so many samples."""
-        costs = (Cost(calls(samples, 1, self.batch, steps), samples * rows) for steps, rows in self._teachers)
-        return sum(costs, Cost())
+        return sum((self._teacher(steps, samples) for steps in self.lessons), Cost())
 
-    @cached_property
-    def _teachers(self) -> list[tuple[int, int]]:
-        """The steps of every teacher, and the rows that they take of a sample."""
-        found = []
-        for steps in self.lessons:
-            options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
-            found.append((steps, sum(1 + guided for guided in self._guided(options))))
-        return found
+    def _teacher(self, steps: int, samples: int) -> Cost:
+        """Of one of so many steps; it is guided as the model is."""
+        options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
+        rows = sum(1 + guided for guided in self._guided(options))
+        return Cost(calls(samples, 1, self.batch, steps), samples * rows)
 
     @cached_property
     def _students(self) -> tuple[Cost, Cost]:
@@ -358,8 +354,10 @@ class _Counter:
     def evaluation(self) -> dict[str, Cost]:
         stays = self.job.budget.steps <= 1 + self.idle  # the last step is measured and not taken
         sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
-        found = {name: self._cost([guided], self.job.evaluate.samples) for name, guided in sides.items()}
-        found["start"] += self.taught(self.job.evaluate.samples)
+        judged = opinions(self.job, self.job.evaluate.samples)
+        found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
+        for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
+            found["start"] += self._teacher(steps, self.job.evaluate.samples)
         if self.lower is None or not self.lower.coupled:
             return found
         each = self._minibatches(self.lower.pretrain + self.lower.steps_of_update * self.job.budget.steps)
@@ -508,9 +506,12 @@ def _warnings(job: Job) -> Iterator[str]:
         yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
-    elif shared := set(job.held_out) & set(job.prompts):
-        number = "a prompt is" if len(shared) == 1 else f"{len(shared)} prompts are"
-        yield f"{number} both tuned on and held out: the verdict is on new seeds there, not on new prompts"
+    elif job.left_out:
+        from genbo.cli.result import overlap
+
+        yield overlap(job.left_out)
+    elif not job.held_out_is_fresh_prompts:
+        yield "every held-out prompt is tuned on too: the verdict is on new seeds of them, not on new prompts"
 
 
 def _away(number: float) -> float:

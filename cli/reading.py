@@ -21,6 +21,7 @@ from genbo.cli.job import (
     BudgetJob,
     EvaluateJob,
     Job,
+    JudgeJob,
     KeepJob,
     Kind,
     LowerJob,
@@ -75,6 +76,7 @@ class Reading:
         self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.rule: Kind | None = None  # what of the model is known where another part of it is wrong
         self.steps: int | None = None
+        self.names: list[str] = []  # of rewards that are tuned for or kept
 
     def note(self, node: Node, message: str, *, place: Place | None = None, where: str | None = None) -> None:
         self.mistakes.append(node.mistake(message, place, where))
@@ -402,7 +404,9 @@ class Reading:
             assert node is not None
             self.note(node, "every weight is 0, so there is nothing to maximise; give one reward another weight")
             return None
-        return tuple(RewardJob.model_construct(**reward) for reward in named(found))
+        rewards = tuple(RewardJob.model_construct(**reward) for reward in named(found))
+        self.names += [reward.name for reward in rewards]
+        return rewards
 
     def lower(self, node: Node | None) -> LowerJob | None:
         """`{kind: reweight, reward: ..., <options>}`."""
@@ -455,7 +459,11 @@ class Reading:
 
     def keep(self, node: Node | None) -> tuple[KeepJob, ...] | None:
         found = self._many(node, "a constraint", self._keep) if node is not None and node.value is not None else []
-        return None if found is None else tuple(KeepJob.model_construct(**keep) for keep in named(found))
+        if found is None:
+            return None
+        constraints = tuple(KeepJob.model_construct(**keep) for keep in named(found))
+        self.names += [constraint.name for constraint in constraints]
+        return constraints
 
     def _many(self, node: Node, what: str, one: Callable[[Node], dict[str, Any] | None]) -> list[dict[str, Any]] | None:
         items = node.value if isinstance(node.value, list) else [node]
@@ -499,11 +507,24 @@ class Reading:
         if not self._mapping(node, "samples: 128"):
             return None
         bare, prompts = self._without(node, "prompts")
-        values = self.validated(EvaluateJob, bare, also=("prompts",))
-        if prompts is None or prompts.value is None:
-            return values
-        texts = self.prompts(prompts)
-        return values.model_copy(update={"prompts": texts}) if values and texts else None
+        bare, judges = self._without(bare, "judges")
+        values = self.validated(EvaluateJob, bare, also=("prompts", "judges"))
+        found = self.judges(judges)
+        texts = None if prompts is None or prompts.value is None else self.prompts(prompts)
+        wrong = values is None or found is None or (texts is None and prompts is not None and prompts.value is not None)
+        return None if wrong or values is None else values.model_copy(update={"prompts": texts, "judges": found})
+
+    def judges(self, node: Node | None) -> tuple[JudgeJob, ...] | None:
+        """One reward or a list of them, each called by its weights where these have a name."""
+        found = self._many(node, "a judge", self._judge) if node is not None and node.value is not None else []
+        return None if found is None else tuple(JudgeJob.model_construct(**j) for j in distinct(found, self.names))
+
+    def _judge(self, node: Node) -> dict[str, Any] | None:
+        bare, weight = self._without(node, "weight")
+        if weight is not None:
+            self.note(weight, "judges are not added up: each gives an opinion of its own; delete the weight")
+        kind = self.kind(bare, "rewards", "a judge")
+        return {**kind.__dict__, "name": called(kind)} if kind else None
 
     def seed(self, node: Node | None) -> int | None:
         value = 0 if node is None else node.value
@@ -720,11 +741,22 @@ def _file_on(path: Path) -> Path | None:
 
 def named(found: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Each with a `name`: its kind, numbered from its second appearance on."""
-    seen: dict[str, int] = {}
+    return distinct([{**part, "name": part["kind"]} for part in found])
+
+
+def distinct(found: Sequence[dict[str, Any]], taken: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """With names that differ, also from those `taken`: numbered from the second appearance on."""
+    seen = dict.fromkeys(taken, 1)
     for part in found:
-        kind = part["kind"]
-        seen[kind] = seen.get(kind, 0) + 1
-        yield {**part, "name": kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"}
+        name = part["name"]
+        seen[name] = seen.get(name, 0) + 1
+        yield {**part, "name": name if seen[name] == 1 else f"{name}-{seen[name]}"}
+
+
+def called(kind: Kind) -> str:
+    """A reward by the name of its weights, where they have one: two CLIPs must be told apart."""
+    written = getattr(kind.options, "model", "") or getattr(kind.options, "pretrained", "")
+    return written.rstrip("/").split("/")[-1].removeprefix("local-dir:") or kind.kind
 
 
 def _kinds(room: str) -> str:

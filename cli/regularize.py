@@ -7,7 +7,7 @@ Banks are all the state there is. A run that is gone on with reads them again an
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,9 @@ def whole(work: Work) -> Generator[Document, None, Document]:
         raise Diverged(reason)
     evaluation = kept_in(work, "evaluation")
     tuned = tuned_of(last)
-    pair = held_out(work, last, evaluation)
+    pair, opinions = held_out(work, last, evaluation)
     weights = tuned_weights(work, last, evaluation) if work.job.finetune else None
-    search = replace(found(pair), weights=weights, tilt=tilt_beside(work, last, banks))
+    search = replace(found(pair), weights=weights, tilt=tilt_beside(work, last, banks), judges=opinions)
     document = end(work, tuned, search, [banks, evaluation], "done", None)
     record_speed(work.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
@@ -219,9 +219,11 @@ def _tensor(number: float) -> Any:
     return torch.tensor([number], dtype=torch.float64)
 
 
-def held_out(work: Work, last: Round, kept: Kept) -> Pair:
-    """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
-    from genbo.bilevel.law import VERDICTS
+def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pair | None]]:
+    """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those.
+
+    Then the same by each judge, None where one gives no number.
+    """
     from genbo.bilevel.rounds import pilot_samples
     from genbo.bilevel.search import is_shifted, speaking
     from genbo.cli.plan import held_out_bank
@@ -233,12 +235,12 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
     fresh = job.held_out_is_fresh_prompts
     if not hasattr(a.lower, "samples"):
         solve = exact(work, a.held_out)
-        return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh)
+        return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh), {}
     prompts, samples = held_out_bank(job)
     source = source_of(work, kept, prompts, "evaluate")
     if not a.lower.free:
         before, after = (at_lambda(work, source, last, lam) for lam in (start, best.lam))
-        return Pair(before, after, True, prompts, len(prompts) * a.lower.samples, fresh)
+        return Pair(before, after, True, prompts, len(prompts) * a.lower.samples, fresh), {}
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
@@ -246,13 +248,64 @@ def held_out(work: Work, last: Round, kept: Kept) -> Pair:
                 shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(work, source, banks, best.lam)
-    both = [[a.lower.solve(bank, lam) for lam in (start, best.lam)] for bank in banks]
+    by_judges = {
+        name: pair_of(work, told, prompts, best.lam) if all(bank.r1.isfinite().all() for bank in told) else None
+        for name, told in judged_banks(work, banks, prompts, kept).items()
+    }
+    return pair_of(work, banks, prompts, best.lam), by_judges
+
+
+def pair_of(work: Work, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
+    """The start's lambda and this one by the samples that speak of both, or else each by those that know it best."""
+    from genbo.bilevel.law import VERDICTS
+    from genbo.bilevel.search import speaking
+    from genbo.cli.strength import Pair
+
+    a = work.assembled
+    start, fresh = a.strength.start, work.job.held_out_is_fresh_prompts
+    both = [[a.lower.solve(bank, at) for at in (start, lam)] for bank in banks]
     before, tuned = min(both, key=lambda laws: max(VERDICTS.index(law.fit.verdict) for law in laws))
-    shared = Pair(before, tuned, True, prompts, len(prompts) * samples, fresh)
+    shared = Pair(before, tuned, True, prompts, len(prompts) * banks[0].samples, fresh)
     if shared.speaks:
         return shared
     apart = speaking(a.lower, banks)
-    return replace(shared, start=apart(start), tuned=apart(best.lam), shared=False)
+    return replace(shared, start=apart(start), tuned=apart(lam), shared=False)
+
+
+def judged_banks(
+    work: Work, banks: Sequence[Bank], prompts: tuple[str, ...], kept: Kept
+) -> dict[str, tuple[Bank, ...]]:
+    """The same samples for each judge, with what it says of them in the upper reward's place."""
+    import torch
+
+    from genbo.cli.work import judges_said
+
+    process, judges = work.assembled.problem.process, work.assembled.judge.judges
+    if not judges:
+        return {}
+    own = Kept(kept.folder, {**kept.words, "judges": judges_said(work)}, kept.meter, kept.between)
+
+    def scored(bank: Bank, rows: range) -> dict[str, torch.Tensor]:
+        assert bank.x is not None
+        of_prompt = tuple(prompts[row // bank.samples] for row in rows)
+        x = bank.x.flatten(0, 1)[rows.start : rows.stop].to(process.model.device, process.model.dtype)
+        with torch.no_grad():
+            images = process.model.decode(x)
+            said = [judge(images, of_prompt).double().cpu() for judge in judges]
+        process.meter.reward_images += len(images) * len(judges)
+        return {"judges": torch.stack(said, dim=1)}
+
+    found: list[torch.Tensor] = []  # (C, n, J) each
+    for number, bank in enumerate(banks):
+        total = bank.r1.numel()
+        chunks = [range(at, min(total, at + process.batch)) for at in range(0, total, process.batch)]
+        rows = own(f"judges-{number}", chunks, partial(scored, bank))["judges"]
+        found.append(rows.unflatten(0, (-1, bank.samples)))
+    kept.elapsed_s += own.elapsed_s
+    return {
+        name: tuple(replace(bank, r1=said[..., j]) for bank, said in zip(banks, found, strict=True))
+        for j, name in enumerate(work.assembled.judge_names)
+    }
 
 
 def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:

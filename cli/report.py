@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from genbo.cli import chart, figures
 from genbo.cli.errors import ArtifactRefused, UserMistake
+from genbo.cli.result import shape_in_words
 from genbo.cli.run import read_report, to_yaml, words_in, write_atomic
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         "number": figures.number,
         "pasted": figures.pasted,
         "tight": tight,
+        "shape": shape_in_words,
         "change": lambda row: figures.change(row["difference"], row["interval"]),
         "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
     }
@@ -79,8 +81,14 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         policy=POLICY,
         title=title,
         tone=TONES.get(document["verdict"], "none"),
+        tones=TONES,
+        shaped=any(row.get("prompts", 1) > 1 and "gained" in row for row in document["rewards"].values()),
         lead=lead(document),
-        verdict_chart=verdict_chart(document),
+        verdict_chart=verdict_chart(document["held_out"]),
+        opinions=[
+            (name, TONES.get(row["verdict"], "none"), verdict_chart(row), row)
+            for name, row in document.get("judges", {}).items()
+        ],
         phis=[phi_view(name, value, document) for name, value in document["phi"].items()],
         reward_chart=reward_chart(document),
         curves=curves(document),
@@ -130,12 +138,12 @@ def lead_of_search(document: Document) -> str:
 # -- charts --------------------------------------------------------------------------------------------------
 
 
-def verdict_chart(document: Document) -> Markup:
-    held_out = document["held_out"]
-    if held_out is None or None in (held_out["difference"], *held_out["interval"]):
+def verdict_chart(row: Document | None) -> Markup:
+    """The interval of a difference, of the reward's or of a judge's."""
+    if row is None or None in (row["difference"], *row["interval"]):
         return Markup("")
-    low, high = held_out["interval"]
-    return chart.difference(low, held_out["difference"], high, name="difference, tuned minus start, with its interval")
+    low, high = row["interval"]
+    return chart.difference(low, row["difference"], high, name="difference, tuned minus start, with its interval")
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,14 @@ Document = dict[str, Any]
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
 NEAR = 0.01  # of the range: nearer than this is "at the bound"
 FEW_PROMPTS = 10
+NAMED, LONGEST = 3, 60  # prompts that a sentence names, and characters of each
 
 
 @dataclass(frozen=True)
 class Names:
     rewards: tuple[str, ...]
     constraints: tuple[str, ...]
+    judges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,15 @@ class Findings:
     reason: str | None = None
     notes: Sequence[str] = field(default_factory=tuple)
     search: Searched | None = None  # where lambda was searched for
+    left_out: Sequence[str] = ()  # prompts of the evaluation's list that are tuned on too
 
 
 def document_of(found: Findings) -> Document:
     """`report.json`."""
     held_out, rewards, keep = found.search.compared() if found.search else _compared(found)
+    judges = found.search.opinions() if found.search else _opinions(found)
+    if held_out is not None:
+        held_out["left_out"] = list(found.left_out)
     document: Document = {
         "schema": SCHEMA,
         "genbo": version(),
@@ -86,6 +92,7 @@ def document_of(found: Findings) -> Document:
         "held_out": held_out,
         "rewards": rewards,
         "keep": keep,
+        "judges": judges,
         "cost": {**found.cost, "planned": dict(found.planned)},
         "estimator": dict(found.estimator),
         "steps": [dict(r) for r in found.records],
@@ -194,9 +201,10 @@ def _compared(found: Findings) -> tuple[Document | None, Document, Document]:
         sides.prompts,
         fresh_prompts=sides.fresh_prompts,
     )
+    scored = len(weights) + len(problem.constraints)
     of_row = [
         plain(compare(a, b, sides.prompts, fresh_prompts=sides.fresh_prompts))
-        for a, b in zip(start, tuned, strict=True)
+        for a, b in zip(start[:scored], tuned[:scored], strict=True)
     ]
     gains = weights @ (tuned - start)[: len(weights)]
     held_out = {
@@ -211,7 +219,25 @@ def _compared(found: Findings) -> tuple[Document | None, Document, Document]:
     return held_out, rewards, _kept(found, of_row[len(weights) :])
 
 
+def _opinions(found: Findings) -> Document:
+    """What each judge says of the same images, by its name."""
+    from genbo.bilevel.evaluate import compare
+
+    sides, names = found.held_out, found.names.judges
+    if sides is None or not names:
+        return {}
+    rows = zip(*(side.scores.double()[-len(names) :] for side in (sides.start, sides.tuned)), strict=True)
+    return {
+        name: plain(compare(a, b, sides.prompts, fresh_prompts=sides.fresh_prompts))
+        if a.isfinite().all() and b.isfinite().all()
+        else unjudged()
+        for name, (a, b) in zip(names, rows, strict=True)
+    }
+
+
 def plain(compared: Comparison) -> Document:
+    shape = compared.shape
+    worst, difference = shape.worst
     return {
         "verdict": compared.verdict,
         "start": compared.start,
@@ -219,8 +245,21 @@ def plain(compared: Comparison) -> Document:
         "difference": compared.difference,
         "interval": list(compared.interval),
         "samples": compared.samples,
-        "prompts": compared.groups,
+        "prompts": compared.prompts,
+        "counted": compared.groups,
+        "gained": shape.gained,
+        "lost": shape.lost,
+        "unchanged": shape.unchanged,
+        "median": shape.median,
+        "worst": {"prompt": worst, "difference": difference},
+        "ruined": [{**vars(prompt), "interval": list(prompt.interval)} for prompt in shape.ruined],
     }
+
+
+def unjudged(reason: str = "its score of a held-out image is not a finite number") -> Document:
+    """The row of a judge that can say nothing."""
+    numbers = {"start": None, "tuned": None, "difference": None, "interval": [None, None]}
+    return {"verdict": None, "reason": reason, **numbers}
 
 
 def _by_prompt(prompts: Sequence[str], gains: Sequence[float]) -> list[Document]:
@@ -283,7 +322,16 @@ def headline(document: Document) -> str:
     broken = [name for name, kept in document["keep"].items() if kept["broken"]]
     joint = "but" if held_out["verdict"] == "better" else "and"
     fell = f", {joint} {' and '.join(broken)} fell below its level" if broken else ""
-    return f"{changes}: {name} {gain} on {on}: {held_out['verdict']}{fell}."
+    return f"{changes}: {name} {gain} on {on}: {opinions(held_out['verdict'], name, document['judges'])}{fell}."
+
+
+def opinions(verdict: str, name: str, judges: Mapping[str, Mapping[str, Any]]) -> str:
+    """`better`, or with judges `better by clip; by emoji-judge no measurable difference`."""
+    if not judges:
+        return verdict
+    agree = [judge for judge, row in judges.items() if row["verdict"] == verdict]
+    others = [f"by {judge} {row['verdict'] or 'no verdict'}" for judge, row in judges.items() if judge not in agree]
+    return "; ".join([f"{verdict} by {' and by '.join([name, *agree])}", *others])
 
 
 def trust(document: Document, method: str) -> list[Document]:
@@ -294,6 +342,7 @@ def trust(document: Document, method: str) -> list[Document]:
         *_about_answer(document, method),
         *_about_bounds(document),
         *about_held_out(document),
+        *about_judges(document),
         *_about_keep(document),
     ]
 
@@ -433,17 +482,106 @@ def about_held_out(document: Document) -> list[Document]:
         seen = ", and distances to data on test images" if of_data and document["job"].get("data") else ""
         text = f"The verdict rests on fresh seeds{seen} that tuning never saw."
         said.append(remark("good", text))
-    if prompts < FEW_PROMPTS:
-        counted = figures.plural(prompts, "prompt")
-        text = f"The interval counts {counted} only: it says little of prompts unlike these."
-        said.append(remark("note", text))
+    if left_out := held_out.get("left_out"):
+        said.append(remark("note", f"{overlap(left_out)}."))
+    if (prompts if held_out["fresh_prompts"] else held_out.get("counted", prompts)) < FEW_PROMPTS:
+        said.append(remark("note", f"The interval counts {_few(held_out)}."))
     if all(value["start"] == value["tuned"] for value in document["phi"].values()):
         text = "Nothing moved: start and tuned are the same values. The last step is measured and not taken; give more."
         said.append(remark("warning", text))
     elif held_out["verdict"] == "no measurable difference":
         text = "The interval includes zero: there may be a difference, but this many samples do not show it."
         said.append(remark("note", text))
+    return [*said, *_about_shape(held_out)]
+
+
+def _few(held_out: Mapping[str, Any]) -> str:
+    prompts, counted = held_out["prompts"], held_out.get("counted", held_out["prompts"])
+    few = figures.plural(prompts, "prompt")
+    if counted != prompts or prompts == 1:
+        few = f"{figures.plural(counted, 'sample')} of {few}"
+    return f"{few} only: it says little of prompts unlike these"
+
+
+def quoted(prompt: str) -> str:
+    """A prompt inside a sentence: cut where it is long, and harmless in a terminal."""
+    return repr(prompt if len(prompt) <= LONGEST else f"{prompt[:LONGEST]}…")
+
+
+def overlap(prompts: Sequence[str]) -> str:
+    """That held-out prompts are tuned on too, with the first of them by name."""
+    named = ", ".join(map(quoted, prompts[:NAMED]))
+    more = f" and {len(prompts) - NAMED} more" if len(prompts) > NAMED else ""
+    number = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
+    return f"{number} both tuned on and held out, and left out of the evaluation: {named}{more}"
+
+
+def shape_in_words(row: Mapping[str, Any]) -> str:
+    """`62 of 128 prompts gained and 66 lost (median −0.0002, worst −0.21: 'key')`."""
+    same = f", {row['unchanged']} did not change" if row["unchanged"] else ""
+    median, worst = (figures.number(x, sign=True) for x in (row["median"], row["worst"]["difference"]))
+    of = f"{row['gained']} of {figures.plural(row['prompts'], 'prompt')} gained and {row['lost']} lost{same}"
+    return f"{of} (median {median}, worst {worst}: {quoted(row['worst']['prompt'])})"
+
+
+def _about_shape(row: Mapping[str, Any], by: str = "") -> list[Document]:
+    """What the mean hides: that few prompts carry it, and that some were ruined."""
+    if row.get("prompts", 1) < 2 or "gained" not in row:
+        return []
+    said = []
+    if not by:
+        few = row["verdict"] == "better" and row["lost"] >= row["gained"]
+        yet = "The mean rose, and yet no more prompts gained than lost: " if few else ""
+        text = f"{yet}{shape_in_words(row)}."
+        if row["samples"] == row["prompts"]:
+            text += " One sample of each cannot show which single one got worse; more evaluate.samples can."
+        said.append(remark("warning" if few else "note", text))
+    for ruined in row["ruined"][:NAMED]:
+        change = figures.change(ruined["difference"], ruined["interval"])
+        which = f"The prompt {quoted(ruined['prompt'])} is clearly worse{by}, whatever the mean is"
+        said.append(remark("warning", f"{which}: {change} ({ruined['samples']} samples)."))
+    if (more := len(row["ruined"]) - NAMED) > 0:
+        said.append(remark("warning", f"{figures.plural(more, 'more prompt')} got clearly worse{by}."))
     return said
+
+
+def about_judges(document: Document) -> list[Document]:
+    """What those say whom tuning never saw, and what it means."""
+    verdict = document["verdict"]
+    if verdict is None:
+        return []
+    return [text for name, row in document["judges"].items() for text in _about_judge(name, row, verdict)]
+
+
+def _about_judge(name: str, row: Mapping[str, Any], verdict: str) -> list[Document]:
+    if row["verdict"] is None:
+        return [remark("warning", f"{name} gives no verdict: {row['reason']}.")]
+    figure = figures.change(row["difference"], row["interval"])
+    if row["prompts"] > 1:
+        figure += f", {row['gained']} prompts gained and {row['lost']} lost"
+    level, text = _MEANINGS.get((verdict, row["verdict"]), ("note", f"It says {row['verdict']}."))
+    said = remark(level, f"{name} judges the same images, and tuning never saw it: {figure}. {text}")
+    return [said, *_about_shape(row, f" by {name}")]
+
+
+_BETTER, _SAME, _WORSE = "better", "no measurable difference", "worse"
+_MEANINGS = {  # of a judge's verdict beside that of the tuned reward
+    (_BETTER, _BETTER): ("good", "It confirms the gain."),
+    (_BETTER, _SAME): (
+        "warning",
+        "It does not confirm the gain: only the tuned reward may see it. Look at the images, or take more samples.",
+    ),
+    (_BETTER, _WORSE): (
+        "warning",
+        "It contradicts the gain: the reward was raised at the cost of what this judge looks at. Look at the images.",
+    ),
+    (_SAME, _SAME): ("note", "It sees no difference either."),
+    (_SAME, _BETTER): ("note", "It sees a gain that the tuned reward does not show."),
+    (_SAME, _WORSE): ("warning", "It sees a loss that the tuned reward does not show. Look at the images."),
+    (_WORSE, _WORSE): ("note", "It says the same."),
+    (_WORSE, _BETTER): ("note", "It contradicts the loss."),
+    (_WORSE, _SAME): ("note", "It does not see the loss."),
+}
 
 
 def _about_keep(document: Document) -> list[Document]:

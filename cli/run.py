@@ -627,8 +627,13 @@ def flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def decisive(document: Document) -> Document:
-    """The leaves that numbers depend on."""
-    return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS}
+    """The leaves that numbers of tuning depend on: judges look at its end alone."""
+    return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS and not k.startswith("evaluate.judges")}
+
+
+def judges_in(document: Document) -> Any:
+    """Those of a job's document, as they are kept."""
+    return without_secrets(strict((document.get("evaluate") or {}).get("judges", [])))
 
 
 def digest_of(document: Document) -> str:
@@ -781,14 +786,15 @@ class Run:
         """Keeps what the run began on; returns what has changed since then, a sentence each."""
         place, environment = self.path / ENVIRONMENT, strict(environment)
         fresh, stored = not place.exists(), read_sealed(place)
-        if stored is None:
-            stored = self.checkpoints.kept_environment()
-            write_sealed(place, stored or environment)
-        self.environment = stored or environment
+        kept = stored or self.checkpoints.kept_environment()
+        judges = {key: value for key, value in environment.items() if key == "judges"}
+        self.environment = {key: value for key, value in (kept or environment).items() if key != "judges"} | judges
+        if stored != self.environment:
+            write_sealed(place, self.environment)
         self.checkpoints.environment = to_json(self.environment)
-        if stored is None:
+        if kept is None:
             return [] if fresh else [f"{ENVIRONMENT} was damaged, so what the run began on is not known"]
-        before, now = dict(flat(stored)), dict(flat(environment))
+        before, now = (dict(flat({**said, "judges": None})) for said in (kept, environment))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
 
@@ -909,7 +915,7 @@ def _keep_job(path: Path, document: Document) -> None:
     """The job beside the run. What has been computed decides whose it is: a kept job that is damaged is kept anew."""
     own, stored, worked = digest_of(document), _stored_job(path / JOB), job_of(path)
     if worked == own or (stored is None and worked is None):
-        if stored is None or digest_of(stored) != own:
+        if stored is None or digest_of(stored) != own or judges_in(stored) != judges_in(document):
             _write_job(path / JOB, document)
         return
     if stored is None:
@@ -920,6 +926,8 @@ def _keep_job(path: Path, document: Document) -> None:
     if changes := differing(stored, document):
         listed = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
         raise UserMistake(f"{path} is a run of another job ({listed}); undo that, set another output, or --overwrite")
+    if judges_in(stored) != judges_in(document):
+        _write_job(path / JOB, document)
 
 
 def _write_job(place: Path, document: Document) -> None:

@@ -36,7 +36,13 @@ def job_model() -> type[BaseModel]:
     """A model of the job as it may be written, with all its short forms."""
     reward = _room("rewards", weight=(float, 1.0))
     keep = _room("rewards", at_least=(float | Annotated[str, Field(pattern=LEVEL)], ...))
-    evaluate = _model("Evaluate", prompts=(Prompts | None, None), samples=(Annotated[int, Ge(2)], 128))
+    judge = _room("rewards")
+    evaluate = _model(
+        "Evaluate",
+        prompts=(Prompts | None, None),
+        samples=(Annotated[int, Ge(2)], 128),
+        judges=(judge | list[judge] | None, None),  # type: ignore[valid-type]
+    )
     return _model(
         "Job",
         version=(Literal[1], ...),

@@ -128,17 +128,35 @@ def rewards_table(document: Document) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("held out", "start", "tuned", "difference, 95 % interval", ""):
-        table.add_column(name, justify="left" if name in ("held out", "") else "right")
+    every = [*document["rewards"].values(), *document["keep"].values(), *document.get("judges", {}).values()]
+    prompts = "up / down" if any(map(_counts, every)) else ""  # how many prompts gained and lost
+    for name in ("held out", "start", "tuned", "difference,\n95 % interval"):
+        table.add_column(name, justify="left" if name == "held out" else "right", no_wrap=True)
+    table.add_column("")
+    table.add_column(prompts, justify="right", no_wrap=True)
     for name, row in document["rewards"].items():
         gain = escape(figures.change(row["difference"], row["interval"]))
-        table.add_row(escape(name), figures.number(row["start"]), figures.number(row["tuned"]), gain, row["verdict"])
+        start, tuned = figures.number(row["start"]), figures.number(row["tuned"])
+        table.add_row(escape(name), start, tuned, gain, row["verdict"], _counts(row))
     for name, row in document["keep"].items():
         gain = escape(figures.change(row["difference"], row["interval"]))
         end = "kept" if row["held"] else "broken" if row["broken"] else "within noise"
         label = f"keep {name} ≥ {figures.number(row['at_least'])}"
-        table.add_row(escape(label), figures.number(row["start"]), figures.number(row["tuned"]), gain, end)
+        table.add_row(
+            escape(label), figures.number(row["start"]), figures.number(row["tuned"]), gain, end, _counts(row)
+        )
+    for name, row in document.get("judges", {}).items():
+        gain = escape(figures.change(row["difference"], row["interval"]))
+        label, end = f"judge {name}", row["verdict"] or "no verdict"
+        table.add_row(
+            escape(label), figures.number(row["start"]), figures.number(row["tuned"]), gain, end, _counts(row)
+        )
     return table
+
+
+def _counts(row: Document) -> str:
+    """How many prompts gained and lost, where there is more than one."""
+    return f"{row['gained']} / {row['lost']}" if row.get("prompts", 0) > 1 and "gained" in row else ""
 
 
 def paths(names: Sequence[str], steps: Sequence[Document]) -> list[Any]:

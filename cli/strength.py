@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli import figures
@@ -37,7 +37,8 @@ class Pair:
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
         from genbo.bilevel.curve import quantile
-        from genbo.bilevel.evaluate import Comparison, student_t
+        from genbo.bilevel.evaluate import Comparison, ruined_of, shape_of, student_t
+        from genbo.bilevel.law import MANY_PROMPTS
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
         gap = tuned.value - start.value
@@ -48,7 +49,22 @@ class Pair:
             half = quantile(len(gap)) * se
         mean = gap.mean().item()
         interval = (mean - half, mean + half)
-        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, len(self.prompts))
+        means = dict(zip(self.prompts, gap.tolist(), strict=True))
+        shape = shape_of(means, ruined_of(means, self._errors(start, tuned)))
+        by_prompts = len(gap) >= (2 if self.fresh_prompts else MANY_PROMPTS)
+        counted = len(gap) if by_prompts else self.samples
+        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, counted, shape)
+
+    def _errors(self, start: Measured, tuned: Measured) -> dict[str, tuple[float, int]]:
+        """The standard error of each prompt's gain, and its samples; none where samples cannot vouch for one alone."""
+        each = self.samples // len(self.prompts)
+        if each < 2 or any(law.fit.verdict != "reliable" for law in (self.start, self.tuned)):
+            return {}
+        if self.shared:
+            squares = (tuned - start).influence.square().sum(1)
+        else:
+            squares = start.influence.square().sum(1) + tuned.influence.square().sum(1)
+        return {p: (e, each) for p, e in zip(self.prompts, squares.sqrt().tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,9 @@ class Searched:
     pair: Pair | None
     weights: Weights | None = None
     tilt: Law | None = None  # of the same E[r2], where the numbers are those of another law
+    judges: Mapping[str, Pair | None] = field(
+        default_factory=dict
+    )  # judges in the upper reward's place; None: no number
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -108,11 +127,25 @@ class Searched:
         held_out = {**top, "verdict": top["verdict"] if pair.speaks else None, "fresh_prompts": pair.fresh_prompts}
         return {**held_out, "by_prompt": sorted(by_prompt, key=lambda row: row["difference"])}, rewards, {}
 
+    def opinions(self) -> Document:
+        """`judges`."""
+        from genbo.cli.result import plain, unjudged
+
+        found: Document = {}
+        for name, pair in self.judges.items():
+            if pair is None:
+                found[name] = unjudged()
+            elif not pair.speaks:
+                found[name] = unjudged("its samples cannot speak of both lambdas")
+            else:
+                found[name] = plain(pair.compared("r1"))
+        return found
+
     # -- in words --------------------------------------------------------------------------------------------
 
     def headline(self, document: Document) -> str:
         """The verdict in one plain sentence, with its figures."""
-        from genbo.cli.result import instead
+        from genbo.cli.result import instead, opinions
 
         change, held_out = instead("regularization", document["phi"]["regularization"]), document["held_out"]
         if document["status"] != "done" or held_out is None:
@@ -123,11 +156,13 @@ class Searched:
         on = f"{figures.count(held_out['samples'])} held-out samples"
         if held_out["verdict"] is None:
             return f"{change}, and no verdict: {on} cannot speak of both."
-        return f"{change}: {self.upper} {gain} on {on}: {held_out['verdict']}."
+        return (
+            f"{change}: {self.upper} {gain} on {on}: {opinions(held_out['verdict'], self.upper, document['judges'])}."
+        )
 
     def trust(self, document: Document) -> list[Document]:
         """How far to believe it."""
-        from genbo.cli.result import about_held_out, remark
+        from genbo.cli.result import about_held_out, about_judges, remark
 
         said = [*self._about_optimum(), *self._about_samples()]
         said.append(remark("note", f"Numbers at a lambda are those of {self.law}."))
@@ -142,7 +177,7 @@ class Searched:
         if not self.pair.speaks:
             text = "The held-out samples cannot speak of both lambdas; raise evaluate.samples, or start nearer."
             return [*said, remark("warning", text)]
-        return [*said, *about_held_out(document)]
+        return [*said, *about_held_out(document), *about_judges(document)]
 
     def _about_optimum(self) -> list[Document]:
         from genbo.bilevel.law import MANY_PROMPTS

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from genbo.cli.allowed import allowed, announce
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.ground import on_what
-from genbo.cli.run import Run, Signals, opened, read_report, read_status, storage, to_json, without_secrets
+from genbo.cli.run import Run, Signals, judges_in, opened, read_report, read_status, storage, to_json, without_secrets
 from genbo.cli.watch import watch
 from genbo.cli.work import Work
 from genbo.diffusion.room import first_line
@@ -47,6 +47,11 @@ class Result:
     def verdict(self) -> str | None:
         verdict: str | None = self.document["verdict"]
         return verdict
+
+    @property
+    def judges(self) -> dict[str, str | None]:
+        """The verdict of each judge, by its name."""
+        return {name: row["verdict"] for name, row in self.document.get("judges", {}).items()}
 
     @property
     def phi(self) -> dict[str, Any]:
@@ -208,7 +213,10 @@ def finished(run: Run) -> Document | None:
     status = read_status(run.path) or {}
     if status.get("state") == Diverged.state:
         raise Diverged(status["reason"])
-    return read_report(run.path) if status.get("state") == "done" else None
+    document = read_report(run.path) if status.get("state") == "done" else None
+    if document is None or judges_in(document["job"]) != judges_in(run.document):
+        return None  # other judges look once more
+    return document
 
 
 @contextmanager

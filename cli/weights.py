@@ -18,7 +18,7 @@ from genbo.cli import figures
 from genbo.cli.errors import Diverged
 from genbo.cli.kept import Kept
 from genbo.cli.run import read_tensors, words_in, write_tensors
-from genbo.cli.work import Work
+from genbo.cli.work import Work, judges_said
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,17 +56,20 @@ class Weights:
     upper: tuple[float, ...]  # the weights of the upper rewards; the rows that follow are the lower ones
     lower: tuple[float, ...]
     fresh_prompts: bool
+    judges: tuple[str, ...] = ()  # names; their rows stand behind those of both levels
 
     def at(self, factor: float | None) -> Law:
         return next(law for law in self.laws if law.factor == factor)
 
     def scores(self, law: Law, level: str) -> Any:
-        """(N,), the weighted rewards of a level."""
+        """(N,), the weighted rewards of a level, or what a judge says, by its name."""
         import torch
 
         rows = law.side.scores.double()
-        split = len(self.upper)
-        weights, rows = (self.upper, rows[:split]) if level == "r1" else (self.lower, rows[split:])
+        split, end = len(self.upper), len(self.upper) + len(self.lower)
+        if level in self.judges:
+            return rows[end + self.judges.index(level)]
+        weights, rows = (self.upper, rows[:split]) if level == "r1" else (self.lower, rows[split:end])
         return torch.tensor(weights, dtype=torch.float64) @ rows
 
     def compared(self, factor: float | None, other: float | None, level: str) -> Comparison:
@@ -88,6 +91,8 @@ class Weights:
             for level in ("r1", "r2"):
                 row[level] = self.scores(law, level).mean().item()
                 row[f"{level}_gain"] = None if law.factor is None else plain(self.compared(law.factor, None, level))
+            if self.judges and law.factor is not None:
+                row["judges"] = {name: plain(self.compared(law.factor, None, name)) for name in self.judges}
             rows.append(row)
         return rows
 
@@ -96,8 +101,9 @@ class Weights:
         from genbo.cli.result import remark
 
         names = {"r1": upper, "r2": lower}
+        opinions = {name: name for name in self.judges}
         if 1.0 in [law.factor for law in self.laws]:
-            gains = [f"{name} {_change(self.compared(1.0, None, level))}" for level, name in names.items()]
+            gains = [f"{name} {_change(self.compared(1.0, None, level))}" for level, name in (names | opinions).items()]
             yield remark("note", f"The weights tuned at lambda against the pretrained model: {' and '.join(gains)}.")
         for law in self.laws:
             if law.factor is None or law.factor == 1:
@@ -148,6 +154,7 @@ def tuned_weights(work: Work, last: Round, kept: Kept) -> Weights:
         tuple(weight for weight, _ in a.problem.rewards),
         tuple(weight for weight, _ in a.lower_rewards),
         job.held_out_is_fresh_prompts,
+        a.judge_names,
     )
 
 
@@ -219,13 +226,13 @@ def training_at(work: Work, last: Round, lam: float, begun: Mapping[str, Any] | 
 
 
 def side_of(work: Work, process: Process, name: str, batch: Batch, kept: Kept) -> Side:
-    """Held-out samples of these weights, with the rewards of both levels."""
+    """Held-out samples of these weights, with the rewards of both levels and the judges."""
     from genbo.cli.heldout import evaluate_side
 
     a = work.assembled
-    problem = replace(a.problem, process=process, rewards=(*a.problem.rewards, *a.lower_rewards))
+    problem = replace(a.judge, process=process, rewards=(*a.problem.rewards, *a.lower_rewards))
     folder, phi = work.run.path / "evaluation", a.problem.first()
-    side = evaluate_side(folder, name, problem, phi, batch, work.run.digest, kept.between)
+    side = evaluate_side(folder, name, problem, phi, batch, work.run.digest, kept.between, judges_said(work))
     kept.elapsed_s += side.elapsed_s
     return side
 

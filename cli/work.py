@@ -84,7 +84,15 @@ def counting(
 def names_of(assembled: Assembled) -> Names:
     from genbo.cli.result import Names
 
-    return Names(tuple(assembled.reward_names), tuple(assembled.constraint_names))
+    return Names(tuple(assembled.reward_names), tuple(assembled.constraint_names), tuple(assembled.judge_names))
+
+
+def judges_said(work: Work) -> Document | None:
+    """Who the judges are, by their options and their files."""
+    from genbo.cli.ground import judges_of
+
+    judges = work.job.evaluate.judges
+    return {"kinds": [j.document("rewards") for j in judges], "files": judges_of(work.assembled)} if judges else None
 
 
 def conclude(
@@ -118,6 +126,7 @@ def conclude(
         reason=reason,
         notes=work.notes,
         search=search,
+        left_out=work.job.left_out if held_out is not None or search is not None else (),
     )
     process = process or a.problem.at(tuned.phi)
     said = {**result.document_of(found), "use": use_of(work, process)}

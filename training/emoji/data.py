@@ -15,9 +15,11 @@ from transformers import CLIPTokenizer
 
 CACHE = Path(".cache/emoji")
 PACKED = CACHE / "emoji.npz"
+JUDGE_PACKED = CACHE / "judge.npz"
 EVALUATION = CACHE / "evaluation"
 PIPELINE = Path("diffusion/bundled/emoji")
 CLIP = Path("rewards/bundled/emoji-clip")
+JUDGE = Path("rewards/bundled/emoji-judge")
 STYLE = Path("rewards/bundled/emoji-style")
 PROMPTS = Path("diffusion/bundled/prompts")
 

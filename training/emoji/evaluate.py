@@ -30,8 +30,10 @@ Tokenize = Callable[[list[str]], Tensor]
 
 
 @torch.no_grad()
-def retrieval(model: torch.nn.Module, tokenize: Tokenize, emoji: data.Emoji) -> dict[str, float]:
-    """Recall at 1 and 10 over the held-out concepts, chance 1/200 and 10/200.
+def retrieval(
+    model: torch.nn.Module, tokenize: Tokenize, emoji: data.Emoji, concepts: np.ndarray | None = None
+) -> dict[str, float]:
+    """Recall at 1 and 10 over the held-out concepts, chance 1/200 and 10/200, or over those given by number.
 
     In each style apart: one drawing and one label a concept. `text_to_image`: the label's own drawing is
     among the k nearest of all drawings; `image_to_text`: the drawing's own label is among the k nearest of
@@ -39,7 +41,7 @@ def retrieval(model: torch.nn.Module, tokenize: Tokenize, emoji: data.Emoji) -> 
     label.
     """
     device = next(model.parameters()).device
-    hidden = np.flatnonzero(emoji.held_out)
+    hidden = np.flatnonzero(emoji.held_out) if concepts is None else concepts
     plain = [emoji.labels[i] for i in hidden]
     texts = {"": plain, "_with_keywords": [" ".join([emoji.labels[i], *emoji.keywords[i]]) for i in hidden]}
     text = {k: F.normalize(model.encode_text(tokenize(v).to(device)).float(), dim=1) for k, v in texts.items()}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ WARMUP_STEPS = 4  # before a capture: compilation, kernel choice, the optimiser'
 def rate(u: float, rise: float = 0.02) -> float:
     """The learning rate's factor when the fraction u of the time is used."""
     return u / rise if u < rise else 0.5 * (1 + math.cos(math.pi * min(1.0, (u - rise) / (1 - rise))))
+
+
+def bf16(device: torch.device) -> torch.autocast:
+    """Mixed precision where it is fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 class Trained:
@@ -57,6 +63,15 @@ class Trained:
     def restart_ema(self) -> None:
         """Forget the average so far."""
         torch._foreach_copy_(self.ema, [t.detach() for t in self.state])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The modules with averaged weights, and afterwards with their own again."""
+        own = [t.detach().clone() for t in self.state]
+        self.use_ema()
+        yield
+        with torch.no_grad():
+            torch._foreach_copy_([t.detach() for t in self.state], own)
 
     @torch.no_grad()
     def use_ema(self) -> None:
@@ -131,9 +146,19 @@ def _capture(step: Step, generator: torch.Generator) -> Step:
 
 
 def run(
-    trained: Trained, step: Step, total: int, minutes: float, peak_lr: float, name: str, every_steps: int = 20
+    trained: Trained,
+    step: Step,
+    total: int,
+    minutes: float,
+    peak_lr: float,
+    name: str,
+    every_steps: int = 20,
+    keep: Callable[[], None] = lambda: None,
 ) -> int:
-    """Repeat the step `total` times, or for that many minutes if they end first; returns the number of steps."""
+    """Repeat the step `total` times, or for that many minutes if they end first; returns the number of steps.
+
+    `keep` is called at every tenth of the way, to save what there is.
+    """
     start, steps, lines, u = time.monotonic(), 0, 0, 0.0
     while u < 1:
         trained.lr.fill_(peak_lr * rate(u))
@@ -149,6 +174,7 @@ def run(
                 lines = int(u * 10) + 1
                 pace = steps / (time.monotonic() - start)
                 print(f"  {name} {u:4.0%}  step {steps:6d}  loss {loss:.4f}  {pace:.1f} steps/s", flush=True)
+                keep()
         u = max(steps / total, (time.monotonic() - start) / (60 * minutes))
     print(f"  {name} 100%  step {steps:6d}  loss {trained.mean_loss.item():.4f}", flush=True)
     return steps

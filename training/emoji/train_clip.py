@@ -22,8 +22,7 @@ from torch import Tensor
 
 from training.emoji import data
 from training.emoji.evaluate import retrieval
-from training.emoji.loop import Step, Trained, Wrap, prepare, run
-from training.emoji.train_diffusion import bf16
+from training.emoji.loop import Step, Trained, Wrap, bf16, prepare, run
 
 CONTEXT, VOCAB = 20, 4096
 CAPTION_VARIANTS = 48

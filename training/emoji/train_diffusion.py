@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from training.emoji import data
-from training.emoji.loop import Step, Trained, Wrap, prepare, run
+from training.emoji.loop import Step, Trained, Wrap, bf16, prepare, run
 
 TEXT_WIDTH, TEXT_LENGTH, VOCAB = 128, 20, 4096
 CAPTION_VARIANTS = 24  # of each concept in each style
@@ -103,11 +103,6 @@ def new_pipeline(emoji: data.Emoji) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def bf16(device: torch.device) -> torch.autocast:
-    """Mixed precision where it is fast."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def train_vae(vae: AutoencoderKL, images: Tensor, args: argparse.Namespace) -> int:
