@@ -173,6 +173,9 @@ class Step:
     sigma_t: Tensor
     alpha_s: Tensor
     sigma_s: Tensor
+    order: int | None = None  # of a multistep solver, as `Grid.orders`
+    heun: bool = False
+    variance: str = "small"
 
 
 class GuidanceRule(Protocol):

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ddpm:
+    """`variance: own` is as the model's own scheduler has it, and small where it has none."""
+
     steps: Annotated[int, Gt(0)] = 100
-    variance: Literal["small", "large"] = "small"
+    variance: Literal["own", "small", "large"] = "own"
     stochastic = True
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
@@ -36,5 +38,6 @@ class Ddpm:
         ratio, left = at.alpha_t / at.alpha_s, (at.sigma_s / at.sigma_t) ** 2
         new = (at.sigma_t**2 - ratio**2 * at.sigma_s**2).clamp(min=0)
         mean = at.alpha_s * new / at.sigma_t**2 * x_0 + ratio * left * x_t
-        share = at.sigma_s / at.sigma_t if self.variance == "small" else (at.sigma_s > 0).to(new)
+        small = (at.variance if self.variance == "own" else self.variance) == "small"
+        share = at.sigma_s / at.sigma_t if small else (at.sigma_s > 0).to(new)
         return mean, share * new.sqrt()
