@@ -20,6 +20,7 @@ from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.figures import duration
+from genbo.cli.fits import remarks
 from genbo.cli.job import NO_PROMPT, Chosen, Job, WeightsJob, likely_device
 from genbo.cli.memory import Memory, memory
 from genbo.cli.speed import expected_s, record_speed
@@ -492,6 +493,7 @@ def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
 
 
 def _warnings(job: Job) -> Iterator[str]:
+    yield from remarks(job)
     if getattr(job.model.options, "folder", job) is None:
         name = job.model.options.pretrained
         yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,7 @@ def conclude(
     from genbo.cli.report import write_report
 
     run, a = work.run, work.assembled
+    process = process or a.problem.at(tuned.phi)
     found = result.Findings(
         problem=a.problem,
         names=names_of(a),
@@ -111,10 +112,9 @@ def conclude(
         reproduce=work.reproduce,
         status=status,
         reason=reason,
-        notes=work.notes,
+        notes=(*work.notes, *_drawn_otherwise(work, process)),
         search=search,
     )
-    process = process or a.problem.at(tuned.phi)
     document = without_secrets(strict({**result.document_of(found), "use": use_of(work, process)}))
     if document["held_out"] is not None:
         weights = search.weights if search else None
@@ -125,6 +125,16 @@ def conclude(
     write_report(run.path, document)
     fault("report.html")
     return dict(document)
+
+
+def _drawn_otherwise(work: Work, process: Process) -> Iterator[str]:
+    """Where a reader's own diffusers would draw something else: a scheduler that was replaced, what it cannot do."""
+    from genbo.diffusion.tuned import beyond_diffusers
+
+    remarks = getattr(work.job.model.options, "remarks", None)
+    yield from (f"Of the scheduler: {said}." for said in (remarks(process.sampler, 1.0) if remarks else ()))
+    if beyond := beyond_diffusers(process):
+        yield f"A plain diffusers call does not draw what was judged ({'; '.join(beyond)}): genbo.load does."
 
 
 def planned_cost(planned: Plan) -> dict[str, float]:
@@ -163,6 +173,8 @@ def use_of(work: Work, process: Process) -> Document:
     arguments = None if hidden else diffusers_arguments(said, stops, model.names)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
     beside = [f"{name}={getattr(model.options, name)!r}" for name in KEPT_OPTIONS if getattr(model.options, name)]
+    if model.options.height or model.options.width:
+        beside += [f"{name}={value!r}" for name, value in model.of_size.items()]
     call = ", ".join(filter(None, [prompt, arguments, *beside]))
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
     own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'

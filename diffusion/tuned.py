@@ -17,8 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo import schedules
 from genbo.diffusion.models._folder import class_names
 from genbo.diffusion.refused import Refused
+from genbo.schedules.link import Interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
     from genbo.schedules.clock import Clock
+    from genbo.schedules.schedule import Schedule
 
 SCHEMA = 1
+SCHEDULES = Path(schedules.__file__).parent
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
@@ -37,10 +41,94 @@ def settings(process: Process) -> dict[str, Any]:
     rule = {"kind": _kind(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
         rule[name] = _one_or_all(value[0].tolist())
-    said = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    said: dict[str, Any] = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    if schedule := getattr(process.model, "schedule", None):
+        said["noise_schedule"] = spoken(schedule)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
+
+
+def beyond_diffusers(process: Process) -> list[str]:
+    """What the plain call of the exported pipeline cannot be told, each in a few words; empty where it draws the same.
+
+    Of pipelines alone: other models are no pipelines, or DDIMPipelines by their own scheduler.
+    """
+    model: Any = process.model
+    if not hasattr(model, "pipeline"):
+        return []
+    said, whole = settings(process), hasattr(model, "draw")
+    return [*_beyond_scheduler(process, said), *_beyond_guidance(said, model.names, whole=whole)]
+
+
+def _beyond_scheduler(process: Process, said: Mapping[str, Any]) -> Iterator[str]:
+    model: Any = process.model
+    if model.prompted(process.sampler) is None:
+        name = type(model.pipeline).__name__
+        yield f"the call of {name} draws otherwise by {_kind(process.sampler)}, or takes no class"
+    if "timesteps" in said and model.arguments(process.sampler, process.grid) is None:
+        yield "its call cannot be told these time steps"
+
+
+def _beyond_guidance(said: Mapping[str, Any], names: Mapping[str, str], *, whole: bool) -> Iterator[str]:
+    rule, told = said["guidance"], said.get("told", {})
+    numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
+    weights = rule["weight"] if isinstance(rule["weight"], list) else [rule["weight"]]
+    if rule["kind"] not in ("plain", "rescaled"):
+        yield f"it has no guidance of kind {rule['kind']}"
+    for name, value in numbers.items():
+        if isinstance(value, list):
+            yield f"{name} changes from step to step"
+    if min(weights) < 1 and not whole:
+        yield f"at a guidance weight of {min(weights):g} diffusers draws without guidance, as at 1"
+    if rule["kind"] == "rescaled" and weights != [1] and "rescale" not in names:
+        yield "its call takes no guidance_rescale"
+
+
+def spoken(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as a job has it: its family, and each parameter by name."""
+    values = {name: value[0].tolist() for name, value in schedule.values.items()}
+    links = schedule.family.links
+    parameters = {name: v if not isinstance(links[name], Interval) else v[0] for name, v in values.items()}
+    normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
+    return {
+        "family": _kind(schedule.family),
+        "parameters": parameters,
+        **normalised,
+        "zero_terminal": schedule.zero_terminal,
+    }
+
+
+def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
+    """What `spoken` wrote, as a schedule; None where a folder has none. `Refused` where it cannot be one."""
+    from genbo.schedules.schedule import schedule_of
+
+    said = document.get("noise_schedule")
+    if not isinstance(said, dict):
+        return None
+    known, kind, parameters = _families(), said.get("family"), said.get("parameters")
+    if kind not in known or not isinstance(parameters, dict):
+        raise Refused(
+            f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {', '.join(known)}"
+        )
+    family, more = known[str(kind)], {"normalised": said["normalised"]} if "normalised" in said else {}
+    try:
+        made = family(**parameters, **more)
+        for name, numbers in made.starts().items():
+            if (why := made.links[name].why_not(numbers)) is not None:
+                raise ValueError(f"{name}: {why}")
+    except (TypeError, ValueError) as problem:
+        raise Refused(f"genbo.json: noise_schedule: {problem}") from problem
+    return schedule_of(made, zero_terminal=bool(said.get("zero_terminal")))
+
+
+def _families() -> dict[str, Any]:
+    """Every family in its file of the room, by the file's name."""
+    stems = sorted(file.stem for file in SCHEDULES.glob("[!_]*.py"))
+    found = {
+        stem: getattr(importlib.import_module(f"genbo.schedules.{stem}"), stem.capitalize(), None) for stem in stems
+    }
+    return {stem: family for stem, family in found.items() if hasattr(family, "starts")}
 
 
 def _one_or_all(numbers: list[float]) -> float | list[float]:
@@ -68,6 +156,7 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     if "timesteps" in document and hasattr(model, "arguments"):
         document["diffusers"] = model.arguments(process.sampler, process.grid)
     if hasattr(model, "pipeline"):
+        document["beyond_diffusers"] = beyond_diffusers(process)
         _copy(model.folder, folder, model.variant)
         for part in model.fused:
             _save(getattr(model.pipeline, part), folder / part)
@@ -170,11 +259,15 @@ def _clear(part: Path) -> None:
 
 
 class Tuned:
-    """A pipeline with its tuned values. `pipeline` is the plain diffusers pipeline inside, `process` what draws."""
+    """A pipeline with its tuned values. `pipeline` is the plain diffusers pipeline inside, `process` what draws.
+
+    `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
+    """
 
     def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
         self.process, self.document = process, dict(document)
         self.pipeline: Any = getattr(process.model, "pipeline", None)
+        self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
         """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""

@@ -84,7 +84,7 @@ class Discrete(PipelineModel):
         DDIM's own steps may end elsewhere than the next begins (`Grid` says when); these join.
         """
         scheduler = self.scheduler(sampler)
-        if _tells_log_sigma(scheduler):
+        if _settings.tells_log_sigma(scheduler.config, sampler):
             raise Refused("tune: this network is told log sigma in place of a time, so its times cannot be tuned")
         stopping(scheduler, sampler)
         alpha, sigma = of_log_snr(self.clock.log_snr(times))
@@ -131,6 +131,11 @@ class Discrete(PipelineModel):
         if wrong := _settings.mistakes(config, sampler):
             raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
         found = as_loaded(self.pipeline, of_betas(config, sampler))
+        if not _same_levels(self.pipeline.scheduler, found):
+            own = type(self.pipeline.scheduler).__name__
+            raise Refused(
+                f"pretrained: this model's {own} has levels that no sampler of genbo's has; take another model"
+            )
         refuse_unknown(found)
         return found
 
@@ -182,6 +187,17 @@ def stopping(scheduler: Any, sampler: Sampler) -> None:
         raise Refused(fewer)
 
 
+def _same_levels(own: Any, other: Any) -> bool:
+    """Whether a scheduler of another class has made the same levels of the same betas, as far as both can be asked."""
+    table, others = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (own, other))
+    betas = [scheduler.config.get(name) for name in ("beta_start", "num_train_timesteps") for scheduler in (own, other)]
+    if table is None or others is None or betas[0] != betas[1] or betas[2] != betas[3]:
+        return True
+    if any(scheduler.config.get("rescale_betas_zero_snr") for scheduler in (own, other)):
+        return True  # which some classes do not know
+    return len(table) == len(others) and torch.allclose(table.cpu(), others.cpu(), rtol=1e-4, atol=1e-6)
+
+
 def _solver(scheduler: Any, steps: int) -> dict[str, Any]:
     """How a scheduler steps between its levels, as a grid has it."""
     config = scheduler.config
@@ -205,12 +221,6 @@ def _orders(config: Any, steps: int) -> tuple[int, ...]:
 
 def _is_euler(scheduler: Any) -> bool:
     return type(scheduler).__name__ == _settings.CLASSES["euler"]
-
-
-def _tells_log_sigma(scheduler: Any) -> bool:
-    """Whether the network is told 0.25 log sigma: diffusers' EDM scaling, of Euler and predictions of v alone."""
-    config = scheduler.config
-    return bool(config.get("timestep_type") == "continuous" and config.prediction_type == "v_prediction")
 
 
 def _unit_variance(scheduler: Any) -> bool:

@@ -37,6 +37,7 @@ class PipelineModel:
 
     part: ClassVar[str] = "unet"
     names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale"}  # our numbers, as the pipeline's call has them
+    of_size: ClassVar[Mapping[str, Any]] = {}  # what its call must be told where the size is not the network's own
     prediction: str
 
     def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:

@@ -55,6 +55,7 @@ CLIPPED = frozenset(("clip_sample", "clip_sample_range"))
 THRESHOLD: Mapping[str, tuple[Any, ...]] = {"thresholding": OFF}
 OF_THRESHOLD = frozenset(("dynamic_thresholding_ratio", "sample_max_value"))
 SIGMAS = frozenset(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"))
+OF_NETWORK = ("prediction_type", "use_flow_sigmas")  # what the network was trained for: nothing to write anew
 FIXED = ("fixed_small", "fixed_small_log", "fixed_large")
 
 UNDERSTOOD: Mapping[str, Understood] = {
@@ -72,7 +73,7 @@ UNDERSTOOD: Mapping[str, Understood] = {
             **PREDICTED,
             **THRESHOLD,
             "algorithm_type": ("dpmsolver++", "deis"),  # diffusers' class takes deis for dpmsolver++
-            "solver_order": (1, 2, 3),
+            "solver_order": (2, 1, 3),  # the first is the one to write in place of another
             "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),  # and the last three for midpoint
             "use_flow_sigmas": OFF,
             "variance_type": (None, *FIXED, "fixed_large_log"),  # it looks for learned ones alone
@@ -85,6 +86,10 @@ UNDERSTOOD: Mapping[str, Understood] = {
         {"invert_sigmas": OFF, "stochastic_sampling": OFF},
     ),
 }
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    return "FlowMatch" in str(config.get("_class_name"))
 
 
 def kind_of(sampler: Sampler) -> str:
@@ -118,8 +123,10 @@ def _sentence(config: Mapping[str, Any], sampler: Sampler, name: str, value: Any
 def unfollowed(config: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, Any]]:
     """Settings whose values a sampler does not follow."""
     settings = made_of(config, sampler)
+    if settings.get("use_flow_sigmas"):
+        yield "use_flow_sigmas", settings["use_flow_sigmas"]  # levels that no scheduler of betas has, whatever the kind
     for name, allowed in UNDERSTOOD[class_for(config, kind_of(sampler))].only.items():
-        if name in settings and settings[name] not in allowed:
+        if name != "use_flow_sigmas" and name in settings and settings[name] not in allowed:
             yield name, settings[name]
 
 
@@ -138,7 +145,7 @@ def class_for(config: Mapping[str, Any], kind: str) -> str:
 
 def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]:
     """Other kinds of sampler whose schedulers do not know this setting, or follow it."""
-    if config.get("_class_name") == FLOW:
+    if config.get("_class_name") == FLOW or name in OF_NETWORK:
         return []
     value, listed = config.get(name), []
     for kind, cls in CLASSES.items():
@@ -149,16 +156,17 @@ def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]
 
 
 def _remedy(config: Mapping[str, Any], name: str, sampler: Sampler) -> str:
-    if name == "prediction_type":
+    if name in OF_NETWORK:
         return "take another model"
     usual = UNDERSTOOD[class_for(config, kind_of(sampler))].only[name][0]
-    return f"write {name}: {str(usual).lower() if isinstance(usual, bool) or usual is None else usual} into its {FILE}"
+    usual = "null" if usual is None else usual
+    return f"write {name}: {str(usual).lower() if isinstance(usual, bool) else usual} into its {FILE}"
 
 
 def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
     """That the folder's own scheduler is of a class that genbo does not sample by, and what stands in its place."""
     own, kind = str(config.get("_class_name")), kind_of(sampler)
-    if "beta_schedule" not in config or own in CLASSES.values():
+    if own == "None" or own in CLASSES.values() or is_flow(config):
         return None
     return (
         f"the folder's {own} is replaced by {kind} ({CLASSES[kind]}), as in sampler: {{kind: {kind}}}; "
@@ -169,3 +177,9 @@ def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
 def steps_mistake(config: Mapping[str, Any], kind: str, steps: int, pipeline: str = "") -> str | None:
     """Why a scheduler of betas cannot stop so often, with the number to take; None where it can."""
     return _stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps)
+
+
+def tells_log_sigma(config: Mapping[str, Any], sampler: Sampler) -> bool:
+    """Whether the network is told 0.25 log sigma: diffusers' EDM scaling, of Euler and predictions of v alone."""
+    continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
+    return continuous and kind_of(sampler) == "euler"

@@ -53,4 +53,5 @@ def _corrected(order: int, heun: bool, decay: Tensor, h: Tensor | None, x_0: Ten
     bend = d_1 - h / h_before * (x_0_last - x_0_before)
     d_1 = d_1 + h_last / (h_last + h_before) * bend
     d_2 = h / (h_last + h_before) * bend
-    return by_heun * d_1 + (0.5 - (decay - 1 + h) / h**2) * d_2
+    third: Tensor = (0.5 - (decay - 1 + h) / h**2) * d_2
+    return by_heun * d_1 + third
