@@ -213,7 +213,7 @@ def diffusers_arguments(
         return None  # diffusers switches guidance off there
     if not set(numbers) <= set(names):
         return None
-    values = [f"{names[name]}={float(f'{number:.4g}')}" for name, number in numbers.items()]
+    values = [f"{names[name]}={float(f'{number:.7g}')}" for name, number in numbers.items()]
     eta = [f"eta={said['sampler']['eta']}"] if said["sampler"].get("eta") else []
     steps = [
         f"{name}={numbers}" for name, numbers in (stops or {"num_inference_steps": said["sampler"]["steps"]}).items()

@@ -176,6 +176,7 @@ class Step:
     order: int | None = None  # of a multistep solver, as `Grid.orders`
     heun: bool = False
     variance: str = "small"
+    noisy_end: bool = False
 
 
 class GuidanceRule(Protocol):

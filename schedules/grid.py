@@ -34,6 +34,7 @@ class Grid:
     orders: tuple[int, ...] = ()  # of a multistep solver's steps; where none are given, 2, and 1 at both ends
     heun: bool = False  # second-order steps by Heun's rule, not the midpoint's
     variance: str = "small"  # of an ancestral step, as `samplers.ddpm` has them: small | large
+    noisy_end: bool = False  # whether a step of large variance that ends without noise draws some all the same
 
     @property
     def steps(self) -> int:

@@ -141,6 +141,9 @@ class Diffusers:
         if _settings.is_flow(config) and kind != "euler":
             yield f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
             return
+        if kind not in _settings.CLASSES:
+            yield _settings.unserved(kind)
+            return
         yield from self._unfollowed(config, sampler)
         pipeline = str(_folder.config_of(folder, "", "model_index.json").get("_class_name"))
         if not _settings.is_flow(config) and (said := _settings.steps_mistake(config, kind, sampler.steps, pipeline)):

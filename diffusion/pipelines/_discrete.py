@@ -59,7 +59,7 @@ class Discrete(PipelineModel):
             grid = grid_of_sigmas(time, sigmas, initial, exploding_end=_is_euler(scheduler))
         if (grid.alpha_t == 0).any() and (reason := zero_terminal_mistake(True, self.prediction)):
             raise Refused(f"pretrained: {reason}")
-        return replace(grid, **_solver(scheduler, sampler.steps))
+        return replace(grid, **_solver(scheduler, time))
 
     @property
     def clock(self) -> Clock:
@@ -75,7 +75,7 @@ class Discrete(PipelineModel):
             return self.grid(sampler).time[0]
         plain = {**PLAIN_TIMES, "timestep_spacing": {"uniform": "linspace"}.get(spacing, spacing)}
         scheduler = self.scheduler(sampler, **plain)
-        scheduler.set_timesteps(sampler.steps)
+        stopping(scheduler, sampler)
         return torch.as_tensor(scheduler.timesteps, dtype=torch.float64)
 
     def grid_at(self, sampler: Sampler, times: Tensor) -> Grid:
@@ -99,7 +99,7 @@ class Discrete(PipelineModel):
             scale = 1.0 if _unit_variance(scheduler) else float(sigma[0, 0])  # sigma_max, in units of x_t
         alpha, sigma = (torch.cat([x, e.expand_as(x[:, :1])], dim=1) for x, e in zip((alpha, sigma), end, strict=True))
         grid = grid_of_levels(times, alpha, sigma, scale, _bound(scheduler))
-        return replace(grid, **_solver(scheduler, sampler.steps))
+        return replace(grid, **_solver(scheduler, times))
 
     def arguments(self, sampler: Sampler, grid: Grid) -> dict[str, list[float]] | None:
         """What to hand to the pipeline's call to stop there: `timesteps`, or `sigmas`; None where it takes neither.
@@ -128,6 +128,8 @@ class Discrete(PipelineModel):
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """diffusers' scheduler for a sampler's kind, with the pipeline's own settings, or others."""
         config = given(self.pipeline.scheduler, **settings)
+        if (kind := _settings.kind_of(sampler)) not in _settings.CLASSES:
+            raise Refused(f"sampler: {_settings.unserved(kind)}")
         if wrong := _settings.mistakes(config, sampler):
             raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
         found = as_loaded(self.pipeline, of_betas(config, sampler))
@@ -198,14 +200,15 @@ def _same_levels(own: Any, other: Any) -> bool:
     return len(table) == len(others) and torch.allclose(table.cpu(), others.cpu(), rtol=1e-4, atol=1e-6)
 
 
-def _solver(scheduler: Any, steps: int) -> dict[str, Any]:
-    """How a scheduler steps between its levels, as a grid has it."""
+def _solver(scheduler: Any, times: Tensor) -> dict[str, Any]:
+    """How a scheduler steps between its levels at these times (M, T), as a grid has it."""
     config = scheduler.config
     if type(scheduler).__name__ == _settings.CLASSES["ddpm"]:
-        return {"variance": "large" if config.variance_type == "fixed_large" else "small"}
+        large = config.variance_type == "fixed_large"
+        return {"variance": "large" if large else "small", "noisy_end": large and bool((times[:, -1] > 0).all())}
     if type(scheduler).__name__ != _settings.CLASSES["dpmpp"]:
         return {}
-    return {"orders": _orders(config, steps), "heun": config.solver_type == "heun"}
+    return {"orders": _orders(config, times.shape[1]), "heun": config.solver_type == "heun"}
 
 
 def _orders(config: Any, steps: int) -> tuple[int, ...]:

@@ -88,6 +88,11 @@ UNDERSTOOD: Mapping[str, Understood] = {
 }
 
 
+def unserved(kind: str) -> str:
+    """Why a sampler of one's own cannot draw from a pipeline."""
+    return f"diffusers has no scheduler for {kind} to take levels from; take {', '.join(CLASSES)}"
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     return "FlowMatch" in str(config.get("_class_name"))
 

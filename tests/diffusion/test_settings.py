@@ -89,6 +89,7 @@ BESIDE: dict[str, list[dict[str, Any]]] = {  # what a setting needs to do anythi
     "max_image_seq_len": [{"use_dynamic_shifting": True}],
     "time_shift_type": [{}, {"use_dynamic_shifting": True}],
     "steps_offset": [{"timestep_spacing": "leading"}],
+    "timestep_spacing": [{}, {"variance_type": "fixed_large"}],
 }
 
 
