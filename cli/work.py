@@ -187,7 +187,9 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     if network.classes:
         return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
     load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
-    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}).images"
+    fresh = getattr(process.sampler, "eta", 0)
+    eta = f", eta={fresh}" if fresh else ""
+    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{eta}).images"
     plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
     ddim = type(process.sampler).__name__ == "Ddim"
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}

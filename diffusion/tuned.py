@@ -12,7 +12,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,9 +52,14 @@ def settings(process: Process) -> dict[str, Any]:
 def beyond_diffusers(process: Process) -> list[str]:
     """What the plain call of the exported pipeline cannot be told, each in a few words; empty where it draws the same.
 
-    Of pipelines alone: other models are no pipelines, or DDIMPipelines by their own scheduler.
+    A network of one's own becomes a DDIMPipeline. An exact world is no pipeline, and nothing is said of it.
     """
     model: Any = process.model
+    if hasattr(model, "module"):
+        by = (
+            [] if _kind(process.sampler) == "ddim" else [f"DDIMPipeline draws by ddim, not by {_kind(process.sampler)}"]
+        )
+        return [*by, *(["its call takes no class"] if model.classes else [])]
     if not hasattr(model, "pipeline"):
         return []
     said, whole = settings(process), hasattr(model, "draw")
@@ -155,8 +160,9 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     document = {"schema": SCHEMA, **settings(process), **about}
     if "timesteps" in document and hasattr(model, "arguments"):
         document["diffusers"] = model.arguments(process.sampler, process.grid)
-    if hasattr(model, "pipeline"):
+    if hasattr(model, "pipeline") or hasattr(model, "module"):
         document["beyond_diffusers"] = beyond_diffusers(process)
+    if hasattr(model, "pipeline"):
         _copy(model.folder, folder, model.variant)
         for part in model.fused:
             _save(getattr(model.pipeline, part), folder / part)
@@ -317,7 +323,21 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
     ).open()
     rule = _make("guidance", document["guidance"])
     process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
+    if "model" not in document:
+        process = _as_a_network(process, schedule_from(document))
     return Tuned(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+
+
+def _as_a_network(process: Process, schedule: Schedule | None) -> Process:
+    """The levels that a network of one's own was judged at, by whatever sampler; its scheduler is DDIM's alone.
+
+    Folders that do not name their schedule have it in their scheduler's betas.
+    """
+    if schedule is None:
+        return process.with_grid(replace(process.grid, noise_scale=1.0, noisy_end=False))
+    model: Any = process.model
+    steps = int(model.pipeline.scheduler.config.num_train_timesteps)
+    return process.with_grid(schedule.grid(process.steps, told="index", train_steps=steps))
 
 
 def _told(process: Process, told: object) -> Process:

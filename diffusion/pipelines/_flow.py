@@ -63,7 +63,8 @@ class Flow(PipelineModel):
         """A scheduler that has been set as the pipeline's own call sets it."""
         scheduler = self.scheduler(sampler)
         given = {"num_inference_steps": sampler.steps} if sigmas is None else {"sigmas": list(sigmas)}
-        scheduler.set_timesteps(**given, mu=self.mu)
+        mu = {"mu": self.mu} if scheduler.config.use_dynamic_shifting else {}
+        scheduler.set_timesteps(**given, **mu)
         if not scheduler.sigmas.isfinite().all() or (scheduler.sigmas.diff() > 0).any():
             raise Refused(
                 f"sampler: this scheduler's settings leave no {sampler.steps} levels to stop at; take other steps"
@@ -78,6 +79,11 @@ class Flow(PipelineModel):
         config = self.pipeline.scheduler.config
         usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": self.max_shift}
         line = [config.get(name, value) for name, value in usual.items()]
+        if None in line:
+            name = list(usual)[line.index(None)]
+            raise Refused(
+                f"pretrained: this scheduler shifts by the size of the image, and its {name} is null; give it one"
+            )
         tokens = (self.shape[1] // self.patch) * (self.shape[2] // self.patch)
         return float(calculate_shift(tokens, *line))
 

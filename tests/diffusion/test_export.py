@@ -25,6 +25,7 @@ from genbo.diffusion.guidance.apg import Apg
 from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.guidance.rescaled import Rescaled
+from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.samplers.ddim import Ddim
@@ -35,7 +36,7 @@ from genbo.diffusion.seed import Seed
 from genbo.diffusion.tuned import beyond_diffusers, export, load, schedule_from, spoken
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.piecewise import Piecewise
-from genbo.schedules.schedule import schedule_of
+from genbo.schedules.schedule import Schedule, schedule_of
 from tests.diffusion import test_families as table
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +187,46 @@ def test_a_pipeline_that_draws_otherwise_is_said_so(family_folder):
     ):
         process = process_of(table.opened(family_folder(family), family), sampler, Plain(weight=1.0))
         assert (beyond_diffusers(process) == []) is plain, (family, sampler)
+
+
+# -- a network of one's own -------------------------------------------------------------------------------------------
+
+
+def network(schedule: Schedule) -> Any:
+    """An untrained U-Net of 8 x 8 grey pixels, told the log-SNR, that answers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = Unet(device="cpu").open()
+        for parameter in made.module.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return replace(made, schedule=schedule)
+
+
+OWN = [Ddim(steps=5), Ddim(steps=5, eta=0.5), Euler(steps=5), Dpmpp(steps=5), Ddpm(steps=5), Ddpm(5, variance="large")]
+
+
+@pytest.mark.parametrize("sampler", OWN, ids=repr)
+def test_a_network_of_ones_own_is_drawn_as_it_was_judged(plainly, sampler, tmp_path):
+    """Under a schedule that leaves signal at its end, which no other scheduler's first noise allows for."""
+    schedule = schedule_of(Cosine(end=0.9, tau=1.5, log_snr_min=-4.0))
+    process = process_of(network(schedule), sampler, Plain(weight=1.0))
+    judged = table.genbo_images(process, ("",) * 3)
+    document = exported(process, tmp_path / "tuned")
+    assert document["noise_schedule"]["family"] == "cosine" and document["noise_schedule"]["parameters"]["tau"] == 1.5
+    tuned = load(tmp_path / "tuned", device="cpu")
+    torch.testing.assert_close(table.genbo_images(tuned.process, ("",) * 3), judged, rtol=0, atol=TOLERANCE)
+    assert tuned.noise_schedule is not None
+    torch.testing.assert_close(tuned.noise_schedule.alphas_cumprod(), schedule.alphas_cumprod())
+    older = {name: value for name, value in document.items() if name != "noise_schedule"}
+    (tmp_path / "tuned" / "genbo.json").write_text(json.dumps(older))
+    again = load(tmp_path / "tuned", device="cpu")
+    assert again.noise_schedule is None
+    torch.testing.assert_close(table.genbo_images(again.process, ("",) * 3), judged, rtol=0, atol=TOLERANCE)
+    assert (document["beyond_diffusers"] == []) is isinstance(sampler, Ddim)
+    if isinstance(sampler, Ddim):
+        call = {"batch_size": 3, "num_inference_steps": 5, "eta": sampler.eta}
+        torch.testing.assert_close(plainly(tmp_path / "tuned", call), judged, rtol=0, atol=TOLERANCE)
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------------
