@@ -162,8 +162,8 @@ class Diffusers:
     @property
     def _below_1(self) -> str:
         return (
-            "guidance below 1: a weight of 0 is the unconditional model here, 1 the prompt without guidance. diffusers "
-            "switches guidance off at 1 and below and draws what 1 draws; only genbo.load draws a lower weight"
+            "guidance below 1: a weight of 0 is the unconditional model here, and 1 no guidance; diffusers switches "
+            "guidance off at 1 and below, so its plain call draws a lower weight as 1, and genbo.load as it was tuned"
         )
 
     def usual(self) -> tuple[Any, Any]:

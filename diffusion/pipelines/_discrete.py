@@ -181,7 +181,9 @@ def stopping(scheduler: Any, sampler: Sampler) -> None:
         raise Refused(f"{fewer} ({first_line(error)})") from error
     times = torch.as_tensor(scheduler.timesteps)
     sound = len(times) == steps and bool(times.double().isfinite().all()) and int((times == times[0]).sum()) == 1
-    if sound and hasattr(scheduler, "sigmas"):
+    if not hasattr(scheduler, "sigmas"):
+        sound = sound and int(times.min()) >= 0 and int(times.max()) < len(scheduler.alphas_cumprod)
+    elif sound:
         sigmas = scheduler.sigmas[: steps + 1].double()
         gaps = sigmas.diff()
         sound = bool((gaps <= 0).all() if _is_euler(scheduler) else (gaps < 0).all())  # False where one is NaN

@@ -85,7 +85,8 @@ def _is_sound(config: Mapping[str, Any], kind: str, steps: int) -> bool:
         return True  # known once it is loaded
     if len(found) != steps or found[-1] < 0:
         return False
-    last = train - 1
+    betas = config.get("trained_betas")
+    last = (len(betas) if isinstance(betas, list) else train) - 1
     if kind in ("ddim", "ddpm") and found[0] > last:
         return False
     levels = [min(t, last) for t in found] if kind == "dpmpp" else found  # its solver divides by their distances

@@ -72,7 +72,7 @@ VALUES: dict[str, list[Any]] = {  # where the signature does not list them
 TRAILING = {"timestep_spacing": "trailing"}
 SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
 BESIDE: dict[str, list[dict[str, Any]]] = {  # what a setting needs to do anything, tried as well
-    "trained_betas": [{"num_train_timesteps": len(BETAS)}],
+    "trained_betas": [{}, {"num_train_timesteps": len(BETAS)}],
     "clip_sample_range": [{"clip_sample": True}],
     "solver_type": [{}, {"solver_order": 2, **SIGMA_MIN}],
     "lower_order_final": [{}, SIGMA_MIN, {**SIGMA_MIN, "solver_order": 3}],
@@ -194,6 +194,25 @@ def test_a_setting_is_followed_or_refused(family_folder, name, setting, settings
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * max(1.0, float(expected.abs().max())))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"solver_type": "heun"}, SIGMA_MIN, {**SIGMA_MIN, "solver_order": 3}, {"solver_order": 3, "euler_at_final": True}],
+    ids=str,
+)
+def test_an_order_is_lowered_at_the_end_of_few_steps_alone(family_folder, settings):
+    """From 15 steps on diffusers keeps it; the walk above has 5."""
+    model = with_scheduler(
+        opened(family_folder("stable_diffusion")), made("DPMSolverMultistepScheduler", BASE | settings)
+    )
+    orders = {steps: model.grid(Dpmpp(steps=steps)).orders for steps in (1, 2, 14, 15)}
+    most, to_zero = settings.get("solver_order", 2), settings.get("final_sigmas_type") != "sigma_min"
+    assert orders[1] == (1,) and orders[2] == (1, 1) and orders[14][-2:] == (2, 1)
+    assert orders[15][-2:] == (most, 1 if to_zero else most)
+    for steps in (14, 15):
+        expected = drawn(model.pipeline, Dpmpp(steps=steps))
+        torch.testing.assert_close(sampled(model, Dpmpp(steps=steps)), expected, rtol=0, atol=TOLERANCE)
+
+
 def test_a_walk_over_settings_both_follows_and_refuses(family_folder):
     """The settings that public reports were about, each by its own fate."""
     known = [(case.values[0], case.values[1], case.values[2][case.values[1]]) for case in cases()]
@@ -261,6 +280,17 @@ def test_a_scheduler_that_is_replaced_is_diffusers_own_swap(family_folder, famil
         assert grid.time[0].tolist() == torch.as_tensor(wanted.timesteps).double().tolist(), other
         if n == 0:
             torch.testing.assert_close(sampled(model, sampler), drawn(plain.pipeline, sampler), rtol=0, atol=TOLERANCE)
+
+
+def test_levels_that_are_made_otherwise_are_refused(family_folder):
+    """CogVideoX shifts the levels of its betas, which no scheduler of genbo's kinds does."""
+    shifted = made("CogVideoXDDIMScheduler", {"beta_start": 0.00085, "beta_end": 0.012})
+    model = with_scheduler(opened(family_folder("stable_diffusion_xl")), shifted)
+    for sampler in (Ddim(steps=3), Euler(steps=3), Dpmpp(steps=3)):
+        with pytest.raises(Refused, match="CogVideoXDDIMScheduler has levels that no sampler"):
+            model.grid(sampler)
+    still = made("CogVideoXDDIMScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "snr_shift_scale": 1.0})
+    assert with_scheduler(model, still).grid(Ddim(steps=3)).steps == 3
 
 
 def test_schedulers_of_its_own_kinds_are_not_called_replaced():
