@@ -199,7 +199,9 @@ def _same_levels(own: Any, other: Any) -> bool:
         return True
     if any(scheduler.config.get("rescale_betas_zero_snr") for scheduler in (own, other)):
         return True  # which some classes do not know
-    return len(table) == len(others) and torch.allclose(table.cpu(), others.cpu(), rtol=1e-4, atol=1e-6)
+    return len(table) == len(others) and torch.allclose(
+        *(t.double().cpu() for t in (table, others)), rtol=1e-4, atol=1e-6
+    )
 
 
 def _solver(scheduler: Any, times: Tensor) -> dict[str, Any]:
