@@ -159,11 +159,12 @@ def given(scheduler: Any, **settings: Any) -> dict[str, Any]:
     """A scheduler's config, and settings in place of its own.
 
     diffusers leaves what it lists as `_use_default_values` to the next class: there must be nothing in that list that a
-    pipeline has set itself since, or that is set here.
+    pipeline has set itself since, or that is set here, and nothing of what the network was trained on.
     """
     config, parameters = dict(scheduler.config), inspect.signature(type(scheduler).__init__).parameters
     left = [name for name in config.get("_use_default_values", ()) if name in parameters and name not in settings]
-    kept = [name for name in left if config[name] == parameters[name].default]
+    of_network = {*_settings.TABLE, *_settings.OF_NETWORK}
+    kept = [name for name in left if name not in of_network and config[name] == parameters[name].default]
     return {**config, **settings, "_use_default_values": kept}
 
 
@@ -194,14 +195,12 @@ def stopping(scheduler: Any, sampler: Sampler) -> None:
 def _same_levels(own: Any, other: Any) -> bool:
     """Whether a scheduler of another class has made the same levels of the same betas, as far as both can be asked."""
     table, others = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (own, other))
-    betas = [scheduler.config.get(name) for name in ("beta_start", "num_train_timesteps") for scheduler in (own, other)]
-    if table is None or others is None or betas[0] != betas[1] or betas[2] != betas[3]:
+    if table is None or others is None:
         return True
     if any(scheduler.config.get("rescale_betas_zero_snr") for scheduler in (own, other)):
         return True  # which some classes do not know
-    return len(table) == len(others) and torch.allclose(
-        *(t.double().cpu() for t in (table, others)), rtol=1e-4, atol=1e-6
-    )
+    own_bar, other_bar = (bar.double().cpu() for bar in (table, others))
+    return len(own_bar) == len(other_bar) and torch.allclose(own_bar, other_bar, rtol=1e-4, atol=1e-6)
 
 
 def _solver(scheduler: Any, times: Tensor) -> dict[str, Any]:

@@ -284,12 +284,17 @@ def test_a_scheduler_that_is_replaced_is_diffusers_own_swap(family_folder, famil
 
 def test_levels_that_are_made_otherwise_are_refused(family_folder):
     """CogVideoX shifts the levels of its betas, which no scheduler of genbo's kinds does."""
-    shifted = made("CogVideoXDDIMScheduler", {"beta_start": 0.00085, "beta_end": 0.012})
+    betas = {name: BASE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
+    shifted = made("CogVideoXDDIMScheduler", betas)
     model = with_scheduler(opened(family_folder("stable_diffusion_xl")), shifted)
     for sampler in (Ddim(steps=3), Euler(steps=3), Dpmpp(steps=3)):
         with pytest.raises(Refused, match="CogVideoXDDIMScheduler has levels that no sampler"):
             model.grid(sampler)
-    still = made("CogVideoXDDIMScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "snr_shift_scale": 1.0})
+    left_out = with_scheduler(model, made("LCMScheduler", {}))  # whose own betas are not DDIM's
+    bar = left_out.pipeline.scheduler.alphas_cumprod.double()
+    grid = left_out.grid(Ddim(steps=3))
+    torch.testing.assert_close(grid.alpha_t[0] ** 2, bar[grid.time[0].long()], rtol=1e-5, atol=0)
+    still = made("CogVideoXDDIMScheduler", {**betas, "snr_shift_scale": 1.0})
     assert with_scheduler(model, still).grid(Ddim(steps=3)).steps == 3
 
 
