@@ -14,6 +14,7 @@ from genbo.cli.catalog import nearest
 from genbo.cli.job import NO_PROMPT, Job, Kind
 from genbo.cli.places import Node
 from genbo.cli.run import sha256_of
+from genbo.diffusion.teacher import Lesson
 from genbo.schedules.schedule import divided
 
 Misfit = tuple[Node, str, str | None]
@@ -77,6 +78,35 @@ def taught(job: Job, root: Node) -> Iterator[Misfit]:
             remedy = "set eta: 0" if hasattr(job.model.sampler.options, "eta") else "take ddim, euler or dpmpp"
             said = f"compares two ways from the same noise, and this sampler draws more on its way; {remedy}"
             yield root.find(["model", "sampler"]), f"{kinds[0]} {said}", None
+        else:
+            yield from _untaught(job, root.find(key), [r for r in rewards if hasattr(r.options, "lesson")])
+
+
+def _untaught(job: Job, node: Node, rewards: Sequence[Any]) -> Iterator[Misfit]:
+    """What the model's own scheduler cannot draw of a teacher."""
+    undrawable = getattr(job.model.options, "undrawable", None)
+    if undrawable is None:
+        return
+    own = set(undrawable(job.model.sampler.options))
+    for reward in rewards:
+        for said in undrawable(Lesson(*reward.options.lesson).by(job.model.sampler.options)):
+            if said not in own:  # of the job's own sampler, which has been named
+                yield node, f"{reward.kind}: {said}", None
+
+
+def remarks(job: Job) -> Iterator[str]:
+    """What is worth saying of how this model is drawn, where nothing is wrong with it."""
+    found = getattr(job.model.options, "remarks", None)
+    if found is not None:
+        yield from found(job.model.sampler.options, lowest_weight(job))
+
+
+def lowest_weight(job: Job) -> float:
+    """The least guidance weight that may occur: of the model, or of what is tuned of it."""
+    tuned = [tunable for tunable in job.tune.values() if getattr(tunable, "option", "") == "weight"]
+    listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), tunable.bounds[0])]
+    weight = getattr(job.model.guidance.options, "weight", 1.0)
+    return float(min(listed or (weight if isinstance(weight, list) else [weight])))
 
 
 def learned(job: Job, root: Node) -> Iterator[Misfit]:

@@ -21,6 +21,7 @@ from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.cost import Cost
 from genbo.cli.figures import duration
+from genbo.cli.fits import remarks
 from genbo.cli.job import NO_PROMPT, Chosen, Job, likely_device
 from genbo.cli.memory import Memory, memory
 from genbo.cli.outlay import PAIRS, PATHS, Searching, held_out_bank, opinions
@@ -492,6 +493,7 @@ def _too_long(job: Job) -> Iterator[str]:
 
 
 def _warnings(job: Job) -> Iterator[str]:
+    yield from remarks(job)
     if getattr(job.model.options, "folder", job) is None:
         name = job.model.options.pretrained
         yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,7 @@ def conclude(
     from genbo.cli.report import write_report
 
     run, a = work.run, work.assembled
+    process = process or a.problem.at(tuned.phi)
     found = result.Findings(
         problem=a.problem,
         names=names_of(a),
@@ -124,11 +125,10 @@ def conclude(
         reproduce=work.reproduce,
         status=status,
         reason=reason,
-        notes=work.notes,
+        notes=(*work.notes, *_drawn_otherwise(work, process)),
         search=search,
         left_out=work.job.left_out if held_out is not None or search is not None else (),
     )
-    process = process or a.problem.at(tuned.phi)
     said = {**result.document_of(found), "use": use_of(work, process)}
     said["cost"] |= {"planned_at_least": work.planned.total_at_least.document(), "inexact": work.planned.inexact}
     document = without_secrets(strict(said))
@@ -146,6 +146,16 @@ def conclude(
 def counted(cost: Mapping[str, int], *parts: Mapping[str, int]) -> dict[str, int]:
     """The counts that every part of a run has kept; one that was begun by an earlier genbo may lack some."""
     return {key: value for key, value in cost.items() if all(key in part for part in parts if part)}
+
+
+def _drawn_otherwise(work: Work, process: Process) -> Iterator[str]:
+    """Where a reader's own diffusers would draw something else: a scheduler that was replaced, what it cannot do."""
+    from genbo.diffusion.tuned import beyond_diffusers
+
+    remarks = getattr(work.job.model.options, "remarks", None)
+    yield from (f"Of the scheduler: {said}." for said in (remarks(process.sampler, 1.0) if remarks else ()))
+    if beyond := beyond_diffusers(process):
+        yield f"A plain diffusers call does not draw what was judged ({'; '.join(beyond)}): genbo.load does."
 
 
 def planned_cost(planned: Plan) -> dict[str, float]:
@@ -185,6 +195,8 @@ def use_of(work: Work, process: Process) -> Document:
     arguments = None if hidden else diffusers_arguments(said, stops, model.names)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
     beside = [f"{name}={getattr(model.options, name)!r}" for name in KEPT_OPTIONS if getattr(model.options, name)]
+    if model.options.height or model.options.width:
+        beside += [f"{name}={value!r}" for name, value in model.of_size.items()]
     call = ", ".join(filter(None, [prompt, arguments, *beside]))
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
     own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
@@ -197,7 +209,9 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     if network.classes:
         return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
     load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
-    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}).images"
+    fresh = getattr(process.sampler, "eta", 0)
+    eta = f", eta={fresh}" if fresh else ""
+    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{eta}).images"
     plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
     ddim = type(process.sampler).__name__ == "Ddim"
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
@@ -223,7 +237,7 @@ def diffusers_arguments(
         return None  # diffusers switches guidance off there
     if not set(numbers) <= set(names):
         return None
-    values = [f"{names[name]}={float(f'{number:.4g}')}" for name, number in numbers.items()]
+    values = [f"{names[name]}={float(f'{number:.7g}')}" for name, number in numbers.items()]
     eta = [f"eta={said['sampler']['eta']}"] if said["sampler"].get("eta") else []
     steps = [
         f"{name}={numbers}" for name, numbers in (stops or {"num_inference_steps": said["sampler"]["steps"]}).items()

@@ -188,6 +188,10 @@ class Step:
     sigma_t: Tensor
     alpha_s: Tensor
     sigma_s: Tensor
+    order: int | None = None  # of a multistep solver, as `Grid.orders`
+    heun: bool = False
+    variance: str = "small"
+    noisy_end: bool = False
 
 
 class GuidanceRule(Protocol):

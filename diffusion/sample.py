@@ -131,8 +131,10 @@ class Rows:
         return x_s, memory, now.state
 
     def at(self, i: int) -> Step:
-        level = (self.level[name][i] for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s"))
-        return Step(i, i == self.steps - 1, *level)
+        a_t, s_t, a_s, s_s = (self.level[name][i] for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s"))
+        grid = self.process.grid
+        order = grid.orders[i] if grid.orders else None
+        return Step(i, i == self.steps - 1, a_t, s_t, a_s, s_s, order, grid.heun, grid.variance, grid.noisy_end)
 
     def denoise(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
         """The prediction as the process makes it: guided, and steered where it has a steer."""

@@ -30,14 +30,15 @@ class Lesson:
 
     def process(self, student: Process) -> Process:
         """The teacher. A guidance weight a step holds for that step's share of the way."""
-        sampler = self._sampler(student.sampler)
+        sampler = self.by(student.sampler)
         step = [i * student.steps // self.steps for i in range(self.steps)]
         options, told = (
             {name: value[:, step] for name, value in table.items()} for table in (student.options, student.told)
         )
         return replace(student, sampler=sampler, options=options, told=told, grid=student.model.grid(sampler))
 
-    def _sampler(self, own: Sampler) -> Sampler:
+    def by(self, own: Sampler) -> Sampler:
+        """What the teacher is drawn by, where this is the student's."""
         if self.sampler is None:
             return replace(own, steps=self.steps)  # type: ignore[type-var]
         made: Sampler = getattr(import_module(f"genbo.diffusion.samplers.{self.sampler}"), self.sampler.capitalize())(

@@ -12,13 +12,15 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo import schedules
 from genbo.diffusion.models._folder import class_names, components, is_network, part_of
 from genbo.diffusion.refused import Refused
+from genbo.schedules.link import Interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
     from genbo.schedules.clock import Clock
+    from genbo.schedules.schedule import Schedule
 
 SCHEMA = 1
+SCHEDULES = Path(schedules.__file__).parent
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
@@ -37,10 +41,99 @@ def settings(process: Process) -> dict[str, Any]:
     rule = {"kind": _kind(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
         rule[name] = _one_or_all(value[0].tolist())
-    said = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    said: dict[str, Any] = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    if schedule := getattr(process.model, "schedule", None):
+        said["noise_schedule"] = spoken(schedule)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
+
+
+def beyond_diffusers(process: Process) -> list[str]:
+    """What the plain call of the exported pipeline cannot be told, each in a few words; empty where it draws the same.
+
+    A network of one's own becomes a DDIMPipeline. An exact world is no pipeline, and nothing is said of it.
+    """
+    model: Any = process.model
+    if hasattr(model, "module"):
+        by = (
+            [] if _kind(process.sampler) == "ddim" else [f"DDIMPipeline draws by ddim, not by {_kind(process.sampler)}"]
+        )
+        return [*by, *(["its call takes no class"] if model.classes else [])]
+    if not hasattr(model, "pipeline"):
+        return []
+    said, whole = settings(process), hasattr(model, "draw")
+    return [*_beyond_scheduler(process, said), *_beyond_guidance(said, model.names, whole=whole)]
+
+
+def _beyond_scheduler(process: Process, said: Mapping[str, Any]) -> Iterator[str]:
+    model: Any = process.model
+    if model.prompted(process.sampler) is None:
+        name = type(model.pipeline).__name__
+        yield f"the call of {name} draws otherwise by {_kind(process.sampler)}, or takes no class"
+    if "timesteps" in said and model.arguments(process.sampler, process.grid) is None:
+        yield "its call cannot be told these time steps"
+
+
+def _beyond_guidance(said: Mapping[str, Any], names: Mapping[str, str], *, whole: bool) -> Iterator[str]:
+    rule, told = said["guidance"], said.get("told", {})
+    numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
+    weights = rule["weight"] if isinstance(rule["weight"], list) else [rule["weight"]]
+    if rule["kind"] not in ("plain", "rescaled"):
+        yield f"it has no guidance of kind {rule['kind']}"
+    for name, value in numbers.items():
+        if isinstance(value, list):
+            yield f"{name} changes from step to step"
+    if min(weights) < 1 and not whole:
+        yield f"at a guidance weight of {min(weights):g} diffusers draws without guidance, as at 1"
+    if rule["kind"] == "rescaled" and weights != [1] and "rescale" not in names:
+        yield "its call takes no guidance_rescale"
+
+
+def spoken(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as a job has it: its family, and each parameter by name."""
+    values = {name: value[0].tolist() for name, value in schedule.values.items()}
+    links = schedule.family.links
+    parameters = {name: v if not isinstance(links[name], Interval) else v[0] for name, v in values.items()}
+    normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
+    return {
+        "family": _kind(schedule.family),
+        "parameters": parameters,
+        **normalised,
+        "zero_terminal": schedule.zero_terminal,
+    }
+
+
+def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
+    """What `spoken` wrote, as a schedule; None where a folder has none. `Refused` where it cannot be one."""
+    from genbo.schedules.schedule import schedule_of
+
+    said = document.get("noise_schedule")
+    if not isinstance(said, dict):
+        return None
+    known, kind, parameters = _families(), said.get("family"), said.get("parameters")
+    if kind not in known or not isinstance(parameters, dict):
+        raise Refused(
+            f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {', '.join(known)}"
+        )
+    family, more = known[str(kind)], {"normalised": said["normalised"]} if "normalised" in said else {}
+    try:
+        made = family(**parameters, **more)
+        for name, numbers in made.starts().items():
+            if (why := made.links[name].why_not(numbers)) is not None:
+                raise ValueError(f"{name}: {why}")
+    except (TypeError, ValueError) as problem:
+        raise Refused(f"genbo.json: noise_schedule: {problem}") from problem
+    return schedule_of(made, zero_terminal=bool(said.get("zero_terminal")))
+
+
+def _families() -> dict[str, Any]:
+    """Every family in its file of the room, by the file's name."""
+    stems = sorted(file.stem for file in SCHEDULES.glob("[!_]*.py"))
+    found = {
+        stem: getattr(importlib.import_module(f"genbo.schedules.{stem}"), stem.capitalize(), None) for stem in stems
+    }
+    return {stem: family for stem, family in found.items() if hasattr(family, "starts")}
 
 
 def _one_or_all(numbers: list[float]) -> float | list[float]:
@@ -67,6 +160,8 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     document = {"schema": SCHEMA, **settings(process), **about}
     if "timesteps" in document and hasattr(model, "arguments"):
         document["diffusers"] = model.arguments(process.sampler, process.grid)
+    if hasattr(model, "pipeline") or hasattr(model, "module"):
+        document["beyond_diffusers"] = beyond_diffusers(process)
     if hasattr(model, "pipeline"):
         _copy(model.folder, folder, model.variant)
         for part in model.fused:
@@ -188,11 +283,15 @@ def _clear(part: Path) -> None:
 
 
 class Tuned:
-    """A pipeline with its tuned values. `pipeline` is the plain diffusers pipeline inside, `process` what draws."""
+    """A pipeline with its tuned values. `pipeline` is the plain diffusers pipeline inside, `process` what draws.
+
+    `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
+    """
 
     def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
         self.process, self.document = process, dict(document)
         self.pipeline: Any = getattr(process.model, "pipeline", None)
+        self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
         """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""
@@ -242,7 +341,21 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
     ).open()
     rule = _make("guidance", document["guidance"])
     process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
+    if "model" not in document:
+        process = _as_a_network(process, schedule_from(document))
     return Tuned(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+
+
+def _as_a_network(process: Process, schedule: Schedule | None) -> Process:
+    """The levels that a network of one's own was judged at, by whatever sampler; its scheduler is DDIM's alone.
+
+    Folders that do not name their schedule have it in their scheduler's betas.
+    """
+    if schedule is None:
+        return process.with_grid(replace(process.grid, noise_scale=1.0, noisy_end=False))
+    model: Any = process.model
+    steps = int(model.pipeline.scheduler.config.num_train_timesteps)
+    return process.with_grid(schedule.grid(process.steps, told="index", train_steps=steps))
 
 
 def _told(process: Process, told: object) -> Process:

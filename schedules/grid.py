@@ -31,6 +31,10 @@ class Grid:
     sigma_s: Tensor
     noise_scale: float = 1.0  # x_T = noise_scale * noise
     x_0_bound: float = math.inf  # predictions of x_0 are held within it: diffusers' clip_sample
+    orders: tuple[int, ...] = ()  # of a multistep solver's steps; where none are given, 2, and 1 at both ends
+    heun: bool = False  # second-order steps by Heun's rule, not the midpoint's
+    variance: str = "small"  # of an ancestral step, as `samplers.ddpm` has them: small | large
+    noisy_end: bool = False  # whether a step of large variance that ends without noise draws some all the same
 
     @property
     def steps(self) -> int:
@@ -56,12 +60,23 @@ def grid_of_levels(
     return Grid(time, alpha[:, :-1], sigma[:, :-1], alpha[:, 1:], sigma[:, 1:], noise_scale, x_0_bound)
 
 
-def grid_of_sigmas(time: Tensor, sigmas: Tensor, init_noise_sigma: float | None = None) -> Grid:
+def grid_of_sigmas(
+    time: Tensor, sigmas: Tensor, init_noise_sigma: float | None = None, *, exploding_end: bool = False
+) -> Grid:
     """A grid from variance-exploding sigmas (M, T + 1) = sigma_t / alpha_t, as Euler and DPM-Solver++ keep them.
 
     `init_noise_sigma` is the standard deviation of x_T in variance-exploding units; None means that x_T has variance 1
-    here, which is diffusers' sqrt(sigma_max^2 + 1).
+    here, which is diffusers' sqrt(sigma_max^2 + 1). With `exploding_end` what is left at the end is x_0 + sigma eps.
     """
-    alpha = (1 + sigmas**2).rsqrt()
+    alpha = (1 + sigmas[:, :-1] ** 2).rsqrt()
     scale = 1.0 if init_noise_sigma is None else init_noise_sigma * float(alpha[0, 0])
-    return grid_of_levels(time, alpha, sigmas * alpha, scale)
+    end = ends_at(sigmas[:, -1:], exploding=exploding_end)
+    return grid_of_levels(
+        time, torch.cat([alpha, end[0]], dim=1), torch.cat([sigmas[:, :-1] * alpha, end[1]], dim=1), scale
+    )
+
+
+def ends_at(sigma: Tensor, *, exploding: bool) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at the end of the last step, where sigma / alpha is this; Euler's is not scaled back."""
+    alpha = torch.ones_like(sigma) if exploding else (1 + sigma**2).rsqrt()
+    return alpha, sigma * alpha

@@ -39,12 +39,19 @@ class Blackbox(Diffusers):
         return "_blackbox"
 
     def misfits(self, sampler: Any, rule: Any, tuned: frozenset[str]) -> Iterator[tuple[str, str]]:
-        kind = type(sampler).__name__.lower()
-        if self.folder is not None and _folder.is_flow(self.folder) and kind != "euler":
-            yield "sampler", f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        for said in self.undrawable(sampler):
+            yield "sampler", said
         if type(rule).__name__ != "Plain":
             yield "guidance", "a black box guides by itself; write a number, or tune guidance"
         if strange := sorted(name for name in tuned if name != "guidance"):
             yield "tune", f"a black box can be tuned in guidance alone, not in {strange[0]}"
         if self.distilled_guidance is not None:
             yield "distilled_guidance", "a black box has one guidance; write model.guidance instead"
+
+    def _unfollowed(self, config: dict[str, Any], sampler: Any) -> list[str]:
+        """Every setting is followed: diffusers' own scheduler draws."""
+        return []
+
+    @property
+    def _below_1(self) -> str:
+        return "guidance at 1 and below is none: a black box draws by diffusers' own call, which switches it off there"

@@ -16,6 +16,7 @@ from annotated_types import Gt
 
 from genbo.diffusion import bundled
 from genbo.diffusion.models import _damage, _folder
+from genbo.diffusion.pipelines import _settings
 from genbo.diffusion.tokens import readers_of
 
 if TYPE_CHECKING:
@@ -134,9 +135,10 @@ class Diffusers:
         folder = self.folder
         if folder is None:
             return
-        kind = type(sampler).__name__.lower()
-        if _folder.is_flow(folder) and kind != "euler":
-            yield "sampler", f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        for said in self.undrawable(sampler):
+            yield "sampler", said
+        if "timesteps" in tuned and _settings.tells_log_sigma(_folder.scheduler_of(folder), sampler):
+            yield "tune", "this network is told log sigma in place of a time, so timesteps cannot be tuned; delete them"
         guides = any(weight != 1 for weight in _listed(rule.weight)) or "guidance" in tuned
         if guides and _folder.is_unconditional(folder):
             yield "guidance", "this model is told nothing, so there is nothing to guide; write guidance: 1"
@@ -151,6 +153,40 @@ class Diffusers:
             key = "distilled_guidance" if self.distilled_guidance is not None else "tune"
             if asked:
                 yield key, "this model's network is not told its guidance; set or tune guidance instead"
+
+    def undrawable(self, sampler: Any) -> Iterator[str]:
+        """Why this sampler cannot draw from the folder: settings that it does not follow, steps that there are not."""
+        folder, kind = self.folder, _settings.kind_of(sampler)
+        if folder is None:
+            return
+        config = _folder.scheduler_of(folder)
+        if _settings.is_flow(config) and kind != "euler":
+            yield f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+            return
+        if kind not in _settings.CLASSES:
+            yield _settings.unserved(kind)
+            return
+        yield from self._unfollowed(config, sampler)
+        pipeline = str(_folder.config_of(folder, "", "model_index.json").get("_class_name"))
+        if not _settings.is_flow(config) and (said := _settings.steps_mistake(config, kind, sampler.steps, pipeline)):
+            yield said
+
+    def _unfollowed(self, config: dict[str, Any], sampler: Any) -> list[str]:
+        return _settings.mistakes(config, sampler)
+
+    def remarks(self, sampler: Any, lowest: float) -> Iterator[str]:
+        """What is worth saying of how it is drawn; `lowest` is the least guidance weight that may occur."""
+        if self.folder and (said := _settings.replaced(_folder.scheduler_of(self.folder), sampler)):
+            yield said
+        if lowest < 1:
+            yield self._below_1
+
+    @property
+    def _below_1(self) -> str:
+        return (
+            "guidance below 1: a weight of 0 is the unconditional model here, and 1 no guidance; diffusers switches "
+            "guidance off at 1 and below, so its plain call draws a lower weight as 1, and genbo.load as it was tuned"
+        )
 
     def usual(self) -> tuple[Any, Any]:
         """A sampler and a guidance rule to draw with where nobody says otherwise."""

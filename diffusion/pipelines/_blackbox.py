@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genbo.diffusion.pipelines._discrete import of_betas
-from genbo.diffusion.pipelines._pipeline import PipelineModel
+from genbo.diffusion.pipelines import _settings
+from genbo.diffusion.pipelines._discrete import given, of_betas, stopping
+from genbo.diffusion.pipelines._pipeline import PipelineModel, as_loaded
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.tokens import unsaid
@@ -79,6 +80,9 @@ class BlackboxModel(PipelineModel):
 
     def grid(self, sampler: Sampler) -> Grid:
         """As many steps as there are; their levels are the pipeline's own, and nobody reads these."""
+        scheduler = self.scheduler(sampler)
+        if type(scheduler).__name__ in _settings.CLASSES.values():
+            stopping(scheduler, sampler)
         steps = torch.linspace(1, 0, sampler.steps + 1, dtype=torch.float64)[None]
         return grid_of_levels(steps[:, :-1], 1 - steps, steps)
 
@@ -87,7 +91,7 @@ class BlackboxModel(PipelineModel):
         own = self.pipeline.scheduler
         config = {**own.config, **settings}
         if "beta_schedule" in config and not config.get("use_flow_sigmas"):
-            return of_betas(config, sampler)
+            return as_loaded(self.pipeline, of_betas(given(own, **settings), sampler))
         if type(sampler).__name__ != "Euler":
             raise Refused(f"sampler: this pipeline's {type(own).__name__} has no betas; write sampler: {{kind: euler}}")
         return type(own).from_config(config)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from genbo.diffusion.pipelines._pipeline import PipelineModel
+from genbo.diffusion.pipelines import _settings
+from genbo.diffusion.pipelines._pipeline import PipelineModel, refuse_unknown
 from genbo.diffusion.refused import Refused
 from genbo.schedules.clock import FlowClock
 from genbo.schedules.grid import Grid, grid_of_levels
@@ -25,8 +26,6 @@ from genbo.schedules.grid import Grid, grid_of_levels
 if TYPE_CHECKING:
     from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import Sampler, Spacing
-
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
 class Flow(PipelineModel):
@@ -39,11 +38,9 @@ class Flow(PipelineModel):
     def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
         super().__init__(pipeline, options)
         own = pipeline.scheduler
-        if type(own).__name__ != SCHEDULER:
-            raise Refused(f"pretrained: this pipeline's {type(own).__name__} is not {SCHEDULER}; take one that has it")
-        for setting in ("invert_sigmas", "stochastic_sampling"):
-            if own.config.get(setting):
-                raise Refused(f"pretrained: this scheduler sets {setting}, which genbo's samplers do not apply")
+        if type(own).__name__ != _settings.FLOW:
+            name = type(own).__name__
+            raise Refused(f"pretrained: this pipeline's {name} is not {_settings.FLOW}; take one that has it")
 
     def raw_sigmas(self, steps: int) -> Sequence[float] | None:
         """What the pipeline hands to its scheduler before shifting; None where the scheduler makes its own."""
@@ -55,13 +52,23 @@ class Flow(PipelineModel):
         if kind != "euler":
             raise Refused(f"sampler: a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}")
         own = self.pipeline.scheduler
-        return type(own).from_config({**own.config, **settings})
+        config = {**own.config, "_class_name": _settings.FLOW, **settings}
+        if wrong := _settings.mistakes(config, sampler):
+            raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
+        found = type(own).from_config(config)
+        refuse_unknown(found)
+        return found
 
     def _set(self, sampler: Sampler, sigmas: Sequence[float] | None) -> Any:
         """A scheduler that has been set as the pipeline's own call sets it."""
         scheduler = self.scheduler(sampler)
         given = {"num_inference_steps": sampler.steps} if sigmas is None else {"sigmas": list(sigmas)}
-        scheduler.set_timesteps(**given, mu=self.mu)
+        mu = {"mu": self.mu} if scheduler.config.use_dynamic_shifting else {}
+        scheduler.set_timesteps(**given, **mu)
+        if not scheduler.sigmas.isfinite().all() or (scheduler.sigmas.diff() > 0).any():
+            raise Refused(
+                f"sampler: this scheduler's settings leave no {sampler.steps} levels to stop at; take other steps"
+            )
         return scheduler
 
     @property
@@ -71,7 +78,12 @@ class Flow(PipelineModel):
 
         config = self.pipeline.scheduler.config
         usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": self.max_shift}
-        line = [value if config.get(name) is None else config[name] for name, value in usual.items()]
+        line = [config.get(name, value) for name, value in usual.items()]
+        if None in line:
+            name = list(usual)[line.index(None)]
+            raise Refused(
+                f"pretrained: this scheduler shifts by the size of the image, and its {name} is null; give it one"
+            )
         tokens = (self.shape[1] // self.patch) * (self.shape[2] // self.patch)
         return float(calculate_shift(tokens, *line))
 

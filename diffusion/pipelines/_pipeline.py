@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from genbo.diffusion.adapt import Adapter, Network, network_with
+from genbo.diffusion.pipelines import _settings
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.seed import Seed
@@ -36,6 +38,7 @@ class PipelineModel:
 
     part: ClassVar[str] = "unet"
     names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale"}  # our numbers, as the pipeline's call has them
+    of_size: ClassVar[Mapping[str, Any]] = {}  # what its call must be told where the size is not the network's own
     prediction: str
 
     def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
@@ -198,3 +201,33 @@ def networks(pipeline: Any) -> dict[str, torch.nn.Module]:
     """The components that have weights, by name."""
     found = pipeline.components.items()
     return {name: component for name, component in found if isinstance(component, torch.nn.Module)}
+
+
+def as_loaded(pipeline: Any, scheduler: Any) -> Any:
+    """A scheduler as this class of pipeline has it when it is loaded: some set `steps_offset` or `clip_sample` anew.
+
+    The class itself is asked. Where it would put a scheduler of another class in its place, this one is left as it is.
+    """
+    from diffusers.utils import logging
+
+    parts = {**pipeline.components, "scheduler": scheduler}
+    taken = inspect.signature(type(pipeline).__init__).parameters
+    options = {name: pipeline.config[name] for name in taken if name in pipeline.config and name not in parts}
+    loudness = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = type(pipeline)(**parts, **options).scheduler
+    finally:
+        logging.set_verbosity(loudness)
+    return found if type(found) is type(scheduler) else scheduler
+
+
+def refuse_unknown(scheduler: Any) -> None:
+    """`Refused` where a newer diffusers has a setting that genbo has never seen, and it is in use."""
+    for name, value in _settings.unknown(scheduler):
+        raise Refused(
+            f"pretrained: this model's scheduler sets {name}: {value}, which genbo does not know; "
+            f"delete it from its {_settings.FILE}, or take another model"
+        )

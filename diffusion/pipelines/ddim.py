@@ -18,4 +18,5 @@ def open_pipeline(pipeline: Any, options: Diffusers) -> DDIMModel:
 class DDIMModel(DDPMModel):
     """The pipeline takes no scheduler but DDIM's."""
 
+    takes_eta = True
     drawn_by = ("Ddim",)

@@ -31,10 +31,13 @@ class DDPMModel(Discrete):
     """Told class labels (rows,), or nothing."""
 
     names: ClassVar[Mapping[str, str]] = {}
+    takes_eta: ClassVar[bool] = False
     drawn_by: tuple[str, ...] = ("Ddim", "Ddpm", "Dpmpp")  # samplers whose schedulers the pipeline's own call serves
 
     def prompted(self, sampler: Sampler) -> str | None:
-        return "" if type(sampler).__name__ in self.drawn_by and not self.classes else None
+        """diffusers' own DDPMPipeline hands no eta on, and no class."""
+        fresh = getattr(sampler, "eta", 0) > 0 and not self.takes_eta
+        return None if type(sampler).__name__ not in self.drawn_by or self.classes or fresh else ""
 
     @property
     def classes(self) -> int:

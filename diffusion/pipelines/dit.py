@@ -31,8 +31,8 @@ class DiTModel(Discrete):
     part = "transformer"
 
     def prompted(self, sampler: Sampler) -> str | None:
-        """diffusers' own call begins Euler from noise of variance 1, where it wants sigma_max^2."""
-        if type(sampler).__name__ == "Euler":
+        """diffusers' own call begins Euler from noise of variance 1, not sigma_max^2; it hands on no eta, no seeds."""
+        if type(sampler).__name__ == "Euler" or sampler.stochastic:
             return None
         return f"class_labels={'pipeline.get_label_ids([prompt])' if self.pipeline.labels else '[int(prompt)]'}"
 

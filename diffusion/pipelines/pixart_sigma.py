@@ -9,7 +9,7 @@ the one asked for: diffusers' rounding to the nearest of its trained shapes is n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ class PixArtSigmaModel(Discrete):
     """Told token embeddings (rows, tokens, width) and which tokens there are (rows, tokens)."""
 
     part = "transformer"
+    of_size: ClassVar[Mapping[str, Any]] = {"use_resolution_binning": False}
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         from diffusers.utils import is_bs4_available, is_ftfy_available

@@ -6,6 +6,9 @@
 where n = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 is the noise between s and t, beta_t in one step of training.
 `small` is the posterior's own spread for data of one point, `large` that for data of variance 1; DDIM with eta = 1 is
 the first. The two differ where predictions of x_0 are clipped: here the mean follows the clipped one alone.
+
+The last step, to no noise at all, draws none. diffusers' DDPMScheduler draws none at time 0 alone: with large variance,
+and a last time above 0 (trailing, or steps_offset), its images keep sqrt(n) of noise, and so they do here.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ddpm:
+    """`variance: own` is as the model's own scheduler has it, and small where it has none."""
+
     steps: Annotated[int, Gt(0)] = 100
-    variance: Literal["small", "large"] = "small"
+    variance: Literal["own", "small", "large"] = "own"
     stochastic = True
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
@@ -32,9 +37,10 @@ class Ddpm:
         return mean if noise is None else mean + scale * noise, memory
 
     def transition(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """x_s given x_t; the last step, to no noise at all, draws none."""
+        """x_s given x_t."""
         ratio, left = at.alpha_t / at.alpha_s, (at.sigma_s / at.sigma_t) ** 2
         new = (at.sigma_t**2 - ratio**2 * at.sigma_s**2).clamp(min=0)
         mean = at.alpha_s * new / at.sigma_t**2 * x_0 + ratio * left * x_t
-        share = at.sigma_s / at.sigma_t if self.variance == "small" else (at.sigma_s > 0).to(new)
+        small = (at.variance if self.variance == "own" else self.variance) == "small"
+        share = at.sigma_s / at.sigma_t if small else ((at.sigma_s > 0) | at.noisy_end).to(new)
         return mean, share * new.sqrt()

@@ -26,6 +26,7 @@ from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.pipelines import _settings
 from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.sample import sample
@@ -80,6 +81,9 @@ SAMPLERS = (Ddim(steps=7), Ddim(steps=5, eta=0.6), Euler(steps=7), Dpmpp(steps=7
 V, X_0 = (("prediction_type", "v_prediction"),), (("prediction_type", "sample"),)
 NO_SNR = (*V, ("rescale_betas_zero_snr", True), ("timestep_spacing", "trailing"))
 KARRAS = (("use_karras_sigmas", True),)
+TO_SIGMA_MIN = (("final_sigmas_type", "sigma_min"),)
+HEUN = (("solver_type", "heun"),)
+THIRD = (("solver_order", 3), ("lower_order_final", False), *TO_SIGMA_MIN)
 
 
 def cases() -> Iterator[Case]:
@@ -90,6 +94,10 @@ def cases() -> Iterator[Case]:
         yield from (Case(family, sampler, KARRAS) for sampler in SAMPLERS[2:])
         yield Case(family, SAMPLERS[0], NO_SNR)
         yield Case(family, SAMPLERS[2], guidance=1.0)
+    for settings in (HEUN, THIRD, (("timestep_spacing", "trailing"), *TO_SIGMA_MIN), (("use_lu_lambdas", True),)):
+        yield Case("stable_diffusion", SAMPLERS[3], settings, guidance=1.0)
+    for settings in (TO_SIGMA_MIN, (("interpolation_type", "log_linear"),), (("timestep_spacing", "leading"),)):
+        yield Case("stable_diffusion", SAMPLERS[2], settings, guidance=1.0)
     yield Case(
         "stable_diffusion_xl", SAMPLERS[2], options=(("negative_prompt", "a cat"), ("height", 24), ("width", 16))
     )
@@ -106,6 +114,7 @@ def cases() -> Iterator[Case]:
     yield Case("flux", Euler(steps=6), guidance=3.0, options=(("negative_prompt", "a cat"),))
     yield Case("flux", Euler(steps=5), (("time_shift_type", "linear"),), guidance=1.0)
     yield Case("flux", Euler(steps=5), (("use_dynamic_shifting", False),), guidance=1.0)
+    yield Case("ddpm", Ddpm(steps=6), (("variance_type", "fixed_large"),), guidance=1.0)
     for sampler in (Ddpm(steps=6), Ddpm(steps=6, variance="large"), Ddim(steps=7), Dpmpp(steps=7)):
         yield from (Case("ddpm", sampler, settings, guidance=1.0) for settings in ((), V))
     for sampler in (Ddim(steps=7), Ddim(steps=5, eta=0.6)):
@@ -414,6 +423,18 @@ def test_the_page_lists_what_was_compared():
     assert all(float(difference) <= TOLERANCE for _, difference in rows)
     for row, difference in rows:
         assert SEEN.get(row, 0.0) <= max(10 * float(difference), 2e-5)
+
+
+def test_the_page_lists_the_settings():
+    rows = ["| scheduler | followed | only | no effect |", "|---|---|---|---|"]
+    for name, understood in _settings.UNDERSTOOD.items():
+        only = (f"`{key}`: {', '.join(map(str, values))}" for key, values in sorted(understood.only.items()))
+        followed, idle = (
+            ", ".join(f"`{key}`" for key in sorted(keys)) for keys in (understood.followed, understood.idle)
+        )
+        rows.append(f"| {name} | {followed} | {'; '.join(only)} | {idle} |")
+    written("settings", "\n".join(rows))
+    assert between("settings")[2].strip() == "\n".join(rows), "write the page anew"
 
 
 def test_the_page_lists_what_each_family_allows(family_folder):
