@@ -5,14 +5,13 @@ The interval is Student's; what it counts depends on what it may speak of: see `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
+from genbo.bilevel.interval import student_t
 from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
 
@@ -80,17 +79,3 @@ def compare(
         samples=len(prompts),
         groups=counted,
     )
-
-
-def student_t(p: float, degrees: int) -> float:
-    """Student's quantile: exact for 1 and 2 degrees, else Hill's expansion in 1 / degrees (under 1 % off at 3)."""
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z, n = NormalDist().inv_cdf(p), degrees
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / n + g2 / n**2 + g3 / n**3 + g4 / n**4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,19 +35,14 @@ class Pair:
 
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
-        from genbo.bilevel.curve import quantile
-        from genbo.bilevel.evaluate import Comparison, student_t
+        from genbo.bilevel.evaluate import Comparison
+        from genbo.bilevel.interval import of_difference, over_prompts
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
-        gap = tuned.value - start.value
-        if self.fresh_prompts and len(gap) > 1:  # it is to speak of prompts never seen: prompts are what is counted
-            half = student_t(0.975, len(gap) - 1) * gap.std().item() / math.sqrt(len(gap))
-        else:
-            se = (tuned - start).se if self.shared else math.hypot(start.se, tuned.se)
-            half = quantile(len(gap)) * se
-        mean = gap.mean().item()
-        interval = (mean - half, mean + half)
-        return Comparison(start.mean, tuned.mean, mean, interval, self.samples, len(self.prompts))
+        gaps = tuned.value - start.value
+        by_prompt = self.fresh_prompts and len(gaps) > 1  # it is to speak of prompts never seen: they are counted
+        interval = over_prompts(gaps) if by_prompt else of_difference(start, tuned, shared=self.shared)
+        return Comparison(start.mean, tuned.mean, gaps.mean().item(), interval, self.samples, len(self.prompts))
 
 
 @dataclass(frozen=True)
