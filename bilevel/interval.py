@@ -137,9 +137,9 @@ def _of_parts(found: Measured) -> tuple[Tensor, Tensor] | None:
     if m < LEAST_PART:
         return None
     x, taken = _summands(found), chosen(n, m)
-    moments = [x**k @ taken for k in (1, 2, 3)]  # (C, TRIALS)
+    first, second, third = (x**k @ taken for k in (1, 2, 3))  # (C, TRIALS)
     own = (torch.arange(TRIALS) + OTHERS * torch.arange(prompts)[:, None]) % TRIALS  # each prompt has its own parts
-    t, skew = _studentised(*(moment.gather(1, own) for moment in moments), m)
+    t, skew = _studentised(first.gather(1, own), second.gather(1, own), third.gather(1, own), m)
     return t / math.sqrt(1 - m / n), skew  # a part is a part of the whole
 
 

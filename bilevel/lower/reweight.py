@@ -66,8 +66,9 @@ class Reweight:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
         tilt = (bank.r2 if gamma is None else bank.r2 + bank.r1 / gamma) / lam
         logw = tilt + bank.log_ratio
-        fit, treatment = fit_of(logw), self.treatment(bank.prompts)
-        taken = smoothed(logw)[0] if treatment == "smoothed" else logw
+        treatment, tails = self.treatment(bank.prompts), smoothed(logw) if bank.prompts == 1 else None
+        fit = fit_of(logw, None if tails is None else tails[1])
+        taken = (tails or smoothed(logw))[0] if treatment == "smoothed" else logw
         jackknife = treatment == "jackknife"
         found = _Weighted(taken, jackknife=jackknife)
         return Law(
@@ -82,8 +83,8 @@ class Reweight:
         )
 
 
-def fit_of(logw: Tensor) -> Fit:
-    """How well weights (C, n) can speak, for the mean over prompts.
+def fit_of(logw: Tensor, khat: Tensor | None = None) -> Fit:
+    """How well weights (C, n) can speak, for the mean over prompts; `khat` (1,) is their tail's where it is known.
 
     A sample's share in that mean is its weight over the number of prompts. The tail is that of all prompts' weights
     together, in units of each prompt's geometric mean: its sum would not do, since in a small group the largest weight
@@ -93,7 +94,8 @@ def fit_of(logw: Tensor) -> Fit:
     from genbo.bilevel.pareto import smoothed
 
     w = logw.softmax(1)
-    _, khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))
+    if khat is None:
+        khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))[1]
     ess = (1 / w.square().sum(1)).sum().item()
     return Fit(ess=ess, max_weight=w.max().item() / len(w), khat=khat.item(), samples=logw.shape[1], prompts=len(w))
 
