@@ -24,7 +24,7 @@ import torch
 
 import genbo
 from benchmarks.overhead import about, forget_peak, peak_gib
-from genbo.bilevel.evaluate import student_t
+from genbo.bilevel.interval import student_t
 from genbo.bilevel.learner import Learner
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule

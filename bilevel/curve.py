@@ -4,10 +4,11 @@
 
 The curve is read at lambdas even in log lambda, from the upper bound down to where the samples cannot speak any more.
 A maximum stands where g falls through 0 as lambda rises; a change of sign counts where both sides stand two standard
-errors from 0. It is closed in on by bisection of log lambda, and its error bar is the root's own,
+errors from 0 and its interval does not hold it (`bilevel.interval`). It is closed in on by bisection of log lambda;
 
-    se(log lambda*) = se(g) / |dg / dlog lambda|
+    the interval of lambda*  =  all lambda around it at which the interval of g holds 0
 
+so nothing bent is taken for straight; where g is straight this is se(log lambda*) = se(g) / |dg / dlog lambda|.
 Where there is no such change the optimum lies at a bound, or out of the samples' reach, and is named so. Where there
 are several, the highest F has it.
 """
@@ -17,18 +18,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from statistics import NormalDist
 from typing import Literal
 
-from genbo.bilevel.evaluate import student_t
-from genbo.bilevel.law import MANY_PROMPTS, VERDICTS, Law, Measured, Slope, Solve, Verdict
+from genbo.bilevel.interval import interval, quantile, stretch
+from genbo.bilevel.law import VERDICTS, Law, Measured, Slope, Solve, Verdict
 
 POINTS = 81
 CLEAR = 2.0  # standard errors from which a sign is believed
 TOLERANCE = 1e-4  # of log lambda
+EXACTLY = 1e-13  # the same, where the law is known on paper
 NEARBY = 0.05  # in log lambda: half the width of the difference that measures the slope of g
-WIDER = {"reliable": 1.0, "doubtful": 2.0}  # by how much error bars are too short there, as measured
+WIDER = {"reliable": 1.0, "doubtful": 2.0, "refuse": math.inf}  # by how much error bars are too short there
+LEAST = 1000  # samples in all, below which no interval is called reliable: fewer have not met the tail of what they sum
 
 Kind = Literal["interior", "lower_bound", "upper_bound", "out_of_reach", "unclear"]
 
@@ -41,11 +44,19 @@ class Point:
     law: Law
     grad: Measured
 
-    @property
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Of the gradient, 95 %, as wide as the samples' verdict asks for."""
+        return interval(self.grad, WIDER[self.law.fit.verdict])
+
+    @cached_property
     def sign(self) -> int:
         """Of the gradient, or 0 where noise may have made it."""
         g, se = self.grad.mean, self.grad.se
-        return 0 if not math.isfinite(g) or abs(g) <= CLEAR * se else int(math.copysign(1, g))
+        if not math.isfinite(g) or abs(g) <= CLEAR * se:
+            return 0
+        low, high = self.interval
+        return 1 if low > 0 else -1 if high < 0 else 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,7 @@ def optimum(solve: Solve, slope: Slope, curve: Sequence[Point]) -> Optimum:
     if not clear:
         said = "nowhere within reach can the gradient be told from 0; draw more samples, or take other rewards"
         return _named("unclear", max(reach, key=lambda p: p.law.r1.mean), said)
-    found = [_closed_in(solve, slope, a, b) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
+    found = [_closed_in(solve, slope, reach, a, b) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     found += _at_the_ends(reach, clear, whole=len(reach) == len(curve))
     best = max(found, key=lambda o: o.r1)
     others = tuple(o.lam for o in found if o is not best and o.kind == "interior")
@@ -129,9 +140,12 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
     elif clear[0].sign < 0:
         said = f"r1 rises towards the lower bound {first.lam:g}, and the samples do not show whether it turns before it"
         found.append(_named("unclear", first, f"{said}; draw more samples, or lower the bound"))
-    if clear[-1].sign > 0:
+    if clear[-1].sign > 0 and last.sign > 0:
         said = f"r1 only ever rises with lambda: the optimum is the upper bound {last.lam:g}, no tuning at all"
         found.append(_named("upper_bound", last, said))
+    elif clear[-1].sign > 0:
+        said = f"r1 rises towards the upper bound {last.lam:g}, and the samples do not show whether it falls before it"
+        found.append(_named("unclear", last, f"{said}; draw more samples, or take other rewards"))
     return found
 
 
@@ -165,46 +179,68 @@ def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
     """The root between a, whose gradient is above 0, and b, whose gradient is below, and its error bar."""
     width, fall = math.log(b.lam / a.lam), a.grad.mean - b.grad.mean
     share = a.grad.mean / fall
-    se = math.hypot((1 - share) * a.grad.se, share * b.grad.se) * width / fall
+    verdict = max((p.law.fit.verdict for p in (a, b)), key=VERDICTS.index)
+    far = max(stretch(p.grad) for p in (a, b)) * WIDER[verdict]
+    se = far * math.hypot((1 - share) * a.grad.se, share * b.grad.se) * width / fall
     lam = a.lam * math.exp(share * width)
     at = min(curve, key=lambda p: abs(math.log(p.law.lam / lam)))
     half = quantile(len(at.grad.value)) * se
     interval = (lam * math.exp(-half), lam * math.exp(half))
     said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
-    verdict = max((p.law.fit.verdict for p in (a, b)), key=VERDICTS.index)
-    return Optimum("interior", lam, at.law.r1.mean, verdict, said, se, interval, evaluations=len(curve))
+    named = _of_an_interval(verdict, (a, b))
+    return Optimum("interior", lam, at.law.r1.mean, named, said, se, interval, evaluations=len(curve))
 
 
 def _named(kind: Kind, at: Point, reason: str) -> Optimum:
     return Optimum(kind, at.lam, at.law.r1.mean, at.law.fit.verdict, reason)
 
 
-def _closed_in(solve: Solve, slope: Slope, a: Point, b: Point) -> Optimum:
+def _closed_in(solve: Solve, slope: Slope, reach: Sequence[Point], a: Point, b: Point) -> Optimum:
     """The interior maximum between a, where F rises with lambda, and b, where it falls."""
-    lam, evaluations = falling_root(lambda x: slope(solve, x).mean, a.lam, b.lam)
+    exact = math.isinf(a.law.fit.samples)
+    lam, evaluations = falling_root(lambda x: slope(solve, x).mean, a.lam, b.lam, EXACTLY if exact else TOLERANCE)
     at, factor = point(solve, slope, lam), math.exp(NEARBY)
     nearby = [point(solve, slope, x) for x in (lam / factor, lam * factor)]
     bend = (nearby[1].grad.mean - nearby[0].grad.mean) / (2 * NEARBY)
-    verdict = max((p.law.fit.verdict for p in (at, *nearby)), key=VERDICTS.index)
     said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
-    if bend >= 0 or verdict == "refuse":
+    asked = (at, *nearby)
+    ends = None if bend >= 0 else _inverted(solve, slope, reach, at)
+    if ends is not None:
+        asked = (*asked, *(point(solve, slope, x) for x in ends))
+    verdict = _of_an_interval(max((p.law.fit.verdict for p in asked), key=VERDICTS.index), asked)
+    if ends is None or verdict == "refuse":
         return Optimum("interior", lam, at.law.r1.mean, verdict, said, evaluations=evaluations)
-    se = WIDER[verdict] * at.grad.se / -bend
-    half = quantile(len(at.grad.value)) * se
-    interval = (lam * math.exp(-half), lam * math.exp(half))
-    return Optimum("interior", lam, at.law.r1.mean, verdict, said, se, interval, evaluations=evaluations)
+    slack = EXACTLY + 2 * abs(at.law.covariance.mean / lam / bend) if exact else TOLERANCE
+    ends = (ends[0] * math.exp(-slack), ends[1] * math.exp(slack))
+    log_se = math.log(ends[1] / ends[0]) / 2 / quantile(len(at.grad.value))
+    return Optimum("interior", lam, at.law.r1.mean, verdict, said, log_se, ends, evaluations=evaluations)
 
 
-def quantile(prompts: int, level: float = 0.95) -> float:
-    """How many standard errors an interval reaches: Student's, where the error bar counts prompts."""
-    p = (1 + level) / 2
-    return student_t(p, prompts - 1) if prompts >= MANY_PROMPTS else NormalDist().inv_cdf(p)
+def _inverted(solve: Solve, slope: Slope, reach: Sequence[Point], at: Point) -> tuple[float, float] | None:
+    """The lambdas around a root at which the interval of the gradient holds 0; None where they have no end in reach."""
+    if not at.grad.se:
+        return at.lam, at.lam
+    rising = [p.lam for p in reach if p.lam < at.lam and p.interval[0] > 0]
+    falling = [p.lam for p in reach if p.lam > at.lam and p.interval[1] < 0]
+    if not rising or not falling:
+        return None
+    low, _ = falling_root(lambda x: point(solve, slope, x).interval[0], rising[-1], at.lam)
+    high, _ = falling_root(lambda x: point(solve, slope, x).interval[1], at.lam, falling[0])
+    return low, high
 
 
-def falling_root(g: Callable[[float], float], low: float, high: float) -> tuple[float, int]:
+def _of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
+    """What an interval is called that rests on laws with this verdict."""
+    few = min(p.law.fit.samples * p.law.fit.prompts for p in on) < LEAST
+    return "doubtful" if few and verdict == "reliable" else verdict
+
+
+def falling_root(
+    g: Callable[[float], float], low: float, high: float, tolerance: float = TOLERANCE
+) -> tuple[float, int]:
     """Where g falls through 0 between low and high, by bisection of the logarithm, and how often g was asked."""
     evaluations = 0
-    while math.log(high / low) > TOLERANCE:
+    while math.log(high / low) > tolerance:
         middle, evaluations = math.sqrt(low * high), evaluations + 1
         low, high = (middle, high) if g(middle) > 0 else (low, middle)
     return math.sqrt(low * high), evaluations

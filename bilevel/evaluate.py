@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
+from genbo.bilevel.interval import student_t
 from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
 
@@ -153,8 +153,3 @@ def shape_of(means: Mapping[str, float], ruined: tuple[Ruined, ...] = ()) -> Sha
     gained, lost = sum(x > 0 for x in values), sum(x < 0 for x in values)
     worst = min(means.items(), key=lambda pair: pair[1])
     return Shape(gained, lost, len(values) - gained - lost, median(values), worst, ruined)
-
-
-def student_t(p: float, degrees: int) -> float:
-    """Student's quantile."""
-    return float(stdtrit(degrees, p))

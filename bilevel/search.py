@@ -166,7 +166,8 @@ def _round(
         return Round(banks, curve, best, "done", best.reason)
     if len(banks) >= budget.rounds:
         return Round(banks, curve, best, "spent", best.reason)
-    in_vain = best.verdict != "reliable" and _shifting_was_in_vain(lower, slope, bounds, banks, curve)
+    silent = solve(best.lam).fit.verdict != "reliable"
+    in_vain = silent and _shifting_was_in_vain(lower, slope, bounds, banks, curve)
     if not source.shiftable or best.kind == "unclear" or in_vain:
         return Round(banks, curve, best, "more", f"{best.reason}; drawing more samples")
     known = best.kind == "interior" or best.verdict == "refuse"

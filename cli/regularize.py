@@ -7,6 +7,7 @@ Banks are all the state there is. A run that is gone on with reads them again an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.search import Round
     from genbo.bilevel.source import Sampled
     from genbo.cli.result import Tuned
-    from genbo.cli.strength import Pair, Searched
+    from genbo.cli.strength import Pair, Pretrained, Searched
 
 Document = dict[str, Any]
 
@@ -38,15 +39,18 @@ def whole(work: Work) -> Generator[Document, None, Document]:
     last = yield from searched(work, banks)
     a = work.assembled
     upper, lower = label(a.reward_names), label(a.lower_names)
-    found = partial(Searched, last, pretrained_of(last), upper, lower, work.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
-    if (reason := no_answer(last)) is not None:
+    reason = no_answer(last)
+    beside = () if reason else bank_beside(work, last, banks)
+    before = pretrained_of(work, last, beside)
+    found = partial(Searched, last, before, upper, lower, work.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
+    if reason is not None:
         end(work, first(work), found(None), [banks], "diverged", reason)
         raise Diverged(reason)
     evaluation = kept_in(work, "evaluation")
     tuned = tuned_of(last)
     pair, opinions = held_out(work, last, evaluation)
     weights = tuned_weights(work, last, evaluation) if work.job.finetune else None
-    search = replace(found(pair), weights=weights, tilt=tilt_beside(work, last, banks), judges=opinions)
+    search = replace(found(pair), weights=weights, tilt=tilt_beside(work, last, beside), judges=opinions)
     document = end(work, tuned, search, [banks, evaluation], "done", None)
     record_speed(work.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
@@ -120,15 +124,23 @@ def solver_of(work: Work, kept: Kept) -> tuple[Solve, tuple[Bank, ...]]:
     return solver, banks
 
 
-def tilt_beside(work: Work, last: Round, kept: Kept) -> Law | None:
+def bank_beside(work: Work, last: Round, kept: Kept) -> tuple[Bank, ...]:
+    """Samples of the pretrained model, where the lower level does not end in the tilt and so is compared with it."""
+    a = work.assembled
+    if a.lower.slope != "difference" or last.optimum is None:
+        return ()
+    return (source_of(work, kept, a.prompts, "tilt").draw(0, a.lower.samples, None),)
+
+
+def tilt_beside(work: Work, last: Round, plain: Sequence[Bank]) -> Law | None:
     """Where the lower level does not end in the tilt: the tilt of the same E[r2], if one within the bounds has it."""
     from genbo.bilevel.curve import matched
     from genbo.bilevel.lower.reweight import Reweight
 
     a, best = work.assembled, last.optimum
-    if a.lower.slope != "difference" or best is None:
+    if not plain or best is None:
         return None
-    solve = partial(Reweight().solve, source_of(work, kept, a.prompts, "tilt").draw(0, a.lower.samples, None))
+    solve = partial(Reweight().solve, plain[0])
     here = min(last.curve, key=lambda point: abs(point.lam - best.lam)).law
     lam = matched(solve, lambda law: law.r2, here.r2.mean, a.strength.bounds)
     return None if lam is None else solve(lam)
@@ -189,14 +201,18 @@ def no_answer(last: Round) -> str | None:
     return last.reason if best.kind == "out_of_reach" and best.verdict == "refuse" else None
 
 
-def pretrained_of(last: Round) -> tuple[float, float] | None:
-    """Both rewards without any tuning: of the plain samples, or of the largest lambda where there are none."""
+def pretrained_of(work: Work, last: Round, plain: Sequence[Bank]) -> Pretrained:
+    """Both rewards without any tuning: on paper, or of samples of the pretrained model, if any were drawn."""
     from genbo.bilevel.search import is_shifted
+    from genbo.cli.strength import Pretrained
 
-    plain = [bank for bank in last.banks if not is_shifted(bank)]
-    if plain:
-        return plain[-1].r1.mean().item(), plain[-1].r2.mean().item()
-    return (last.curve[-1].law.r1.mean, last.curve[-1].law.r2.mean) if last.curve else None
+    if not hasattr(work.assembled.lower, "samples"):
+        law = exact(work, work.assembled.prompts)(math.inf)
+        return Pretrained(law.r1.mean, law.r2.mean)
+    banks = [bank for bank in (*plain, *last.banks) if not is_shifted(bank)]
+    if not banks:
+        return Pretrained(reason="this lower level draws no samples of the pretrained model for the tuning prompts")
+    return Pretrained(banks[-1].r1.mean().item(), banks[-1].r2.mean().item())
 
 
 def first(work: Work) -> Tuned:
@@ -210,7 +226,9 @@ def tuned_of(last: Round) -> Tuned:
 
     best = last.optimum
     assert best is not None
-    return Tuned(_tensor(best.lam), [None if best.log_se is None else best.lam * best.log_se], "curve")
+    exact = not last.banks and best.log_se is not None and math.isinf(last.curve[0].law.fit.samples)
+    se = 0.0 if exact else None if best.log_se is None else best.lam * best.log_se
+    return Tuned(_tensor(best.lam), [se], "curve")
 
 
 def _tensor(number: float) -> Any:

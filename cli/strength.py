@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genbo.cli.weights import Weights
 
 Document = dict[str, Any]
+EXACT = 1e-11  # the relative width of an interval that is numerical alone
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,15 @@ class Pair:
 
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
-        from genbo.bilevel.curve import quantile
-        from genbo.bilevel.evaluate import Comparison, ruined_of, shape_of, student_t
+        from genbo.bilevel.evaluate import Comparison, ruined_of, shape_of
+        from genbo.bilevel.interval import of_difference, over_prompts
         from genbo.bilevel.law import MANY_PROMPTS
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
         gap = tuned.value - start.value
-        if self.fresh_prompts and len(gap) > 1:  # it is to speak of prompts never seen: prompts are what is counted
-            half = student_t(0.975, len(gap) - 1) * gap.std().item() / math.sqrt(len(gap))
-        else:
-            se = (tuned - start).se if self.shared else math.hypot(start.se, tuned.se)
-            half = quantile(len(gap)) * se
         mean = gap.mean().item()
-        interval = (mean - half, mean + half)
+        of_prompts = self.fresh_prompts and len(gap) > 1  # it is to hold for prompts never seen: they are counted
+        interval = over_prompts(gap) if of_prompts else of_difference(start, tuned, shared=self.shared)
         means = dict(zip(self.prompts, gap.tolist(), strict=True))
         shape = shape_of(means, ruined_of(means, self._errors(start, tuned)))
         by_prompts = len(gap) >= (2 if self.fresh_prompts else MANY_PROMPTS)
@@ -68,11 +65,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Both rewards without any tuning, or the reason why they are not known."""
+
+    r1: float | None = None
+    r2: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Searched:
     """The last round, and what held-out samples say of its answer."""
 
     last: Round
-    pretrained: tuple[float, float] | None  # r1 and r2 without any tuning
+    pretrained: Pretrained
     upper: str
     lower: str
     solver: str
@@ -91,7 +97,7 @@ class Searched:
         from genbo.bilevel.curve import within_reach
 
         reach = within_reach(self.last.curve)
-        best = self.last.optimum
+        best, before = self.last.optimum, self.pretrained
         return {
             "upper": self.upper,
             "lower": self.lower,
@@ -99,7 +105,8 @@ class Searched:
             "law": self.law,
             "curve": [row_of(point) for point in self.last.curve],
             "reach": [reach[0].lam, reach[-1].lam] if reach else None,
-            "pretrained": None if self.pretrained is None else dict(zip(("r1", "r2"), self.pretrained, strict=True)),
+            "pretrained": None if before.reason else {"r1": before.r1, "r2": before.r2},
+            "pretrained_reason": before.reason,
             "optimum": None if best is None else {**vars(best), "others": list(best.others)},
             "tilt": None if self.tilt is None else {"lam": self.tilt.lam, "verdict": self.tilt.fit.verdict},
             "after": self.last.after,
@@ -136,7 +143,7 @@ class Searched:
             if pair is None:
                 found[name] = unjudged()
             elif not pair.speaks:
-                found[name] = unjudged("its samples cannot speak of both lambdas")
+                found[name] = unjudged("its samples are too few for both lambdas")
             else:
                 found[name] = plain(pair.compared("r1"))
         return found
@@ -155,7 +162,7 @@ class Searched:
             return f"{change}: {self.upper} {gain}, known on paper: {held_out['verdict']}."
         on = f"{figures.count(held_out['samples'])} held-out samples"
         if held_out["verdict"] is None:
-            return f"{change}, and no verdict: {on} cannot speak of both."
+            return f"{change}, and no verdict: {on} are too few for both."
         return (
             f"{change}: {self.upper} {gain} on {on}: {opinions(held_out['verdict'], self.upper, document['judges'])}."
         )
@@ -175,7 +182,7 @@ class Searched:
         if self.pair is None or not self.pair.samples:
             return said
         if not self.pair.speaks:
-            text = "The held-out samples cannot speak of both lambdas; raise evaluate.samples, or start nearer."
+            text = "The held-out samples are too few for both lambdas; raise evaluate.samples, or start nearer."
             return [*said, remark("warning", text)]
         return [*said, *about_held_out(document), *about_judges(document)]
 
@@ -189,22 +196,23 @@ class Searched:
         inside = best.kind == "interior"
         said = [remark("good" if inside else "warning", f"{self._named(best.reason)}.")]
         if best.interval is not None:
-            low, high = (figures.number(bound) for bound in best.interval)
-            said.append(remark("good", f"A 95 % interval of the best lambda is {low} to {high}."))
+            said.append(remark("good", _interval(best.interval)))
         few = len(self.last.curve[0].law.r1.value) if self.last.banks else MANY_PROMPTS
         if few < MANY_PROMPTS:
-            text = f"It speaks of these {figures.plural(few, 'prompt')} only; from {MANY_PROMPTS} on it counts prompts."
-            said.append(remark("note", text))
+            these = "this prompt" if few == 1 else "these prompts"
+            what = "interval" if best.interval else "result"
+            more = f"with {MANY_PROMPTS} or more prompts it is computed over prompts"
+            said.append(remark("note", f"This {what} holds for {these} only; {more}."))
         if best.others:
             lams = ", ".join(figures.number(lam) for lam in best.others)
             said.append(remark("note", f"There are lower maxima at lambda = {lams}."))
         if self.last.after == "spent":
-            text = "The search ended with its budget, not with an answer as precise as asked: raise budget.steps."
+            text = "The search used up its budget before the answer was as precise as asked: raise budget.steps."
             said.append(remark("warning", text))
         return said
 
     def _about_samples(self) -> list[Document]:
-        from genbo.bilevel.curve import within_reach
+        from genbo.bilevel.curve import LEAST, within_reach
         from genbo.cli.result import remark
 
         best, curve = self.last.optimum, self.last.curve
@@ -219,12 +227,18 @@ class Searched:
             f"Pareto k {figures.number(fit.khat)}"
         )
         level = {"reliable": "good", "doubtful": "note", "refuse": "warning"}[best.verdict]
-        said = [remark(level, f"There the samples are {_VERDICTS[best.verdict]}: {figure}.")]
+        said = [remark(level, f"There the samples are {_VERDICTS[fit.verdict]}: {figure}.")]
+        if best.verdict == "doubtful" and fit.samples * fit.prompts < LEAST:
+            text = (
+                f"Fewer than {figures.count(LEAST)} samples in all: the interval may be too short; raise lower.samples."
+            )
+            said.append(remark("note", text))
         kl = figures.with_error(at.kl.mean, at.kl.se)
         said.append(remark("note", f"The tuned law is {kl} nats of KL from the pretrained model."))
         reach = within_reach(curve)
         if reach and len(reach) < len(curve):
-            text = f"Below lambda = {figures.number(reach[0].lam)} the samples cannot speak: the curve is cut there."
+            lowest = figures.number(reach[0].lam)
+            text = f"Below lambda = {lowest} too few effective samples remain; the curve stops there."
             said.append(remark("note", text))
         return said
 
@@ -232,6 +246,15 @@ class Searched:
         """With the rewards' own names in place of r1 and r2."""
         text = reason.replace("r1", self.upper).replace("r2", self.lower)
         return text[:1].upper() + text[1:]
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    """In words, with as many digits as tell the ends apart."""
+    low, high = ends
+    if high / low - 1 < EXACT:
+        return f"The best lambda is solved on paper: {math.sqrt(low * high):.12g}, to the last digit shown."
+    places = figures.decimals((high - low) / 2)
+    return f"A 95 % interval of the best lambda is {figures.number(low, places)} to {figures.number(high, places)}."
 
 
 _VERDICTS = {"reliable": "reliable", "doubtful": "doubtful (intervals are doubled)", "refuse": "too few"}

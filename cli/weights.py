@@ -220,9 +220,7 @@ def training_at(work: Work, last: Round, lam: float, begun: Mapping[str, Any] | 
     if options.method == "gradient":
         return options.gradient(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
     bank = bank_at(last.banks, lam)
-    assert bank.x is not None
-    logw = bank.r2 / lam + bank.log_ratio
-    return options.weighted(a.problem.process, a.prompts, bank.x, logw, seed, state=begun)
+    return options.tilted(a.problem.process, a.prompts, bank, lam, seed, state=begun)
 
 
 def side_of(work: Work, process: Process, name: str, batch: Batch, kept: Kept) -> Side:

@@ -100,6 +100,27 @@ class Finetune:
         loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, prior, base, hold)
         return self._training(process, loss, seed, start, state)
 
+    def tilted(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        bank: Bank,
+        lam: float,
+        seed: Seed,
+        *,
+        gamma: float | None = None,
+        start: Process | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Training:
+        """`weighted` on a bank's samples towards its tilt at lambda, wherever they were drawn; with gamma z, from y."""
+        assert bank.x is not None
+        logw = bank.r2 / lam + bank.log_ratio
+        proposal = None if gamma is None else logw
+        if gamma is not None:
+            logw = logw + bank.r1 / (gamma * lam)
+        given = {"start": start, "proposal": proposal, "prior": bank.log_ratio, "state": state}
+        return self.weighted(process, prompts, bank.x, logw, seed, **given)  # type: ignore[arg-type]
+
     def gradient(
         self,
         process: Process,
@@ -223,19 +244,8 @@ class Solver:
             let_in = [] if gamma is None else [(weight / gamma, reward) for weight, reward in self.upper]
             reward = [*self.lower, *let_in]
             return self.options.gradient(self.process, self.prompts, reward, lam, self.seed, start=y)
-        assert self.bank is not None and self.bank.x is not None
-        of_y = self.bank.r2 / lam + self.bank.log_ratio
-        logw = of_y if gamma is None else of_y + self.bank.r1 / (gamma * lam)
-        return self.options.weighted(
-            self.process,
-            self.prompts,
-            self.bank.x,
-            logw,
-            self.seed,
-            start=y,
-            proposal=None if gamma is None else of_y,
-            prior=self.bank.log_ratio,
-        )
+        assert self.bank is not None
+        return self.options.tilted(self.process, self.prompts, self.bank, lam, self.seed, gamma=gamma, start=y)
 
     @property
     def batch(self) -> Batch:

@@ -4,12 +4,13 @@
 
     E[r]         = sum_i w_i r_i                                    psi_i = w_i (r_i - E[r])
     Cov(r1, r2)  = sum_i w_i (r1_i - E[r1]) (r2_i - E[r2])          psi_i = w_i ((r1_i - E[r1]) (r2_i - E[r2]) - Cov)
-    KL(p || p0)  = E[h] - log Z,   Z = mean_i exp(h_i) p0/q_i       psi_i = w_i (h_i - E[h]) - (w_i - 1/n)
+    KL(p || p0)  = sum_i w_i log(w_i / v_i),   v_i = w_i at h = 0   psi_i = w_i (log(w_i / v_i) - KL) - (w_i - v_i)
 
 The weights of one prompt know nothing of another: one softmax over all prompts would add the covariance of the prompts'
 means, which has nothing to do with lambda. Within a prompt these ratios lean by O(1/n), and that does not average out
 over prompts: many prompts take the jackknife, n theta - (n - 1) mean_i theta_{-i}, in closed form. It widens the
-spread, which does average out; few prompts smooth the tail of their weights instead, which narrows it.
+spread, which does average out; few prompts smooth the tail of their weights instead, which narrows it. The KL is that
+of the weights as they are, and never below 0: smoothed weights do not match an exponent that is not smoothed.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.bank import Bank
-    from genbo.bilevel.law import Fit, Law, Measured
+    from genbo.bilevel.law import Fit, Law, Measured, Relative
 
 NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
+NEARLY_ONE = 1e-3  # of log w/v: below it differences are taken by their series
 
 
 @dataclass(frozen=True)
@@ -64,23 +66,25 @@ class Reweight:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
         tilt = (bank.r2 if gamma is None else bank.r2 + bank.r1 / gamma) / lam
         logw = tilt + bank.log_ratio
-        fit, treatment = fit_of(logw), self.treatment(bank.prompts)
-        taken = smoothed(logw)[0] if treatment == "smoothed" else logw
-        found = _Weighted(taken, jackknife=treatment == "jackknife")
+        treatment, tails = self.treatment(bank.prompts), smoothed(logw) if bank.prompts == 1 else None
+        fit = fit_of(logw, None if tails is None else tails[1])
+        taken = (tails or smoothed(logw))[0] if treatment == "smoothed" else logw
+        jackknife = treatment == "jackknife"
+        found = _Weighted(taken, jackknife=jackknife)
         return Law(
             lam=lam,
             gamma=gamma,
             r1=found.mean(bank.r1),
             r2=found.mean(bank.r2),
-            kl=found.kl(tilt),
+            kl=divergence(logw, bank.log_ratio, jackknife=jackknife),
             covariance=found.covariance(bank.r1, bank.r2),
             r1_sd=found.covariance(bank.r1, bank.r1).value.clamp(min=0).mean().sqrt().item(),
             fit=fit,
         )
 
 
-def fit_of(logw: Tensor) -> Fit:
-    """How well weights (C, n) can speak, for the mean over prompts.
+def fit_of(logw: Tensor, khat: Tensor | None = None) -> Fit:
+    """How well weights (C, n) can speak, for the mean over prompts; `khat` (1,) is their tail's where it is known.
 
     A sample's share in that mean is its weight over the number of prompts. The tail is that of all prompts' weights
     together, in units of each prompt's geometric mean: its sum would not do, since in a small group the largest weight
@@ -90,7 +94,8 @@ def fit_of(logw: Tensor) -> Fit:
     from genbo.bilevel.pareto import smoothed
 
     w = logw.softmax(1)
-    _, khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))
+    if khat is None:
+        khat = smoothed((logw - logw.mean(1, keepdim=True)).reshape(1, -1))[1]
     ess = (1 / w.square().sum(1)).sum().item()
     return Fit(ess=ess, max_weight=w.max().item() / len(w), khat=khat.item(), samples=logw.shape[1], prompts=len(w))
 
@@ -99,8 +104,7 @@ class _Weighted:
     """Sums under normalised weights w (C, n), and where asked the same without each sample in turn."""
 
     def __init__(self, logw: Tensor, *, jackknife: bool) -> None:
-        self.w, self.log_z = logw.softmax(1), logw.logsumexp(1)
-        self.n, self.jackknife = logw.shape[1], jackknife
+        self.w, self.n, self.jackknife = logw.softmax(1), logw.shape[1], jackknife
 
     def mean(self, x: Tensor) -> Measured:
         from genbo.bilevel.law import Measured
@@ -120,23 +124,6 @@ class _Weighted:
 
         return Measured(self._corrected(covariance, moved), w * away)
 
-    def kl(self, tilt: Tensor) -> Measured:
-        """From the unnormalised weights' own sum: w must come from tilt and log p0 / q."""
-        import math
-
-        import torch
-
-        from genbo.bilevel.law import Measured
-
-        mean, away = self._centred(tilt)
-        kl = mean - (self.log_z - math.log(self.n))
-
-        def moved() -> Tensor:
-            log_z_moved = torch.log1p(-self.w.clamp(max=NEARLY_ALL)) - math.log1p(-1 / self.n)
-            return self._mean_without(away) - log_z_moved
-
-        return Measured(self._corrected(kl, moved), self.w * away - (self.w - 1 / self.n))
-
     def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = (self.w * x).sum(1)
         return mean, x - mean[:, None]
@@ -148,3 +135,29 @@ class _Weighted:
     def _corrected(self, value: Tensor, moved: Callable[[], Tensor]) -> Tensor:
         """n value - (n - 1) mean of the values without a sample, which are `moved` away from it."""
         return value - (self.n - 1) * moved().mean(1) if self.jackknife else value
+
+
+def divergence(logw: Tensor, prior: Tensor, *, jackknife: bool) -> Relative:
+    """KL(p || p0) from log-weights of both laws on the same samples, (C, n) each; not below 0 for any prompt.
+
+    Where the jackknife would be, which happens where a sample or two have all the weight, the plain sum stands.
+    """
+    import torch
+
+    from genbo.bilevel.law import Relative
+
+    log_w, log_v = logw.log_softmax(1), prior.log_softmax(1)
+    w, v, log_r, n = log_w.exp(), log_v.exp(), log_w - log_v, logw.shape[1]
+    small = log_r.abs() < NEARLY_ONE
+    near = log_r.where(small, torch.zeros_like(log_r))  # where w and v agree in most of their digits
+    more = torch.where(small, v * torch.expm1(near), w - v)
+    each = torch.where(small, v * near**2 * (0.5 + near / 3 + near**2 / 8), w * log_r - more).clamp(min=0)
+    kl = each.sum(1)
+    away = log_r - kl[:, None]
+    influence = w * away - more
+    if jackknife:
+        w_left, v_left = (1 - x.clamp(max=NEARLY_ALL) for x in (w, v))
+        moved = -w * away / w_left - w_left.log() + v_left.log()
+        corrected = n * kl - (n - 1) * (kl[:, None] + moved).mean(1)
+        kl = torch.where(corrected >= 0, corrected, kl)
+    return Relative(kl, influence)

@@ -11,7 +11,8 @@ import torch
 from genbo.bilevel.answer import answer
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.evaluate import compare, draw, student_t
+from genbo.bilevel.evaluate import compare, draw
+from genbo.bilevel.interval import student_t
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.sgd import Sgd
 from genbo.bilevel.problem import Constraint, Estimate, Problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -143,3 +144,63 @@ def gaussian(c: float, d: int) -> Rewards:
     target = torch.zeros(d, dtype=torch.float64)
     target[0] = c
     return lambda z: (-(z - target).square().sum(-1) / 2, z[..., 0])
+
+
+# -- worlds of noise whose best lambda is known ------------------------------------------------------------------------
+
+TOP = 4.0  # where the bounded world ends
+
+
+def _quadratic(z: Tensor) -> tuple[Tensor, Tensor]:
+    """r2 = -(x - 2)^2 / 2: the tilt is N(2 / (1 + lambda), lambda / (1 + lambda)), and lambda* = 1."""
+    x = z[..., 0]
+    return -((x - 0.75) ** 2) / 2, -((x - 2) ** 2) / 2
+
+
+def _exponential(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of mean 1; the tilt has the mean 1 / (1 - 1 / lambda), which is best at 2.5 / 2: lambda* = 5."""
+    x = -torch.special.log_ndtr(-z[..., 0])
+    return -((x - 2.5) ** 2), x
+
+
+def _mixture(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Three normal laws, as in `WORLDS`, by inverting their distribution function."""
+    x = torch.linspace(-5.0, 6.0, 20_001, dtype=torch.float64)
+    parts = ((-1.0, 0.3), (0.5, 0.5), (2.0, 0.2))
+    cdf = sum(weight * torch.special.ndtr((x - mean) / 0.4) for mean, weight in parts)
+    u = torch.special.ndtr(z[..., 0])
+    at = torch.searchsorted(cdf, u.detach().contiguous()).clamp(1, len(x) - 1)
+    share = (u - cdf[at - 1]) / (cdf[at] - cdf[at - 1])
+    drawn = x[at - 1] + share * (x[1] - x[0])
+    return -((drawn - 0.8) ** 2) / 2, drawn
+
+
+def _bounded(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponential of mean 1, cut off at 4."""
+    x = -torch.log1p(-torch.special.ndtr(z[..., 0]) * (1 - math.exp(-TOP)))
+    return -((x - 1.6) ** 2), x
+
+
+NOISE_WORLDS: dict[str, tuple[Rewards, tuple[float, float]]] = {
+    "gaussian": (gaussian(1.5, 1), (0.1, 20.0)),
+    "quadratic": (_quadratic, (0.1, 20.0)),
+    "exponential": (_exponential, (1.5, 100.0)),
+    "mixture": (_mixture, (0.3, 30.0)),
+    "bounded": (_bounded, (0.2, 60.0)),
+}
+
+
+def best_of(name: str) -> float:
+    """lambda* by quadrature over the noise: where Cov(r1, r2) under the tilt is 0."""
+    rewards, (low, high) = NOISE_WORLDS[name]
+    z = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
+    r1, r2 = rewards(z[:, None])
+
+    def covariance(lam: float) -> float:
+        p = (r2 / lam - z**2 / 2).softmax(0)
+        return float((p * (r1 - (p * r1).sum()) * (r2 - (p * r2).sum())).sum())
+
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if covariance(middle) < 0 else (low, middle)
+    return math.sqrt(low * high)

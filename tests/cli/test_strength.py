@@ -135,7 +135,7 @@ def test_where_samples_cannot_speak_of_one_of_them_there_is_no_verdict(start, tu
     headline = found.headline(said)
     assert "no verdict" in headline and "better" not in headline
     assert remark(
-        "warning", "The held-out samples cannot speak of both lambdas; raise evaluate.samples, or start nearer."
+        "warning", "The held-out samples are too few for both lambdas; raise evaluate.samples, or start nearer."
     ) in (found.trust(said))
 
 
