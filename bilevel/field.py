@@ -191,9 +191,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).reshape(*lead, n * p, m * q)
 
 
-def _at(
-    z: Tensor, b: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor
-) -> tuple[Tensor, Tensor]:
+def _at(z: Tensor, b: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
     """Of gradient and upper triangle of the Hessian at z (P,), Q numbers, with the gradients at b (m, P).
 
     The linear part (Q, mP), and the bent one of C cells (C, Q, mP).

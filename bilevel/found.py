@@ -140,7 +140,7 @@ def _drawn(problem: Problem, here: Answer, slope: Tensor, shown: Found) -> Found
     """For two parameters: the combination that is determined with its valley, or the ellipse of both."""
     if here.free is None or here.covariance is None:
         return shown
-    if here.free.shape[1] == 1:
+    if here.free.shape[1] == 1 and not any(kind.endswith("bound") for kind in here.kinds):
         t = torch.linspace(-REACH, REACH, POINTS, dtype=torch.float64)
         valley = problem.value(here.u + t[:, None] * here.free[:, 0])
         normal = torch.stack([-shown.free[1, 0], shown.free[0, 0]])

@@ -52,8 +52,12 @@ def document_of(found: Found, labels: Sequence[str]) -> Document:
     }
     if found.combination is not None:
         weights, value, se = found.combination
-        known = se if math.isfinite(se) and se > 0 else None
-        document["combination"] = {"of": dict(zip(labels, weights.tolist(), strict=True)), "value": value, "se": known}
+        settled = "unsettled" not in found.kinds  # else the point is the path's end, which is not on it
+        document["combination"] = {
+            "of": dict(zip(labels, weights.tolist(), strict=True)),
+            "value": value if settled else None,
+            "se": se if settled and math.isfinite(se) and se > 0 else None,
+        }
     return document
 
 
@@ -96,8 +100,7 @@ def remarks(document: Document) -> list[tuple[str, str]]:
     if answer["method"] == "root" and set(kinds) <= {"interior", "fixed"}:
         text = "The optimum lies inside the path: the gradient crosses zero there, which gives the error bar."
         said.append(("good", text))
-    if not answer["unsettled"]:
-        said += _about_free(answer, kinds)
+    said += _about_free(answer, kinds)
     if "interior" in kinds and answer["method"] == "root":
         said.append(("note", f"{CLAIM}."))
     return said
@@ -128,30 +131,31 @@ def _unsettled(label: str, cause: str) -> str:
 
 def _about_free(answer: Document, kinds: Sequence[str]) -> list[tuple[str, str]]:
     """What is not determined, by name."""
-    free = answer["undetermined"]
-    if not free or "undetermined" not in kinds:
+    free, several = answer["undetermined"], len(kinds) > 1
+    if not free or not set(kinds) & {"undetermined", "unsettled"}:
         return []
-    if len(kinds) == 1:
-        text = "The tuned value has no error bar: the path shows no curvature to measure it by. More steps or samples may."
-        return [("note", text)]
+    if not several:
+        text = (
+            "The tuned value has no error bar: the path shows no curvature to measure it by. More steps or samples may"
+        )
+        return [] if answer["unsettled"] else [("note", f"{text}.")]
+    along = f"along {direction(free[0])} the path shows no curvature that stands out from the noise"
     if answer["combination"] is not None:
         of = answer["combination"]
-        known = figures.with_error(of["value"], of["se"])
-        text = (
-            f"Only the combination {summed(of['of'])} is determined, {known}. Along {direction(free[0])} the reward "
-            "changes too little to be measured, so neither has an error bar of its own: see the valley below"
-        )
-        return [("warning", f"{text}.")]
+        known = "" if of["value"] is None else f", {figures.with_error(of['value'], of['se'])}"
+        text = f"Only the combination {summed(of['of'])} is determined{known}: {along}. This is a valley, drawn above"
+        return [("warning", f"{text}; neither number has an error bar of its own.")]
     many = len(answer["labels"])
     if len(free) >= many:
         text = f"None of the {many} numbers is determined by itself: more budget.steps or budget.samples may show more"
         return [("warning", f"{text}.")]
+    count = "One direction is" if len(free) == 1 else f"{len(free)} directions are"
     text = (
-        f"{figures.plural(len(free), 'direction')} of {many} are not determined, such as {direction(free[0])}: the "
-        "reward changes too little along them to be measured. Numbers that have a part in them have no error bar"
+        f"{count} not determined, the first of them drawn above: {along}"
+        if len(free) > 1
+        else f"{count} not determined: {along}"
     )
-    return [("warning", text.replace("1 direction of", "One direction of").replace(" are not", " is not", 1) + ".")
-            if len(free) == 1 else ("warning", f"{text}.")]
+    return [("warning", f"{text}. Numbers that have a part in it have no error bar.")]
 
 
 def direction(of: Mapping[str, float]) -> str:
