@@ -1,109 +1,314 @@
-"""From the path to the answer: where the gradient crosses zero, and how well that is known.
+"""From the path to the answer: where the gradient is zero, and how well that is known.
 
-A climb ends near the optimum, not at it. Near it the gradient is a smooth function of u that falls through zero, so for
-one parameter a parabola (a line, where there are few steps) is fitted to the gradients near the end and its falling
-root is the answer: it does not lag behind as an average of the path does. The error bar is the root's own (delta
-method),
+A climb ends near the optimum, not at it, and the mean of its last steps lags behind. But near the optimum the gradient
+is a smooth field, of which every step has measured a value: `bilevel.field` says what is known of it. The answer is the
+point where the expected field is zero, for all parameters jointly, and its interval comes from the same field: each
+draw of the gradient g and the Hessian H there has a root of its own,
 
-    se(u*) = se(g at u*) / |slope at u*|
+    u* = u - H^-1 g
 
-with the noise from the residuals, or from the standard errors where those are larger. With several parameters the
-answer is the mean of the last steps, and the error bar of each is the same ratio along its own axis. Where no curvature
-stands out from the noise there is no error bar to give: the objective is flat as far as can be seen.
+and the interval of a parameter holds 95 % of these. A draw whose Hessian is not negative has no maximum and counts as
+infinitely far on either side, so a curvature that is badly known makes a wide interval, and an unknown one none
+(Fieller 1954). `u_se` is the interval's half width over 1.96: a standard error, widened where few steps tell it.
+
+Where only some directions curve clearly downwards the root is taken along these, the path's end stands for the others,
+and a parameter that has a part in one of the others has no interval. Where the last gradients still push to a bound
+the answer is that bound; where they push elsewhere the path has not settled. Neither has an interval. Pushing is
+judged in phi, dF/dphi = g / (dphi/du): towards a bound the link alone makes gradients in u fall.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from genbo.bilevel.field import Field, Local
+from genbo.bilevel.field import field as field_of
+
 TAIL = 1 / 4  # the part of the path whose mean stands for its end
-SIGNIFICANT = 2.0  # standard errors by which a slope must be below 0 to be believed
-CLEAR = 4.0  # and by which it is known well enough not to look farther
-WIDTHS = (0.1, 0.2, 0.4, 0.8)  # in u: how far from the end a gradient counts; the narrowest clear one is taken
+LAST = 1 / 3  # the part whose gradients say whether it has settled
+PUSH = 3.0  # standard errors from which the last gradients together push
+LEVEL = 0.95
+NORMAL = 1.959964  # standard errors of a normal interval at LEVEL
+SURE = 0.8
+DRAWS = 2000
+NEAR = 0.01  # of the range: nearer than this a push is against the bound
+BESIDE = 0.1  # of the range: and as near as this, where the gradient has not fallen on the way
+FELL = 0.3  # of the largest gradient of the path: less than this is falling
+FAR = 0.25  # of the path's spread: how far from its end a root may lie towards which it still moves
+OUTSIDE = 0.05  # of the path's range: how far out of it a root is believed
+PART = 0.1  # of an undetermined direction of length 1: a parameter with less has no part in it
+SHRUNK = 0.3  # of the earlier steps' length
+MOST = 1500  # gradients that are fitted: the last ones
+
+Kind = Literal["interior", "lower_bound", "upper_bound", "undetermined", "unsettled"]
+Cause = Literal["overshoot", "decayed", "few_steps"]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`u` (P,) and its standard error, NaN where the path shows no curvature to measure it by."""
+    """`u` (P,), its standard error and interval (P, 2), NaN where there are none, and what each number is.
+
+    `free` (P, F) spans what is not determined, in u, a unit column each in units of the path's spread; `covariance`
+    (P, P) is that of the determined part. `causes` says why a parameter has not settled.
+    """
 
     u: Tensor
     u_se: Tensor
     method: str  # root | mean
+    kinds: tuple[Kind, ...] = ()
+    interval: Tensor | None = None
+    covariance: Tensor | None = None
+    free: Tensor | None = None
+    causes: tuple[Cause | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The path in phi: values and dphi/du (n, P) where a coordinate has one of its own, else NaN; bounds (P, 2)."""
+
+    phi: Tensor
+    slope: Tensor
+    bounds: Tensor
 
 
 def answer(
-    u: Sequence[Tensor], grad: Sequence[Tensor], grad_se: Sequence[Tensor], *, constrained: bool = False
+    u: Sequence[Tensor],
+    grad: Sequence[Tensor],
+    grad_se: Sequence[Tensor],
+    *,
+    constrained: bool = False,
+    domain: Domain | None = None,
 ) -> Answer:
     """From the usable steps of a run, in order: each (P,).
 
     With constraints the objective itself moves, as their multipliers do, and its gradients at different steps belong to
     different objectives: then the answer is the mean of the last steps, and its error bar their spread.
     """
-    if constrained:
-        end = torch.stack(list(u[-max(2, round(len(u) * TAIL)) :]))
-        return Answer(end.mean(0), end.std(0), "mean")
     us, gs, ses = (torch.stack(list(x)) for x in (u, grad, grad_se))
-    tail = us[-max(1, round(len(us) * TAIL)) :].mean(0)
-    fits = [_fit(us[:, j], gs[:, j], ses[:, j], tail[j]) for j in range(us.shape[1])]
-    u_se = torch.stack([fit.se if fit else torch.tensor(torch.nan) for fit in fits])
-    if len(fits) == 1 and fits[0] and us.min() <= fits[0].root <= us.max():
-        return Answer(fits[0].root[None], u_se, "root")
-    return Answer(tail, u_se, "mean")
+    end = us[-max(1, round(len(us) * TAIL)) :].mean(0)
+    if constrained:
+        return _spread(us)
+    few = len(us) < 4 or not us.std(0).any()
+    path = _Path(us, gs, ses, end, domain)
+    at_bound = [path.bound(j) for j in range(us.shape[1])]
+    found = None if few else _root(path, torch.tensor([kind is None for kind in at_bound]))
+    return _settled(path, at_bound, found)
+
+
+def _spread(us: Tensor) -> Answer:
+    end = us[-max(2, round(len(us) * TAIL)) :]
+    mean, se = end.mean(0), end.std(0)
+    interval = torch.stack([mean - NORMAL * se, mean + NORMAL * se], -1)
+    kind: Kind = "interior"
+    return Answer(mean, se, "mean", (kind,) * us.shape[1], interval, causes=(None,) * us.shape[1])
+
+
+# -- the path ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Fit:
-    root: Tensor
+class _Path:
+    """Steps (n, P) in u."""
+
+    u: Tensor
+    g: Tensor
     se: Tensor
-    clear: bool
+    end: Tensor  # (P,), the mean of the last steps
+    domain: Domain | None
 
+    @property
+    def last(self) -> int:
+        """How many steps its end is judged by."""
+        return max(3, round(len(self.u) * LAST))
 
-def _fit(u: Tensor, g: Tensor, se: Tensor, near: Tensor) -> _Fit | None:
-    """The falling root nearest the path's end: by few gradients close to it where they say enough, else by more.
+    def pushes(self, j: int) -> int:
+        """The sign of the last gradients where all have it and together stand clear of their noise, else 0."""
+        g, se = self.g[-self.last :, j], self.se[-self.last :, j].nan_to_num()
+        if len(self.u) < 3 or not (g.sign() == g[0].sign()).all():
+            return 0
+        noise = se.square().mean().sqrt() / len(g) ** 0.5
+        return int(g[0].sign()) if g.mean().abs() > PUSH * noise else 0
 
-    A wide window averages the noise, a narrow one keeps the line straight; None where no width shows a falling slope.
-    """
-    away = (u - near).abs()
-    if len(u) < 4 or not away.any():
-        return None
-    found = None
-    for width in (float(2 * away.median()), *WIDTHS):
-        if found is not None and (found.clear or width < 2 * away.median()):
-            continue
-        found = _root(u, g, se, torch.exp(-((away / max(width, 1e-12)) ** 2) / 2), near) or found
-    return found
-
-
-def _root(u: Tensor, g: Tensor, se: Tensor, w: Tensor, near: Tensor) -> _Fit | None:
-    """Of a least-squares parabola in a window w, or a line where there are few points.
-
-    Gradients are not weighted by their own standard errors: of samples that jump now and then, those steps that happen
-    to see no jump have both the smallest error and too small a gradient.
-    """
-    scale = (u - near).abs().max()
-    enough = w.sum() ** 2 / (w**2).sum()  # how many points the weights amount to
-    powers = torch.arange(3 if enough >= 6 else 2)
-    x = ((u - near) / scale)[:, None] ** powers  # (n, 2 or 3)
-    inverse = torch.linalg.pinv(x.T @ (w[:, None] * x), hermitian=True)
-    beta = inverse @ (x.T @ (w * g))
-    misfit = (w * (g - x @ beta) ** 2).sum() / w.sum() * enough / (enough - len(powers)).clamp(min=1)
-    noise = torch.maximum(misfit, (w * se.nan_to_num() ** 2).sum() / w.sum())
-    bread = inverse @ (x.T * w)
-    covariance = noise * bread @ bread.T
-
-    root = torch.zeros((), dtype=u.dtype)
-    for _ in range(20):  # Newton, held inside twice the range of the points
-        slope = (beta[1:] * powers[1:] * root ** (powers[1:] - 1)).sum()
-        if slope >= 0:
+    def bound(self, j: int) -> Kind | None:
+        """The bound that parameter j is pushed against, if any."""
+        push = self.pushes(j)
+        if self.domain is None or not push:
             return None
-        root = (root - (beta * root**powers).sum() / slope).clamp(-2, 2)
-    row, slope_row = root**powers, powers * root ** (powers - 1).clamp(min=0)
-    slope, slope_se = slope_row @ beta, (slope_row @ covariance @ slope_row).sqrt()
-    if slope > -SIGNIFICANT * slope_se:
-        return None
-    root_se = scale * (row @ covariance @ row).sqrt() / -slope
-    return _Fit(near + scale * root, root_se, bool(slope < -CLEAR * slope_se))
+        low, high = self.domain.bounds[j].tolist()
+        wall = high if push > 0 else low
+        gap = abs(wall - self.domain.phi[-1, j].item()) / (high - low)
+        rising = (self.g[:, j] / self.domain.slope[:, j]).nan_to_num(0.0, 0.0, 0.0) * push
+        fell = rising[-self.last :].mean() < FELL * rising.max()
+        if not (gap < NEAR or (gap < BESIDE and not fell)):
+            return None
+        return "upper_bound" if push > 0 else "lower_bound"
+
+    def ended_at(self, j: int) -> Kind | None:
+        """The bound that parameter j lies at, where all gradients together push it there: noise hides the last ones."""
+        if self.domain is None:
+            return None
+        low, high = self.domain.bounds[j].tolist()
+        share = (self.domain.phi[-1, j].item() - low) / (high - low)
+        push = self.g[:, j].sum() / self.se[:, j].nan_to_num().square().sum().sqrt()
+        if share > 1 - NEAR and push > PUSH:
+            return "upper_bound"
+        return "lower_bound" if share < NEAR and push < -PUSH else None
+
+    def cause(self, j: int) -> Cause:
+        """Why it has not settled: it came back from the other side, its steps shrank, or they were too few."""
+        g, se, push = self.g[:, j], self.se[:, j].nan_to_num(), self.pushes(j)
+        before = g[: -self.last]
+        if push and (before * push < -2 * se[: -self.last]).any() and self._passed(j, push):
+            return "overshoot"
+        if not push and len(g) >= 4:
+            return "overshoot"
+        length = self.u[:, j].diff().abs()
+        late, early = length[-max(1, len(length) // 4) :].mean(), length[: max(1, len(length) // 2)].mean()
+        return "decayed" if late < SHRUNK * early else "few_steps"
+
+    def _passed(self, j: int, push: int) -> bool:
+        """Whether it once stood on the side that it is now pushed to, or came from there."""
+        return bool(((self.u[: -self.last, j] - self.end[j]) * push > 0).any())
+
+    def swings(self, j: int) -> bool:
+        """Whether the last gradients stand clear of zero on both sides in turn."""
+        g, se = self.g[-self.last :, j], self.se[-self.last :, j].nan_to_num()
+        clear = g[g.abs() > PUSH * se]
+        return len(clear) >= 3 and int((clear.sign().diff() != 0).sum()) >= 2
+
+
+# -- the root ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Root:
+    u: Tensor
+    draws: Tensor  # (S, P), infinite where the draw has no maximum
+    free: Tensor  # (P, F)
+    inside: bool  # whether it lies where the path has been
+
+
+def _root(path: _Path, tuned: Tensor) -> _Root:
+    """Along the directions that curve downwards for sure; parameters at a bound stay there."""
+    most = max(4, MOST // path.u.shape[1])
+    known = field_of(path.u[-most:], path.g[-most:], path.se[-most:])
+    start = path.end.where(tuned, path.u[-1])
+    axes = torch.eye(len(tuned), dtype=path.u.dtype)[:, tuned]
+    sure, u = axes, start
+    for _ in range(2):  # the directions depend on where they are asked for, and the point on them
+        sure = _sure(known.at(u, DRAWS), known.spread, axes)
+        u = _zero(known, start, sure)
+    draws = _draws(known.at(u, DRAWS), known.spread, u, sure)
+    span = (path.u - u) / known.spread @ sure  # (n, D), 0 at the root
+    room = OUTSIDE * (span.amax(0) - span.amin(0))
+    inside = bool(((span.amin(0) <= room) & (span.amax(0) >= -room)).all())
+    return _Root(u, draws, _rest(axes, sure), inside)
+
+
+def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
+    """Orthonormal directions (P, D) of u / spread, in the span of `axes`, along which most draws curve downwards."""
+    hessian = axes.T @ (local.hessian * spread[:, None] * spread) @ axes
+    _, vectors = torch.linalg.eigh(hessian.mean(0))
+    along = torch.einsum("pd,spq,qd->sd", vectors, hessian, vectors)
+    order = (along.mean(0) / along.std(0)).argsort()  # the surest first
+    kept: list[int] = []
+    for d in order.tolist():
+        v = vectors[:, [*kept, d]]
+        top = torch.linalg.eigvalsh(v.T @ hessian @ v)[:, -1]
+        if (top < 0).double().mean() >= SURE:
+            kept.append(d)
+    return axes @ vectors[:, kept]
+
+
+def _zero(known: Field, start: Tensor, sure: Tensor) -> Tensor:
+    """Where the expected gradient has no part in the sure directions, by Newton's steps of at most half a spread."""
+    u = start
+    for _ in range(30 if sure.shape[1] else 0):
+        g, hessian = known.mean(u)
+        g, hessian = sure.T @ (g * known.spread), sure.T @ (hessian * known.spread[:, None] * known.spread) @ sure
+        values, vectors = torch.linalg.eigh(hessian)
+        step = -vectors @ ((vectors.T @ g) / values.clamp(max=-1e-3 * values.abs().max()))
+        step = step * (0.5 / step.norm().clamp(min=0.5))
+        u = u + known.spread * (sure @ step)
+        if step.norm() < 1e-9:
+            break
+    return u
+
+
+def _draws(local: Local, spread: Tensor, u: Tensor, sure: Tensor) -> Tensor:
+    """Roots (S, P) of draws of the field at u, along the sure directions."""
+    g = (local.grad * spread) @ sure
+    hessian = sure.T @ (local.hessian * spread[:, None] * spread) @ sure
+    fine = torch.linalg.eigvalsh(hessian)[:, -1] < 0 if sure.shape[1] else torch.ones(len(g), dtype=torch.bool)
+    safe = hessian.where(fine[:, None, None], -torch.eye(sure.shape[1], dtype=u.dtype))
+    step = -torch.linalg.solve(safe, g[..., None])[..., 0] @ sure.T * spread
+    return (u + step).where(fine[:, None], torch.inf)
+
+
+def _rest(axes: Tensor, sure: Tensor) -> Tensor:
+    """An orthonormal basis (P, F) of what the axes span beside the sure directions."""
+    beside = axes - sure @ (sure.T @ axes)
+    u, s, _ = torch.linalg.svd(beside, full_matrices=False)
+    return u[:, s > 0.5]
+
+
+# -- the answer --------------------------------------------------------------------------------------------------------
+
+
+def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -> Answer:
+    """Each parameter's kind, and the point and the intervals that go with them."""
+    count = path.u.shape[1]
+    spread = path.u.std(0).clamp(min=1e-12) if len(path.u) > 1 else torch.ones(count)
+    away = torch.zeros(count) if root is None else (root.u - path.end).abs() / spread
+    kinds: list[Kind] = []
+    for j in range(count):
+        believed = root is not None and root.inside and away[j] <= FAR
+        part = root is None or root.free[j].norm() > PART
+        if at_bound[j] is not None:
+            kinds.append(at_bound[j])  # type: ignore[arg-type]
+        elif (path.pushes(j) and (part or not believed)) or (part and path.swings(j)):
+            kinds.append("unsettled")
+        elif part or not root.inside:  # type: ignore[union-attr]
+            kinds.append(path.ended_at(j) or "undetermined")
+        else:
+            kinds.append("interior")
+    if "unsettled" in kinds:  # one root for all: none is known where the path is still under way
+        kinds = ["undetermined" if kind == "interior" else kind for kind in kinds]
+    causes = tuple(path.cause(j) if kind == "unsettled" else None for j, kind in enumerate(kinds))
+    pushed = torch.tensor([kind.endswith("bound") for kind in kinds])
+    point = path.end if root is None or not root.inside or "unsettled" in kinds else root.u
+    point = path.u[-1].where(pushed, point)
+    interval, covariance = _intervals(root, kinds)
+    known = "interior" in kinds
+    return Answer(
+        point,
+        (interval[:, 1] - interval[:, 0]) / (2 * NORMAL),
+        "root" if known else "mean",
+        tuple(kinds),
+        interval,
+        covariance,
+        None if root is None else root.free * spread[:, None],
+        causes,
+    )
+
+
+def _intervals(root: _Root | None, kinds: Sequence[Kind]) -> tuple[Tensor, Tensor | None]:
+    """(P, 2), NaN but for interior ones; and the covariance of the root's draws, of those within five of its spreads."""
+    interval = torch.full((len(kinds), 2), torch.nan, dtype=torch.float64)
+    if root is None:
+        return interval, None
+    fine = root.draws.isfinite().all(1)
+    lost = 1 - fine.double().mean().item()
+    tail = (1 - LEVEL) / 2
+    draws = root.draws[fine]
+    levels = torch.tensor([tail, 1 - tail], dtype=draws.dtype)
+    for j, kind in enumerate(kinds):
+        if kind == "interior":
+            interval[j] = draws[:, j].quantile(levels)
+    near = (draws - root.u).abs() <= 5 * (draws.quantile(0.84, 0) - draws.quantile(0.16, 0)).clamp(min=1e-300) / 2
+    return interval, draws[near.all(1)].T.cov().reshape(len(kinds), -1)

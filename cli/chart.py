@@ -207,6 +207,38 @@ def parts(direct: Sequence[float | None], indirect: Sequence[float | None], *, n
     return svg(joined([frame.axes("step"), frame.level(0.0, class_="zero"), *lines]), name)
 
 
+def plane(
+    walked: Points,
+    answer: tuple[float, float],
+    *,
+    valley: Points | None,
+    ellipse: Points | None,
+    axes: Sequence[str],
+    name: str,
+) -> Markup:
+    """The path of two numbers in their plane, the answer, and its 95 % ellipse or the valley that it lies in."""
+    seen = [*walked, answer, *(ellipse or ())]
+    frame = Frame(padded([x for x, _ in seen]), padded([y for _, y in seen]))
+    parts = [frame.axes(axes[0], whole=False), tag("text", axes[1], x=frame.left + 4, y=frame.top + 4, class_="tick")]
+    if ellipse:
+        outline = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in ellipse)
+        parts.append(tag("polygon", points=outline, class_="band"))
+    if valley:
+        inside = [(x, y) for x, y in valley if frame.x[0] <= x <= frame.x[1] and frame.y[0] <= y <= frame.y[1]]
+        parts.append(frame.line(inside, class_="valley"))
+    parts.append(frame.line(walked, class_="way"))
+    parts += [frame.dot(x, y, class_="point", title=f"step {k}") for k, (x, y) in enumerate(walked, 1)]
+    parts.append(frame.dot(*answer, 5.5, class_="stop tuned", title="the answer"))
+    return svg(joined(parts), name)
+
+
+def loadings(parts_of: Mapping[str, float], *, name: str) -> Markup:
+    """What each number has of a direction that is not determined, its largest part 1: a bar each."""
+    frame = Frame((0.5, len(parts_of) + 0.5), (-1.1, 1.1))
+    bars = [frame.bar(k, 0, part, class_="loading") for k, (label, part) in enumerate(parts_of.items(), 1)]
+    return svg(joined([frame.axes("number, in the order of the job"), frame.level(0.0, class_="zero"), *bars]), name)
+
+
 Curve = Sequence[Sequence[float]]  # t, and log-SNR at each
 
 

@@ -10,7 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         reward_chart=reward_chart(document),
         curves=curves(document),
         parts=parts_chart(document),
+        valley=valley_chart(document),
         prompt_charts=prompt_charts(document),
         pictures=pictures,
         worlds=worlds,
@@ -206,6 +207,28 @@ def parts_chart(document: Document) -> list[tuple[str, Markup]]:
         sides = [[r[part][k] for r in records] for part in ("direct", "indirect")]
         found.append((label, chart.parts(*sides, name=f"direct and indirect part of {label}")))
     return found
+
+
+def valley_chart(document: Document) -> Markup:
+    """Of two parameters the plane, with the ellipse or the valley; of more, the weakest direction."""
+    answer = document.get("answer")
+    if not answer or len(answer["labels"]) < 2 or document["status"] != "done":
+        return Markup("")
+    labels = answer["labels"]
+    if len(labels) == 2:
+        walked = [_numbers(step["phi"].values())[-2:] for step in document["steps"]]
+        point = _numbers(value["tuned"] for value in document["phi"].values())[-2:]
+        lines = {key: answer[key] and [(x, y) for x, y in answer[key]] for key in ("valley", "ellipse")}
+        pairs = [(x, y) for x, y in walked if x is not None and y is not None]
+        return chart.plane(pairs, (point[0], point[1]), **lines, axes=labels, name=f"{labels[0]} and {labels[1]}")
+    if not answer["undetermined"]:
+        return Markup("")
+    return chart.loadings(answer["undetermined"][0], name="a direction that is not determined")
+
+
+def _numbers(values: Iterable[float | list[float]]) -> list[float]:
+    """One after the other."""
+    return [x for value in values for x in (value if isinstance(value, list) else [value])]
 
 
 def curves(document: Document) -> list[tuple[str, Markup]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genbo.cli import catalog, figures
+from genbo.cli import answered, catalog, figures
 from genbo.cli.run import SCHEMA, version
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ class Tuned:
 
     phi: Tensor
     se: list[float | None]
-    method: str  # root | mean | start | last
+    method: str  # root | mean | start | last | curve
+    interval: list[tuple[float, float] | None] | None = None  # of 95 %
+    kinds: list[str] | None = None  # interior | lower_bound | upper_bound | undetermined | unsettled
+    answer: Document | None = None  # the key of report.json
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def document_of(found: Findings) -> Document:
         "verdict": None if held_out is None else held_out["verdict"],
         "headline": "",
         "phi": _phi(found),
+        "answer": found.tuned.answer,
         "held_out": held_out,
         "rewards": rewards,
         "keep": keep,
@@ -104,7 +108,7 @@ def document_of(found: Findings) -> Document:
         "reproduce": found.reproduce,
     }
     document["headline"] = found.search.headline(document) if found.search else headline(document)
-    said = found.search.trust(document) if found.search else trust(document, found.tuned.method)
+    said = found.search.trust(document) if found.search else trust(document)
     document["trust"] = [*said, *(remark("note", text) for text in found.notes)]
     return document
 
@@ -114,14 +118,15 @@ def document_of(found: Findings) -> Document:
 
 def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     """phi from the usable steps of the path, with its error bar carried through the link by its slope."""
-    from genbo.bilevel.answer import answer
+    from genbo.bilevel.found import found
 
     usable = [r for r in records if r["status"] == "ok"]
     if not usable:
         return Tuned(problem.first(), [None] * problem.parameters, "start")
-    columns = (_column(usable, name) for name in ("u", "grad", "grad_se"))
-    found = answer(*columns, constrained=bool(problem.constraints))
-    return Tuned(problem.value(found.u), _through_link(problem, found), found.method)
+    here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")))
+    intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
+    document = answered.document_of(here, answered.labels_of(problem))
+    return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), document)
 
 
 def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
@@ -143,9 +148,14 @@ def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[torch.Tenso
 def _through_link(problem: Problem, found: Answer) -> list[float | None]:
     import torch
 
+    from genbo.bilevel.found import through_link
+
     slope = torch.autograd.functional.jacobian(problem.value, found.u)  # (P, P), diagonal but for times
-    variance = (slope * found.u_se).square().where(slope != 0, 0.0).sum(1)
-    return [x if math.isfinite(x) else None for x in variance.sqrt().tolist()]
+    return _finite(through_link(slope, found))
+
+
+def _finite(numbers: Tensor) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in numbers.tolist()]
 
 
 def _phi(found: Findings) -> Document:
@@ -155,14 +165,18 @@ def _phi(found: Findings) -> Document:
     for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
         here = slice(at, at + size)
         se = found.tuned.se[here]
+        interval, kinds = ((x or [None] * len(phi))[here] for x in (found.tuned.interval, found.tuned.kinds))
         tuned = tunable.spoken(phi[here])
-        if isinstance(tuned, list):
-            se = [*[0.0] * (len(tuned) - size), *se]  # numbers that stay where they start are spoken first
+        if isinstance(tuned, list):  # numbers that stay where they start are spoken first
+            stay = len(tuned) - size
+            se, interval, kinds = [*[0.0] * stay, *se], [*[None] * stay, *interval], [*["fixed"] * stay, *kinds]
         bounds = getattr(tunable, "bounds", None)
         pieces[tunable.name] = {
             "start": tunable.spoken(first[here]),
             "tuned": tuned,
             "se": se if isinstance(tuned, list) else se[0],
+            "interval": interval if isinstance(tuned, list) else interval[0],
+            "kind": kinds if isinstance(tuned, list) else kinds[0],
             "bounds": list(bounds) if isinstance(bounds, Sequence) and bounds else None,
             **_over_steps(tunable, problem.process.steps, first[here], phi[here]),
         }
@@ -307,7 +321,7 @@ def instead(name: str, value: Mapping[str, Any]) -> str:
         tuned = figures.named(labels, value["tuned"], errors)
         return f"{title(name)} {tuned} instead of {figures.named(labels, value['start'])}"
     tuned, start = figures.spoken(value["tuned"], value["se"]), figures.spoken(value["start"])
-    return f"{title(name)} {tuned} instead of {start}"
+    return f"{title(name)} {tuned}{answered.beside(value)} instead of {start}"
 
 
 def headline(document: Document) -> str:
@@ -334,12 +348,12 @@ def opinions(verdict: str, name: str, judges: Mapping[str, Mapping[str, Any]]) -
     return "; ".join([f"{verdict} by {' and by '.join([name, *agree])}", *others])
 
 
-def trust(document: Document, method: str) -> list[Document]:
+def trust(document: Document) -> list[Document]:
     """How far to believe it: what speaks for it (good), against it (warning), and what to know (note)."""
     return [
         *_about_steps(document),
         *_about_parts(document),
-        *_about_answer(document, method),
+        *_about_answer(document),
         *_about_bounds(document),
         *about_held_out(document),
         *about_judges(document),
@@ -385,6 +399,9 @@ def _about_steps(document: Document) -> list[Document]:
     if len(ratios) >= 6:
         last = sorted(ratios[-third:])[third // 2]
         figure = f"{figures.number(last, 1)} standard errors"
+        kinds = {kind for value in document["phi"].values() for kind in answered.each(value)}
+        if kinds & {"unsettled", *answered.BOUNDS}:
+            return said  # what is said of the answer says more
         if last < CLEAR + 1:
             said.append(remark("good", f"The last gradients are within {figure} of zero: the climb has settled."))
         else:
@@ -436,23 +453,17 @@ def _about_parts(document: Document) -> list[Document]:
     return said
 
 
-def _about_answer(document: Document, method: str) -> list[Document]:
-    if method == "root":
-        text = "The optimum lies inside the path: the gradient crosses zero there, which gives the error bar."
-        return [remark("good", text)]
-    errors = [value["se"] for value in document["phi"].values()]
-    known = [e for error in errors for e in (error if isinstance(error, list) else [error])]
-    if document["status"] == "done" and None in known:
-        some = "Some of the tuned numbers have" if any(e is not None for e in known) else "The tuned value has"
-        text = f"{some} no error bar: the path shows no curvature to measure it by. More steps or samples may."
-        return [remark("note", text)]
-    return []
+def _about_answer(document: Document) -> list[Document]:
+    return [remark(level, text) for level, text in answered.remarks(document)]
 
 
 def _about_bounds(document: Document) -> list[Document]:
+    """Numbers that stand at a bound without being pushed against it."""
     said = []
     for name, value in document["phi"].items():
         numbers = value["tuned"] if isinstance(value["tuned"], list) else [value["tuned"]]
+        if set(answered.each(value)) & set(answered.BOUNDS):
+            continue
         for bound, edge in zip(("lower", "upper"), value["bounds"] or (), strict=False):
             span = value["bounds"][1] - value["bounds"][0]
             at = sum(abs(x - edge) < NEAR * span for x in numbers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genbo.cli import figures
+from genbo.cli import answered, figures
 from genbo.cli.errors import UserMistake
 from genbo.cli.run import SCHEMA, holder, is_run, read_journal, read_report, read_status, to_json
 
@@ -76,7 +76,7 @@ def last_lines(document: Document, folder: Path) -> str:
 def values_in_full(value: Document) -> str:
     tuned, se = value["tuned"], value["se"]
     if not isinstance(tuned, list):
-        return figures.with_error(tuned, se)
+        return figures.with_error(tuned, se) + answered.in_full(value)
     return ", ".join(figures.with_error(t, e) for t, e in zip(tuned, se, strict=True))
 
 
