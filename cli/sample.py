@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.gallery import MARK
@@ -50,8 +50,9 @@ def run(
     prompts = told(place, prompts) if place else prompts
     with named():
         tuned = opened(folder)
-        model: Any = tuned.process.model
-        prompts = prompts if place else told(model.folder, prompts)
+        if not place:
+            model: Any = tuned.process.model
+            prompts = told(model.folder, prompts)
         for text in cut_off(tuned, place, prompts):
             print(text, file=sys.stderr)
         images = tuned(list(prompts), samples=samples, seed=seed)

@@ -153,8 +153,7 @@ def test_one_flipped_bit_in_a_small_file_stops_nothing(tmp_path: Path, name: str
     data = bytearray(place.read_bytes())
     data[at % len(data)] ^= 1 << bit
     place.write_bytes(data)
-    changed = again(tmp_path / "run")
-    assert changed == [] or b'"sha256"' not in data  # a key of another name is the one difference that stays a note
+    assert again(tmp_path / "run") == []
 
 
 def test_without_a_checkpoint_a_damaged_environment_is_said(tmp_path: Path) -> None:

@@ -385,6 +385,9 @@ def test_a_run_that_was_ended_before_is_shown(capsys: pytest.CaptureFixture[str]
         for key in ("image_backwards", "planned_at_least", "inexact"):
             cost.pop(key, None)
     (folder / "report.json").write_text(json.dumps(document))
+    status = json.loads((folder / "status.json").read_text())
+    kept = {key: value for key, value in status.items() if key not in ("report", "sha256")}  # hashes came later, too
+    (folder / "status.json").write_text(json.dumps(kept))
     assert show.run(folder) == 0
     said = capsys.readouterr().out
     assert "image forwards" in said and "backwards" not in said

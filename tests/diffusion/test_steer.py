@@ -226,7 +226,8 @@ def test_it_costs_a_scored_image_a_step_and_no_more_network_calls():
     drawn(plain)
     drawn(steered)
     assert plain.meter.reward_images == 0 and steered.meter.reward_images == 15 * 4
-    assert replace(steered.meter, reward_images=0) == plain.meter
+    assert steered.meter.image_backwards == 15 * 4 * 2, "the reward's gradient comes back through both halves"
+    assert replace(steered.meter, reward_images=0, image_backwards=0) == plain.meter
     with_kl = replace(mixed(Ddim(15, 1.0)), meter=type(plain.meter)())
     with torch.no_grad():
         sample_with_kl(with_kl.steered(curved), with_kl, BATCH)

@@ -18,6 +18,7 @@ NOTED = "GENBO_TESTS_NOTED"  # the variable that names the file
 WATCHED = "genbo_tests_watched"
 SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/run", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
 SYSTEM += ("/usr/bin", "/bin", "/usr/local/cuda", "/usr/share/zoneinfo", "/usr/share/locale")
+SYSTEM += ("/usr/share/fonts", "/usr/local/share/fonts", "/usr/X11", "/usr/X11R6")  # where matplotlib looks for fonts
 HERE = ("localhost", "127.0.0.1", "::1", "", None)
 
 
