@@ -58,19 +58,8 @@ class Measured:
 class Relative(Measured):
     """A number that is never below 0, as a KL is: what is not known is its size, so its error bar is one of its log.
 
-    Three of its standard errors are to hold the truth, also where a few samples make most of the number: they are
-    widened as `bilevel.interval` widens an interval. A difference of two such numbers is an ordinary number.
+    `bilevel.interval.error` is that bar. A difference of two such numbers is an ordinary number.
     """
-
-    @property
-    def se(self) -> float:
-        from genbo.bilevel.interval import stretch
-
-        plain = Measured(self.value, self.influence)
-        if not plain.se > 0:
-            return plain.se
-        relative = min(plain.se / self.mean, 1.0) if self.mean > 0 else 1.0
-        return plain.se * stretch(plain) * math.expm1(3 * relative) / (3 * relative)
 
 
 @dataclass(frozen=True)
