@@ -2,7 +2,7 @@
 
     F(lambda) = E_lambda[r1],      g(lambda) = dF / dlog lambda
 
-The curve is read at lambdas even in log lambda, from the upper bound down to where the samples cannot speak any more.
+The curve is read at lambdas even in log lambda, from the upper bound down to where too few effective samples remain.
 A maximum stands where g falls through 0 as lambda rises; a change of sign counts where both sides stand two standard
 errors from 0 and its interval does not hold it (`bilevel.interval`). It is closed in on by bisection of log lambda;
 
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where F is highest. `lam` is the best lambda that samples can speak of, whatever the kind.
+    """Where F is highest. `lam` is the best lambda that has enough samples, whatever the kind.
 
     `interval` is a 95 % interval of an interior optimum; `others` are lower maxima; `reason` says the kind in words.
     """
@@ -97,7 +97,7 @@ def point(solve: Solve, slope: Slope, lam: float) -> Point:
 
 
 def within_reach(curve: Sequence[Point]) -> tuple[Point, ...]:
-    """The part that the samples can speak of: from the largest lambda down to the first that they cannot."""
+    """The part with enough effective samples: from the largest lambda down to the first that has too few."""
     refused = [i for i, p in enumerate(curve) if p.law.fit.verdict == "refuse"]
     return tuple(curve[refused[-1] + 1 :] if refused else curve)
 
@@ -110,11 +110,11 @@ def optimum(solve: Solve, slope: Slope, curve: Sequence[Point]) -> Optimum:
     reach = within_reach(curve)
     if not reach:
         top = curve[-1]
-        said = "the samples cannot speak of any lambda within the bounds; draw more samples, or raise the upper bound"
+        said = "no lambda within the bounds has enough effective samples; draw more samples, or raise the upper bound"
         return _named("out_of_reach", top, said)
     clear = [p for p in reach if p.sign]
     if not clear:
-        said = "nowhere within reach can the gradient be told from 0; draw more samples, or take other rewards"
+        said = "the gradient is within its noise of 0 at every lambda; draw more samples, or take other rewards"
         return _named("unclear", max(reach, key=lambda p: p.law.r1.mean), said)
     found = [_closed_in(solve, slope, reach, a, b) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     found += _at_the_ends(reach, clear, whole=len(reach) == len(curve))
@@ -132,7 +132,9 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
         said = f"r1 rises as lambda falls to {top.lam:.3g}, and the samples do not show whether it turns there"
         found.append(_named("out_of_reach", top, f"{said}; draw more samples"))
     elif clear[0].sign < 0 and not whole:
-        said = f"r1 still rises where the samples fall silent, at lambda = {first.lam:.3g}: the optimum lies below"
+        said = (
+            f"r1 still rises at lambda = {first.lam:.3g}, below which there are too few samples: the optimum lies below"
+        )
         found.append(_named("out_of_reach", first, said))
     elif clear[0].sign < 0 and first.sign < 0:
         said = f"r1 never stops rising as lambda falls: the optimum is the lower bound {first.lam:g} itself"
@@ -156,7 +158,7 @@ def settled(curve: Sequence[Point], bounds: tuple[float, float]) -> Optimum:
     """
     clear = [p for p in curve if p.sign and p.law.fit.verdict != "refuse"]
     if not clear:
-        said = "at no lambda so far can the gradient be told from 0; draw more samples, or take other rewards"
+        said = "the gradient is within its noise of 0 at every lambda so far; draw more samples, or take other rewards"
         return _named("unclear", max(curve, key=lambda p: p.law.r1.mean), said)
     found = [_on_a_line(a, b, curve) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     first, last = clear[0], clear[-1]

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-MANY_PROMPTS = 8  # from here on the error bar counts prompts, and speaks of prompts like these
+MANY_PROMPTS = 8  # from here on the error bar counts prompts, and holds for prompts like these
 
 ALONE = 4.0  # effective samples a prompt, below which it hangs on one or two
 MEANLESS = 0.99  # a tail so heavy that no number of samples is enough
@@ -64,7 +64,7 @@ class Relative(Measured):
 
 @dataclass(frozen=True)
 class Fit:
-    """How well samples can speak of a law: effective size, largest weight, tail of the weights, samples a prompt.
+    """How well samples know a law: effective size, largest weight, tail of the weights, samples a prompt.
 
     Measured on exact worlds over a range of lambdas, where the first thresholds come from: 95 % intervals hold the
     truth in 0.93 of the cases where they are reliable, in 0.73 where they are doubtful and in 0.29 elsewhere. Beyond

@@ -1,4 +1,4 @@
-"""What a search for lambda found, as the parts of `report.json` that speak of it, and its verdict in words."""
+"""What a search for lambda found, as the parts of `report.json` about it, and its verdict in words."""
 
 from __future__ import annotations
 

