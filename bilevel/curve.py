@@ -2,7 +2,7 @@
 
     F(lambda) = E_lambda[r1],      g(lambda) = dF / dlog lambda
 
-The curve is read at lambdas even in log lambda, from the upper bound down to where the samples cannot speak any more.
+The curve is read at lambdas even in log lambda, from the upper bound down to where too few effective samples remain.
 A maximum stands where g falls through 0 as lambda rises; a change of sign counts where both sides stand two standard
 errors from 0 and its interval does not hold it (`bilevel.interval`). It is closed in on by bisection of log lambda;
 
@@ -61,7 +61,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where F is highest. `lam` is the best lambda that samples can speak of, whatever the kind.
+    """Where F is highest. `lam` is the best lambda that has enough samples, whatever the kind.
 
     `interval` is a 95 % interval of an interior optimum; `others` are lower maxima; `reason` says the kind in words.
     """
@@ -97,7 +97,7 @@ def point(solve: Solve, slope: Slope, lam: float) -> Point:
 
 
 def within_reach(curve: Sequence[Point]) -> tuple[Point, ...]:
-    """The part that the samples can speak of: from the largest lambda down to the first that they cannot."""
+    """The part with enough effective samples: from the largest lambda down to the first that has too few."""
     refused = [i for i, p in enumerate(curve) if p.law.fit.verdict == "refuse"]
     return tuple(curve[refused[-1] + 1 :] if refused else curve)
 
@@ -110,11 +110,11 @@ def optimum(solve: Solve, slope: Slope, curve: Sequence[Point]) -> Optimum:
     reach = within_reach(curve)
     if not reach:
         top = curve[-1]
-        said = "the samples cannot speak of any lambda within the bounds; draw more samples, or raise the upper bound"
+        said = "no lambda within the bounds has enough effective samples; draw more samples, or raise the upper bound"
         return _named("out_of_reach", top, said)
     clear = [p for p in reach if p.sign]
     if not clear:
-        said = "nowhere within reach can the gradient be told from 0; draw more samples, or take other rewards"
+        said = "the gradient is within its noise of 0 at every lambda; draw more samples, or take other rewards"
         return _named("unclear", max(reach, key=lambda p: p.law.r1.mean), said)
     found = [_closed_in(solve, slope, reach, a, b) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     found += _at_the_ends(reach, clear, whole=len(reach) == len(curve))
@@ -132,7 +132,9 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
         said = f"r1 rises as lambda falls to {top.lam:.3g}, and the samples do not show whether it turns there"
         found.append(_named("out_of_reach", top, f"{said}; draw more samples"))
     elif clear[0].sign < 0 and not whole:
-        said = f"r1 still rises where the samples fall silent, at lambda = {first.lam:.3g}: the optimum lies below"
+        said = (
+            f"r1 still rises at lambda = {first.lam:.3g}, below which there are too few samples: the optimum lies below"
+        )
         found.append(_named("out_of_reach", first, said))
     elif clear[0].sign < 0 and first.sign < 0:
         said = f"r1 never stops rising as lambda falls: the optimum is the lower bound {first.lam:g} itself"
@@ -156,7 +158,7 @@ def settled(curve: Sequence[Point], bounds: tuple[float, float]) -> Optimum:
     """
     clear = [p for p in curve if p.sign and p.law.fit.verdict != "refuse"]
     if not clear:
-        said = "at no lambda so far can the gradient be told from 0; draw more samples, or take other rewards"
+        said = "the gradient is within its noise of 0 at every lambda so far; draw more samples, or take other rewards"
         return _named("unclear", max(curve, key=lambda p: p.law.r1.mean), said)
     found = [_on_a_line(a, b, curve) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     first, last = clear[0], clear[-1]
@@ -179,7 +181,7 @@ def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
     """The root between a, whose gradient is above 0, and b, whose gradient is below, and its error bar."""
     width, fall = math.log(b.lam / a.lam), a.grad.mean - b.grad.mean
     share = a.grad.mean / fall
-    verdict = max((p.law.fit.verdict for p in (a, b)), key=VERDICTS.index)
+    verdict = _worst((a, b))
     far = max(stretch(p.grad) for p in (a, b)) * WIDER[verdict]
     se = far * math.hypot((1 - share) * a.grad.se, share * b.grad.se) * width / fall
     lam = a.lam * math.exp(share * width)
@@ -204,29 +206,44 @@ def _closed_in(solve: Solve, slope: Slope, reach: Sequence[Point], a: Point, b: 
     bend = (nearby[1].grad.mean - nearby[0].grad.mean) / (2 * NEARBY)
     said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
     asked = (at, *nearby)
-    ends = None if bend >= 0 else _inverted(solve, slope, reach, at)
+    ends = None if bend >= 0 else _inverted(solve, slope, reach, at, _worst(asked))
     if ends is not None:
         asked = (*asked, *(point(solve, slope, x) for x in ends))
-    verdict = _of_an_interval(max((p.law.fit.verdict for p in asked), key=VERDICTS.index), asked)
+        if _worst(asked) != _worst(asked[:3]):  # what holds at one end holds for the interval
+            ends = _inverted(solve, slope, reach, at, _worst(asked))
+    verdict = _of_an_interval(_worst(asked), asked)
     if ends is None or verdict == "refuse":
         return Optimum("interior", lam, at.law.r1.mean, verdict, said, evaluations=evaluations)
-    slack = EXACTLY + 2 * abs(at.law.covariance.mean / lam / bend) if exact else TOLERANCE
+    slack = EXACTLY + 2 * abs(at.law.covariance.mean / lam / bend) if exact else 0.0
     ends = (ends[0] * math.exp(-slack), ends[1] * math.exp(slack))
     log_se = math.log(ends[1] / ends[0]) / 2 / quantile(len(at.grad.value))
     return Optimum("interior", lam, at.law.r1.mean, verdict, said, log_se, ends, evaluations=evaluations)
 
 
-def _inverted(solve: Solve, slope: Slope, reach: Sequence[Point], at: Point) -> tuple[float, float] | None:
-    """The lambdas around a root at which the interval of the gradient holds 0; None where they have no end in reach."""
+def _inverted(
+    solve: Solve, slope: Slope, reach: Sequence[Point], at: Point, verdict: Verdict
+) -> tuple[float, float] | None:
+    """The lambdas around a root at which the interval of the gradient holds 0; None where they have no end in reach.
+
+    Each is as wide as `verdict` asks for, or as its own law does.
+    """
     if not at.grad.se:
         return at.lam, at.lam
-    rising = [p.lam for p in reach if p.lam < at.lam and p.interval[0] > 0]
-    falling = [p.lam for p in reach if p.lam > at.lam and p.interval[1] < 0]
-    if not rising or not falling:
+
+    def ends(p: Point) -> tuple[float, float]:
+        return interval(p.grad, max(WIDER[verdict], WIDER[p.law.fit.verdict]))
+
+    rising = next((p.lam for p in reversed(reach) if p.lam < at.lam and p.sign > 0 and ends(p)[0] > 0), None)
+    falling = next((p.lam for p in reach if p.lam > at.lam and p.sign < 0 and ends(p)[1] < 0), None)
+    if rising is None or falling is None:
         return None
-    low, _ = falling_root(lambda x: point(solve, slope, x).interval[0], rising[-1], at.lam)
-    high, _ = falling_root(lambda x: point(solve, slope, x).interval[1], at.lam, falling[0])
+    low, _ = falling_root(lambda x: ends(point(solve, slope, x))[0], rising, at.lam)
+    high, _ = falling_root(lambda x: ends(point(solve, slope, x))[1], at.lam, falling)
     return low, high
+
+
+def _worst(points: Sequence[Point]) -> Verdict:
+    return max((p.law.fit.verdict for p in points), key=VERDICTS.index)
 
 
 def _of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
@@ -238,12 +255,19 @@ def _of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
 def falling_root(
     g: Callable[[float], float], low: float, high: float, tolerance: float = TOLERANCE
 ) -> tuple[float, int]:
-    """Where g falls through 0 between low and high, by bisection of the logarithm, and how often g was asked."""
-    evaluations = 0
+    """Where g falls through 0 between low and high, and how often g was asked.
+
+    By bisection of the logarithm until both are within the tolerance, and on a line through g there.
+    """
+    evaluations, at = 0, dict[float, float]()
     while math.log(high / low) > tolerance:
         middle, evaluations = math.sqrt(low * high), evaluations + 1
-        low, high = (middle, high) if g(middle) > 0 else (low, middle)
-    return math.sqrt(low * high), evaluations
+        at[middle] = g(middle)
+        low, high = (middle, high) if at[middle] > 0 else (low, middle)
+    if low not in at or high not in at or not math.isfinite(at[low] - at[high]):
+        return math.sqrt(low * high), evaluations
+    share = at[low] / (at[low] - at[high])
+    return low * (high / low) ** share, evaluations
 
 
 def matched(solve: Solve, of: Callable[[Law], Measured], level: float, bounds: tuple[float, float]) -> float | None:

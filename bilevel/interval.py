@@ -21,7 +21,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from genbo.bilevel.law import MANY_PROMPTS, Measured
+from genbo.bilevel.law import MANY_PROMPTS, Measured, Relative
 
 LEVEL = 0.95
 PART = 4  # the whole is so many times as large as a part
@@ -66,6 +66,24 @@ def stretch(found: Measured) -> float:
         return 1.0
     low, high = _tails(parts[0])
     return _among_prompts(found, max(-low, high)) / quantile(len(found.value))
+
+
+def error(found: Measured) -> float:
+    """The error bar of a number, three of which hold the truth: its standard error, widened where it is a KL.
+
+    A KL is summed from few samples where the tilt is strong, and small where it is weak: three bars reach as far as any
+    part of the samples lies from the whole, and the bar is one of its logarithm.
+    """
+    if not isinstance(found, Relative) or not found.se > 0:
+        return found.se
+    relative = min(found.se / found.mean, 1.0) if found.mean > 0 else 1.0
+    return found.se * max(stretch(found), _farthest(found) / 3) * math.expm1(3 * relative) / (3 * relative)
+
+
+def _farthest(found: Measured) -> float:
+    """Of all parts the one farthest from the whole, in standard errors of samples; 0 where there are no parts."""
+    parts = _of_parts(found) if len(found.value) < MANY_PROMPTS else None
+    return 0.0 if parts is None else parts[0].abs().max().item()
 
 
 def _among_prompts(found: Measured, far: float) -> float:

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-MANY_PROMPTS = 8  # from here on the error bar counts prompts, and speaks of prompts like these
+MANY_PROMPTS = 8  # from here on the error bar counts prompts, and holds for prompts like these
 
 ALONE = 4.0  # effective samples a prompt, below which it hangs on one or two
 MEANLESS = 0.99  # a tail so heavy that no number of samples is enough
@@ -58,24 +58,13 @@ class Measured:
 class Relative(Measured):
     """A number that is never below 0, as a KL is: what is not known is its size, so its error bar is one of its log.
 
-    Three of its standard errors are to hold the truth, also where a few samples make most of the number: they are
-    widened as `bilevel.interval` widens an interval. A difference of two such numbers is an ordinary number.
+    `bilevel.interval.error` is that bar. A difference of two such numbers is an ordinary number.
     """
-
-    @property
-    def se(self) -> float:
-        from genbo.bilevel.interval import stretch
-
-        plain = Measured(self.value, self.influence)
-        if not plain.se > 0:
-            return plain.se
-        relative = min(plain.se / self.mean, 1.0) if self.mean > 0 else 1.0
-        return plain.se * stretch(plain) * math.expm1(3 * relative) / (3 * relative)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well samples can speak of a law: effective size, largest weight, tail of the weights, samples a prompt.
+    """How well samples know a law: effective size, largest weight, tail of the weights, samples a prompt.
 
     Measured on exact worlds over a range of lambdas, where the first thresholds come from: 95 % intervals hold the
     truth in 0.93 of the cases where they are reliable, in 0.73 where they are doubtful and in 0.29 elsewhere. Beyond

@@ -1,11 +1,11 @@
-"""The search for lambda: draw a bank, read the curve, and draw again only where the samples cannot speak.
+"""The search for lambda: draw a bank, read the curve, and draw again only where there are too few samples.
 
     bank -> curve -> optimum -> at a bound, or seen reliably on samples drawn near it?   done
                              -> else                samples shifted towards it, or more of the same, and again
 
 An optimum that plain samples show is looked at again on samples shifted towards it: they are fresh, and the luck by
-which a bank without a tail looks reliable is gone. Every bank stays in use: at each lambda the one speaks that does so
-best. Rounds are yielded as they end, and the banks are all the state there is: given back they are not drawn again.
+which a bank without a tail looks reliable is gone. Every bank stays in use: at each lambda the one is used that
+knows it best. Rounds are yielded as they end, and the banks are all the state: given back they are not drawn again.
 """
 
 from __future__ import annotations

@@ -379,7 +379,7 @@ class Strength:
 
 def over_lambda(rows: Sequence[Mapping[str, Any]], key: str, at: Strength, *, name: str) -> Markup:
     """A number over lambda, which runs in powers of ten: a line with its band where samples are reliable, dashes where
-    they are doubtful, and nothing where they cannot speak."""
+    they are doubtful, and nothing where they are too few."""
     known = [row for row in rows if row["verdict"] != "refuse" and row[key] is not None]
     if len(known) < 2:
         return Markup("")

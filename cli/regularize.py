@@ -274,7 +274,7 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
 
 
 def pair_of(work: Work, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
-    """The start's lambda and this one by the samples that speak of both, or else each by those that know it best."""
+    """The start's lambda and this one by the samples that know both, or else each by those that know it best."""
     from genbo.bilevel.law import VERDICTS
     from genbo.bilevel.search import speaking
     from genbo.cli.strength import Pair

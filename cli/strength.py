@@ -1,4 +1,4 @@
-"""What a search for lambda found, as the parts of `report.json` that speak of it, and its verdict in words."""
+"""What a search for lambda found, as the parts of `report.json` about it, and its verdict in words."""
 
 from __future__ import annotations
 
@@ -213,6 +213,7 @@ class Searched:
 
     def _about_samples(self) -> list[Document]:
         from genbo.bilevel.curve import LEAST, within_reach
+        from genbo.bilevel.interval import error
         from genbo.cli.result import remark
 
         best, curve = self.last.optimum, self.last.curve
@@ -233,7 +234,7 @@ class Searched:
                 f"Fewer than {figures.count(LEAST)} samples in all: the interval may be too short; raise lower.samples."
             )
             said.append(remark("note", text))
-        kl = figures.with_error(at.kl.mean, at.kl.se)
+        kl = figures.with_error(at.kl.mean, error(at.kl))
         said.append(remark("note", f"The tuned law is {kl} nats of KL from the pretrained model."))
         reach = within_reach(curve)
         if reach and len(reach) < len(curve):
@@ -262,11 +263,13 @@ _VERDICTS = {"reliable": "reliable", "doubtful": "doubtful (intervals are double
 
 def row_of(point: Point) -> Document:
     """A point of the curve."""
+    from genbo.bilevel.interval import error
+
     law, fit = point.law, point.law.fit
     means: dict[str, Measured] = {"r1": law.r1, "r2": law.r2, "kl": law.kl, "grad": point.grad}
     row: Document = {"lam": point.lam}
     for name, measured in means.items():
-        row |= {name: measured.mean, f"{name}_se": measured.se}
+        row |= {name: measured.mean, f"{name}_se": error(measured)}
     return {**row, "verdict": fit.verdict, "ess": fit.ess, "max_weight": fit.max_weight, "khat": fit.khat}
 
 

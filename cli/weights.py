@@ -159,7 +159,7 @@ def tuned_weights(work: Work, last: Round, kept: Kept) -> Weights:
 
 
 def bank_at(banks: Sequence[Bank], lam: float) -> Bank:
-    """The bank whose samples speak best of lambda."""
+    """The bank whose samples know lambda best."""
     from genbo.bilevel.law import VERDICTS
     from genbo.bilevel.lower.reweight import Reweight
 

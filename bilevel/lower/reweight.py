@@ -84,7 +84,7 @@ class Reweight:
 
 
 def fit_of(logw: Tensor, khat: Tensor | None = None) -> Fit:
-    """How well weights (C, n) can speak, for the mean over prompts; `khat` (1,) is their tail's where it is known.
+    """How well weights (C, n) know the mean over prompts; `khat` (1,) is their tail's where it is known.
 
     A sample's share in that mean is its weight over the number of prompts. The tail is that of all prompts' weights
     together, in units of each prompt's geometric mean: its sum would not do, since in a small group the largest weight

@@ -201,7 +201,7 @@ def test_where_noise_cannot_be_shifted_the_samples_are_doubled():
 def test_a_budget_that_is_spent_says_how_far_it_got():
     end = last(Direct(gaussian(6.0, 2), 2), Budget(512, rounds=1))
     assert end.after == "spent" and end.optimum.kind == "out_of_reach" and end.optimum.interval is None
-    assert "the samples fall silent" in end.reason
+    assert "below which there are too few samples" in end.reason
     assert end.optimum.lam > 1 / 6
 
 
@@ -245,7 +245,7 @@ def test_rewards_that_say_nothing_end_the_search_with_a_sentence(rewards, said):
 def test_bounds_that_no_sample_can_reach_are_said():
     end = last(Direct(gaussian(1.5, 1), 1), Budget(64, rounds=1), bounds=(0.01, 0.1))
     assert end.optimum.kind == "out_of_reach"
-    assert "cannot speak of any lambda within the bounds; draw more samples, or raise" in end.reason
+    assert "no lambda within the bounds has enough effective samples; draw more samples, or raise" in end.reason
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from genbo.bilevel.curve import Optimum, Point
 from genbo.bilevel.law import EXACT, Fit, Law, Measured
 from genbo.bilevel.search import Round
 from genbo.cli.result import remark
-from genbo.cli.strength import Pair, Searched, record_of, row_of
+from genbo.cli.strength import Pair, Pretrained, Searched, record_of, row_of
 
 GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
 SOME = Fit(ess=100.0, max_weight=0.03, khat=0.6, samples=1000.0)
@@ -47,25 +47,25 @@ def half(found) -> float:
 
 # -- two laws --------------------------------------------------------------------------------------------------------
 
-LEFT, RIGHT = (0.3, -0.4, 0.0, 0.1), (0.6, 0.0, -0.4, 0.1)  # what four samples did to a mean: sums of squares .26, .53
+LEFT, RIGHT = (0.3, -0.3, 0.2, -0.2), (0.6, -0.6, -0.2, 0.2)  # what four samples did: sums of squares .26, .80
 
 
 def test_laws_by_the_same_samples_differ_by_what_each_sample_did_to_both():
-    """Influences of the difference are 0.3, 0.4, -0.4, 0: their squares add up to 0.41."""
+    """Influences of the difference are 0.3, -0.3, -0.4, 0.4, without any skewness: their squares add up to 0.5."""
     found = pair(law([1.0], [LEFT]), law([3.0], [RIGHT])).compared("r1")
     assert (found.start, found.tuned, found.difference) == (1, 3, 2)
-    assert half(found) == pytest.approx(Z * math.sqrt(0.41), rel=1e-6)
+    assert half(found) == pytest.approx(Z * math.sqrt(0.5), rel=1e-6)
 
 
 def test_laws_by_samples_of_their_own_add_their_errors():
     found = pair(law([1.0], [LEFT]), law([3.0], [RIGHT]), shared=False).compared("r1")
-    assert half(found) == pytest.approx(Z * math.sqrt(0.26 + 0.53), rel=1e-6)
+    assert half(found) == pytest.approx(Z * math.sqrt(0.26 + 0.80), rel=1e-6)
 
 
 def test_a_few_known_prompts_are_spoken_of_by_their_samples():
-    """Two prompts, each with an influence of the difference of 0.41: the mean has sqrt(0.82) / 2."""
+    """Two prompts, each with an influence of the difference of 0.5: the mean has sqrt(1) / 2."""
     found = pair(law([1.0, 5.0], [LEFT]), law([3.0, 10.0], [RIGHT])).compared("r1")
-    assert found.difference == pytest.approx(3.5) and half(found) == pytest.approx(Z * math.sqrt(0.82) / 2, rel=1e-6)
+    assert found.difference == pytest.approx(3.5) and half(found) == pytest.approx(Z * math.sqrt(1.0) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -101,14 +101,14 @@ def searched(of: Pair | None, **optimum) -> Searched:
         for lam, r1 in ((0.5, 2.0), (1.0, 3.0))
     )
     last = Round((), curve, best, "done", "r1 is highest")
-    return Searched(last, (0.0, 0.0), "clip", "aesthetic", "reweight", "the tilt", of)
+    return Searched(last, Pretrained(0.0, 0.0), "clip", "aesthetic", "reweight", "the tilt", of)
 
 
 def document(found: Searched, held_out) -> dict:
     lam = {"start": 3.0, "tuned": 0.7, "se": 0.1, "bounds": [0.1, 10.0]}
     return {
         "phi": {"regularization": lam}, "held_out": held_out, "status": "done", "reason": None,
-        "job": {"prompts": ["z"], "reward": []},
+        "job": {"prompts": ["z"], "reward": []}, "judges": {},
     }  # fmt: skip
 
 
@@ -197,16 +197,18 @@ def test_the_search_as_an_object():
     banks = tuple(bank_of(torch.randn(2, n), torch.randn(2, n)) for n in (64, 128))
     last = Round(banks, curve, replace(best, interval=(0.5, 0.9), log_se=0.1, others=(2.5,)), "spent", "r1 is highest")
     tilt = law([1.0], lam=0.8, fit=SOME)
-    said = Searched(last, (-1.0, 2.0), "clip", "style", "guided", "its own law", None, Rows(), tilt).document()
+    known = Pretrained(-1.0, 2.0)
+    said = Searched(last, known, "clip", "style", "guided", "its own law", None, Rows(), tilt).document()
     assert [row["lam"] for row in said["curve"]] == [0.5, 1, 2, 4] and said["reach"] == [1, 4]
     assert said["pretrained"] == {"r1": -1.0, "r2": 2.0} and said["samples"] == [64, 128]
     wanted = {"kind": "interior", "lam": 0.7, "interval": (0.5, 0.9), "log_se": 0.1, "others": [2.5], "r1": 3.0}
     assert {key: said["optimum"][key] for key in wanted} == wanted
     assert said["tilt"] == {"lam": 0.8, "verdict": "doubtful"} and said["weights"] == [{"factor": 1.0}]
     assert (said["upper"], said["lower"], said["solver"], said["after"]) == ("clip", "style", "guided", "spent")
-    without = Searched(
-        replace(last, optimum=None, curve=curve[:1]), None, "clip", "style", "guided", "law", None
-    ).document()
+    assert said["pretrained_reason"] is None
+    none, unknown = replace(last, optimum=None, curve=curve[:1]), Pretrained(reason="no plain samples")
+    without = Searched(none, unknown, "clip", "style", "guided", "law", None).document()
+    assert without["pretrained_reason"] == "no plain samples"
     assert [without[key] for key in ("optimum", "reach", "pretrained", "tilt", "weights")] == [None] * 5
 
 
