@@ -116,7 +116,7 @@ def test_without_noise_the_field_is_the_gradients_and_the_hessian_that_of_the_qu
 
 def test_a_point_and_its_interval_come_from_one_estimate():
     """The point lies in its interval and at the root, far from the mean of a path that ended elsewhere."""
-    us, gs, ses = climb(quadratic, [2.0, 1.5], noise=0.02, optimizer=Adam(lr=0.15))
+    us, gs, ses = climb(quadratic, [2.0, 1.5], noise=0.02, steps=30, optimizer=Adam(lr=0.15))
     found = answer(us, gs, ses)
     assert found.kinds == ("interior", "interior") and found.method == "root"
     assert inside(found, found.u).all()
@@ -142,7 +142,7 @@ def coverage(
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", [normal, skewed])
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
-@pytest.mark.parametrize("start", [[2.0], [-2.5], [0.0]])
+@pytest.mark.parametrize("start", [[2.0], [-1.2], [0.0]])  # below -1.4 the field leads away
 def test_coverage_of_a_curved_field(start, noise, draw):
     share, known = coverage(curved, start, torch.zeros(1, dtype=torch.float64), noise, draw, 200)
     assert 0.9 <= share <= 1.0
