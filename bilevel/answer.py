@@ -34,7 +34,8 @@ LAST = 1 / 3  # the part whose gradients say whether it has settled
 PUSH = 3.0  # standard errors from which the last gradients together push
 LEVEL = 0.95
 NORMAL = 1.959964  # standard errors of a normal interval at LEVEL
-SURE = 0.96  # share of draws in which a direction must curve downwards: more than LEVEL, or no interval is left
+SURE = 2.0  # standard errors by which a curvature must be below 0
+SURE_OF_SEVERAL = 3.4  # the same of each direction, where there are several parameters
 DRAWS = 2000
 NEAR = 0.01  # of the range: nearer than this a push is against the bound
 BESIDE = 0.1  # of the range: and as near as this, where the gradient has not fallen on the way
@@ -212,7 +213,12 @@ def _root(path: _Path, tuned: Tensor) -> _Root:
 
 
 def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
-    """Orthonormal directions (P, D) of u / spread, in the span of `axes`, along which most draws curve downwards."""
+    """Orthonormal directions (P, D) of u / spread, in the span of `axes`, along which F curves downwards for sure.
+
+    A climb that follows its own noise shows gradients that fall along its way where F is flat: the ratio of slope and
+    error has the law of Dickey and Fuller (1979), whose 5 % and 1 % quantiles are -2.9 and -3.4, not that of Student.
+    """
+    least = SURE if len(spread) == 1 else SURE_OF_SEVERAL
     hessian = axes.T @ (local.hessian * spread[:, None] * spread) @ axes
     _, vectors = torch.linalg.eigh(hessian.mean(0))
     along = torch.einsum("pd,spq,qd->sd", vectors, hessian, vectors)
@@ -221,7 +227,7 @@ def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
     for d in order.tolist():
         v = vectors[:, [*kept, d]]
         top = torch.linalg.eigvalsh(v.T @ hessian @ v)[:, -1]
-        if (top < 0).double().mean() >= SURE:
+        if top.mean() + least * top.std() < 0:
             kept.append(d)
     found: Tensor = axes @ vectors[:, kept]
     return found

@@ -24,8 +24,8 @@ REMEDIES = {
 }
 CLAIM = (
     "± is a standard error: the 95 % interval reaches about 1.96 of it to either side. It counts the noise of the "
-    "samples and what the path does not tell of the reward's shape, for the mean over what was tuned on, with new noise. "
-    "Other prompts have an optimum of their own"
+    "samples and what the path does not tell of the reward's shape, for the mean over what was tuned on, with new "
+    "noise. Other prompts have an optimum of their own"
 )
 
 
