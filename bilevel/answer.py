@@ -34,8 +34,8 @@ LAST = 1 / 3  # the part whose gradients say whether it has settled
 PUSH = 3.0  # standard errors from which the last gradients together push
 LEVEL = 0.95
 NORMAL = 1.959964  # standard errors of a normal interval at LEVEL
-SURE = 2.0  # standard errors by which a curvature must be below 0
-SURE_OF_SEVERAL = 3.4  # the same of each direction, where there are several parameters
+SURE = 1.75  # standard errors by which a curvature must be below 0
+SURE_OF_SEVERAL = 2.8  # the same of each direction, where there are several parameters
 DRAWS = 2000
 NEAR = 0.01  # of the range: nearer than this a push is against the bound
 BESIDE = 0.1  # of the range: and as near as this, where the gradient has not fallen on the way
@@ -315,7 +315,7 @@ def _intervals(root: _Root | None, kinds: Sequence[Kind]) -> tuple[Tensor, Tenso
         return interval, None
     fine = root.draws.isfinite().all(1)
     lost = 1 - fine.double().mean().item()
-    draws, tail = root.draws[fine], max((1 - LEVEL - lost) / (1 - lost), 0.0) / 2
+    draws, tail = root.draws[fine], max((1 - LEVEL - lost) / (1 - lost), 0.01) / 2
     levels = torch.tensor([tail, 1 - tail], dtype=draws.dtype)
     for j, kind in enumerate(kinds):
         if kind == "interior":

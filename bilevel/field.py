@@ -25,6 +25,7 @@ LENGTHS = (1.0, 2.0, 4.0)  # of l, in u
 BENDS = (0.5, 2.0, 8.0, 32.0, 128.0)  # of rho, in standard errors of a gradient
 WIDE = 10.0  # standard deviation of b and H, in root mean square gradients
 PRIOR = 8.0  # residuals that the standard errors are worth
+FEEDBACK = 1.15  # of all errors: a climb follows its own noise, and its gradients are no independent measurements
 NEARBY = 0.8  # in u: how far the noise of a step speaks for that of others
 LEAST = 1e-4  # of the root mean square gradient: no noise is thought to be less
 NEGLIGIBLE = 0.01  # weight of a cell that is left out
@@ -140,7 +141,7 @@ def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tenso
     volume = factor.diagonal(dim1=1, dim2=2).log().sum(1)
     weight = (-volume - degrees / 2 * (1 + misfit / PRIOR).log()).softmax(0)
     kept = weight > NEGLIGIBLE
-    weight, sigma2 = weight[kept] / weight[kept].sum(), (PRIOR + misfit[kept]) / degrees
+    weight, sigma2 = weight[kept] / weight[kept].sum(), FEEDBACK**2 * (PRIOR + misfit[kept]) / degrees
     return Field(z, origin, unit, wide, length[kept], rho[kept], weight, alpha[kept], factor[kept], sigma2, degrees)
 
 
