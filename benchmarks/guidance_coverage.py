@@ -98,7 +98,7 @@ def top_of(guidances: Tensor, means: Tensor) -> Tensor:
 
 
 def optimum(guidances: Tensor, table: Tensor) -> tuple[float, float]:
-    """Of the mean over the samples (V, N), with the jackknife's standard error over blocks of whole rounds of prompts."""
+    """Of the mean over the samples (V, N), with the jackknife's standard error over blocks of samples."""
     size = table.shape[1] // BLOCKS
     if size < 1:
         return top_of(guidances, table.mean(1)).item(), math.nan

@@ -34,15 +34,17 @@ LAST = 1 / 3  # the part whose gradients say whether it has settled
 PUSH = 3.0  # standard errors from which the last gradients together push
 LEVEL = 0.95
 NORMAL = 1.959964  # standard errors of a normal interval at LEVEL
-SURE = 0.8
+SURE = 1.75  # standard errors by which a curvature must be below 0
+SURE_OF_SEVERAL = 2.8  # the same of each direction, where there are several parameters
 DRAWS = 2000
 NEAR = 0.01  # of the range: nearer than this a push is against the bound
 BESIDE = 0.1  # of the range: and as near as this, where the gradient has not fallen on the way
 FELL = 0.3  # of the largest gradient of the path: less than this is falling
 FAR = 0.25  # of the path's spread: how far from its end a root may lie towards which it still moves
+FAR_ALONE = 0.5  # the same of a single parameter, whose gradient was then seen on both sides of the root
 OUTSIDE = 0.05  # of the path's range: how far out of it a root is believed
 PART = 0.1  # of an undetermined direction of length 1: a parameter with less has no part in it
-SHRUNK = 0.3  # of the earlier steps' length
+SHRUNK = 0.5  # of the earlier steps' length
 MOST = 1500  # gradients that are fitted: the last ones
 
 Kind = Literal["interior", "lower_bound", "upper_bound", "undetermined", "unsettled"]
@@ -168,8 +170,8 @@ class _Path:
         if not push and len(g) >= 4:
             return "overshoot"
         length = self.u[:, j].diff().abs()
-        late, early = length[-max(1, len(length) // 4) :].mean(), length[: max(1, len(length) // 2)].mean()
-        return "decayed" if late < SHRUNK * early else "few_steps"
+        early = length[: max(1, len(length) // 2)].mean()
+        return "decayed" if length[-1:].sum() < SHRUNK * early else "few_steps"
 
     def _passed(self, j: int, push: int) -> bool:
         """Whether it once stood on the side that it is now pushed to, or came from there."""
@@ -211,7 +213,12 @@ def _root(path: _Path, tuned: Tensor) -> _Root:
 
 
 def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
-    """Orthonormal directions (P, D) of u / spread, in the span of `axes`, along which most draws curve downwards."""
+    """Orthonormal directions (P, D) of u / spread, in the span of `axes`, along which F curves downwards for sure.
+
+    A climb that follows its own noise shows gradients that fall along its way where F is flat: the ratio of slope and
+    error has the law of Dickey and Fuller (1979), whose 5 % and 1 % quantiles are -2.9 and -3.4, not that of Student.
+    """
+    least = SURE if len(spread) == 1 else SURE_OF_SEVERAL
     hessian = axes.T @ (local.hessian * spread[:, None] * spread) @ axes
     _, vectors = torch.linalg.eigh(hessian.mean(0))
     along = torch.einsum("pd,spq,qd->sd", vectors, hessian, vectors)
@@ -220,9 +227,10 @@ def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
     for d in order.tolist():
         v = vectors[:, [*kept, d]]
         top = torch.linalg.eigvalsh(v.T @ hessian @ v)[:, -1]
-        if (top < 0).double().mean() >= SURE:
+        if top.mean() + least * top.std() < 0:
             kept.append(d)
-    return axes @ vectors[:, kept]
+    found: Tensor = axes @ vectors[:, kept]
+    return found
 
 
 def _zero(known: Field, start: Tensor, sure: Tensor) -> Tensor:
@@ -247,14 +255,16 @@ def _draws(local: Local, spread: Tensor, u: Tensor, sure: Tensor) -> Tensor:
     fine = torch.linalg.eigvalsh(hessian)[:, -1] < 0 if sure.shape[1] else torch.ones(len(g), dtype=torch.bool)
     safe = hessian.where(fine[:, None, None], -torch.eye(sure.shape[1], dtype=u.dtype))
     step = -torch.linalg.solve(safe, g[..., None])[..., 0] @ sure.T * spread
-    return (u + step).where(fine[:, None], torch.inf)
+    found: Tensor = (u + step).where(fine[:, None], torch.inf)
+    return found
 
 
 def _rest(axes: Tensor, sure: Tensor) -> Tensor:
     """An orthonormal basis (P, F) of what the axes span beside the sure directions."""
     beside = axes - sure @ (sure.T @ axes)
     u, s, _ = torch.linalg.svd(beside, full_matrices=False)
-    return u[:, s > 0.5]
+    found: Tensor = u[:, s > 0.5]
+    return found
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------
@@ -265,9 +275,10 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
     count = path.u.shape[1]
     spread = path.u.std(0).clamp(min=1e-12) if len(path.u) > 1 else torch.ones(count)
     away = torch.zeros(count) if root is None else (root.u - path.end).abs() / spread
+    far = FAR if count > 1 else FAR_ALONE
     kinds: list[Kind] = []
     for j in range(count):
-        believed = root is not None and root.inside and away[j] <= FAR
+        believed = root is not None and root.inside and away[j] <= far
         part = root is None or root.free[j].norm() > PART
         if at_bound[j] is not None:
             kinds.append(at_bound[j])  # type: ignore[arg-type]
@@ -298,14 +309,13 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
 
 
 def _intervals(root: _Root | None, kinds: Sequence[Kind]) -> tuple[Tensor, Tensor | None]:
-    """(P, 2), NaN but for interior ones; and the covariance of the root's draws, of those within five of its spreads."""
+    """(P, 2), NaN but for interior ones; and the covariance of those draws that lie within five spreads of the root."""
     interval = torch.full((len(kinds), 2), torch.nan, dtype=torch.float64)
     if root is None:
         return interval, None
     fine = root.draws.isfinite().all(1)
     lost = 1 - fine.double().mean().item()
-    tail = (1 - LEVEL) / 2
-    draws = root.draws[fine]
+    draws, tail = root.draws[fine], max((1 - LEVEL - lost) / (1 - lost), 0.01) / 2
     levels = torch.tensor([tail, 1 - tail], dtype=draws.dtype)
     for j, kind in enumerate(kinds):
         if kind == "interior":

@@ -4,8 +4,8 @@
 
 b and H have wide priors: near any point the field is a linear one with a symmetric Hessian, as far as the gradients
 say, and f bends it. z is u, seen from the path's end: a link stretches its parameter so that u is of order 1, and l is
-not less. The noise of a step is that of its samples, smoothed over the steps nearby, correlated between coordinates as the residuals are, and times a factor
-that the residuals tell, too:
+not much less. The noise of a step is that of its samples, smoothed over the steps nearby, correlated between
+coordinates as the residuals are, and times a factor that the residuals tell, too:
 
     sigma^2 ~ scaled inverse chi^2, as if PRIOR residuals had been as large as the standard errors
 
@@ -25,6 +25,7 @@ LENGTHS = (1.0, 2.0, 4.0)  # of l, in u
 BENDS = (0.5, 2.0, 8.0, 32.0, 128.0)  # of rho, in standard errors of a gradient
 WIDE = 10.0  # standard deviation of b and H, in root mean square gradients
 PRIOR = 8.0  # residuals that the standard errors are worth
+FEEDBACK = 1.15  # of all errors: a climb follows its own noise, and its gradients are no independent measurements
 NEARBY = 0.8  # in u: how far the noise of a step speaks for that of others
 LEAST = 1e-4  # of the root mean square gradient: no noise is thought to be less
 NEGLIGIBLE = 0.01  # weight of a cell that is left out
@@ -137,14 +138,15 @@ def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tenso
     misfit = alpha @ data
     taken = min(p + p * (p + 1) / 2, n * p - 1)  # numbers of b and H
     degrees = PRIOR + n * p - taken
-    weight = (-factor.diagonal(dim1=1, dim2=2).log().sum(1) - degrees / 2 * (1 + misfit / PRIOR).log()).softmax(0)
+    volume = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+    weight = (-volume - degrees / 2 * (1 + misfit / PRIOR).log()).softmax(0)
     kept = weight > NEGLIGIBLE
-    parts = (length, rho, weight / weight[kept].sum(), alpha, factor, (PRIOR + misfit) / degrees)
-    return Field(z, origin, unit, wide, *(part[kept] for part in parts), degrees)
+    weight, sigma2 = weight[kept] / weight[kept].sum(), FEEDBACK**2 * (PRIOR + misfit[kept]) / degrees
+    return Field(z, origin, unit, wide, length[kept], rho[kept], weight, alpha[kept], factor[kept], sigma2, degrees)
 
 
 def _correlation(found: Field, noise: Tensor) -> Tensor:
-    """Of the noise between coordinates (P, P), from the residuals of a first fit; nearer to none where steps are few."""
+    """Of the noise between coordinates (P, P), from residuals of a first fit; nearer to none where steps are few."""
     n, p = noise.shape
     residual = noise * found.alpha[found.weight.argmax()].reshape(n, p)  # noise^2 K^-1 y, in standard errors
     second = residual.T @ residual
@@ -222,4 +224,5 @@ def _own(z: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor) -> T
     straight = torch.cat([top, torch.cat([mixed, wide[1] ** 2 / 2 * same], dim=1)])
     bent = torch.block_diag(torch.zeros_like(eye), same + ((i == j)[:, None] & (i == j)))
     flat = torch.block_diag(eye, torch.zeros_like(same))
-    return straight + rho[:, None, None] ** 2 * (flat + bent / length[:, None, None] ** 2)
+    found: Tensor = straight + rho[:, None, None] ** 2 * (flat + bent / length[:, None, None] ** 2)
+    return found

@@ -93,7 +93,6 @@ def in_phi(problem: Problem, here: Answer) -> Found:
     interval = torch.stack([phi - NORMAL * se, phi + NORMAL * se], -1)
     if here.interval is not None:
         interval = _end_by_end(problem, here, interval, alone)
-        se = se.where(~alone, (interval[:, 1] - interval[:, 0]) / (2 * NORMAL))
     kinds = tuple(_kind(here.kinds, row) for row in slope)
     causes = here.causes or (None,) * len(phi)
     free = phi.new_zeros(len(phi), 0) if here.free is None else _scaled(slope @ here.free)

@@ -1,4 +1,4 @@
-"""What a path's answer is, in words: which numbers are optima, which ones stand at a bound, and what is not determined."""
+"""What a path's answer is, in words: which numbers are optima, which stand at a bound, and what is not determined."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ REMEDIES = {
     "few_steps": "it was still moving when its steps ended: raise budget.steps",
 }
 CLAIM = (
-    "± is a standard error: the 95 % interval reaches 1.96 of it to either side. It counts the noise of the samples and "
-    "what the path does not tell of the reward's shape, for the mean over what was tuned on, with new noise. Other "
-    "prompts have an optimum of their own"
+    "± is a standard error: the 95 % interval reaches about 1.96 of it to either side. It counts the noise of the "
+    "samples and what the path does not tell of the reward's shape, for the mean over what was tuned on, with new "
+    "noise. Other prompts have an optimum of their own"
 )
 
 
 def labels_of(problem: Problem) -> list[str]:
     """A name for each number of phi: `guidance`, `guidance 3` of several, or a parameter of a schedule's family."""
-    found = []
+    found: list[str] = []
     for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
         own = getattr(tunable, "labels", None)
         moved = len(tunable.spoken(tunable.first(problem.process.steps))) - size if size > 1 else 0  # type: ignore[arg-type]
