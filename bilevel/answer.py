@@ -43,6 +43,9 @@ FELL = 0.3  # of the largest gradient of the path: less than this is falling
 FAR = 0.25  # of the path's spread: how far from its end a root may lie towards which it still moves
 FAR_ALONE = 0.5  # the same of a single parameter, whose gradient was then seen on both sides of the root
 OUTSIDE = 0.05  # of the path's range: how far out of it a root is believed
+COUPLED = 0.3  # of one's own curvature, in spreads of the path: what a held parameter may contribute at most
+CLEAR = 2.0  # standard deviations by which a coupling must stand clear of zero
+POINTS = 7  # of the path, at which a coupling is looked for
 PART = 0.1  # of an undetermined direction of length 1: a parameter with less has no part in it
 SHRUNK = 0.5  # of the earlier steps' length
 MOST = 1500  # gradients that are fitted: the last ones
@@ -67,6 +70,7 @@ class Answer:
     covariance: Tensor | None = None
     free: Tensor | None = None
     causes: tuple[Cause | None, ...] = ()
+    coupled: tuple[bool, ...] = ()  # undetermined, because its best value moves with a parameter that is at a bound
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,7 @@ class _Root:
     draws: Tensor  # (S, P), infinite where the draw has no maximum
     free: Tensor  # (P, F)
     inside: bool  # whether it lies where the path has been
+    coupled: Tensor  # (P,), whether it moves with those that are held at a bound
 
 
 def _root(path: _Path, tuned: Tensor) -> _Root:
@@ -209,7 +214,21 @@ def _root(path: _Path, tuned: Tensor) -> _Root:
     span = (path.u - u) / known.spread @ sure  # (n, D), 0 at the root
     room = OUTSIDE * (span.amax(0) - span.amin(0))
     inside = bool(((span.amin(0) <= room) & (span.amax(0) >= -room)).all())
-    return _Root(u, draws, _rest(axes, sure), inside)
+    return _Root(u, draws, _rest(axes, sure), inside, _coupled(known, path, u, ~tuned))
+
+
+def _coupled(known: Field, path: _Path, u: Tensor, held: Tensor) -> Tensor:
+    """(P,): whether a spread of a held parameter changes a gradient, for sure, by a good part of what one's own does.
+
+    It is asked at several points of the path, because towards a bound the link hides what is left of the coupling.
+    """
+    if not held.any():
+        return held
+    unit = known.spread[:, None] * known.spread
+    points = path.u[torch.linspace(0, len(path.u) - 1, POINTS).round().long()]
+    drawn = torch.stack([known.at(point, DRAWS).hessian * unit for point in points])  # (points, S, P, P)
+    clear = drawn.mean(1).abs() - CLEAR * drawn.std(1)
+    return clear[:, :, held].amax((0, 2)) > COUPLED * (known.mean(u)[1] * unit).diagonal().abs()
 
 
 def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
@@ -222,7 +241,7 @@ def _sure(local: Local, spread: Tensor, axes: Tensor) -> Tensor:
     hessian = axes.T @ (local.hessian * spread[:, None] * spread) @ axes
     _, vectors = torch.linalg.eigh(hessian.mean(0))
     along = torch.einsum("pd,spq,qd->sd", vectors, hessian, vectors)
-    order = (along.mean(0) / along.std(0)).argsort()  # the surest first
+    order = (along.mean(0) / along.std(0)).argsort() if len(vectors) else along.new_zeros(0)  # the surest first
     kept: list[int] = []
     for d in order.tolist():
         v = vectors[:, [*kept, d]]
@@ -284,7 +303,7 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
             kinds.append(at_bound[j])  # type: ignore[arg-type]
         elif (path.pushes(j) and (part or not believed)) or (part and path.swings(j)):
             kinds.append("unsettled")
-        elif part or not root.inside:  # type: ignore[union-attr]
+        elif part or not root.inside or root.coupled[j]:  # type: ignore[union-attr]
             kinds.append(path.ended_at(j) or "undetermined")
         else:
             kinds.append("interior")
@@ -305,6 +324,7 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
         covariance,
         None if root is None else root.free * spread[:, None],
         causes,
+        () if root is None else tuple(k == "undetermined" and bool(root.coupled[j]) for j, k in enumerate(kinds)),
     )
 
 

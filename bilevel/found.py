@@ -30,7 +30,7 @@ class Found:
 
     `free` (P, F) has a column for each direction that is not determined, its largest entry 1. For two parameters,
     `combination` is the one that is determined, its coefficients (P,), value and standard error; `valley` and `ellipse`
-    are lines (n, 2) to draw.
+    are lines (n, 2) to draw. `coupled` are those that are undetermined because they move with one at its bound.
     """
 
     phi: Tensor
@@ -43,6 +43,7 @@ class Found:
     combination: tuple[Tensor, float, float] | None = None
     valley: Tensor | None = None
     ellipse: Tensor | None = None
+    coupled: tuple[bool, ...] = ()
 
 
 def found(problem: Problem, u: Sequence[Tensor], grad: Sequence[Tensor], grad_se: Sequence[Tensor]) -> Found:
@@ -96,7 +97,8 @@ def in_phi(problem: Problem, here: Answer) -> Found:
     kinds = tuple(_kind(here.kinds, row) for row in slope)
     causes = here.causes or (None,) * len(phi)
     free = phi.new_zeros(len(phi), 0) if here.free is None else _scaled(slope @ here.free)
-    shown = Found(phi, se, interval, here.method, kinds, causes, free)
+    coupled = tuple(any(c and r for c, r in zip(here.coupled, row, strict=False)) for row in (slope != 0).tolist())
+    shown = Found(phi, se, interval, here.method, kinds, causes, free, coupled=coupled)
     return _drawn(problem, here, slope, shown) if len(phi) == 2 and not problem.constraints else shown
 
 

@@ -45,6 +45,7 @@ def document_of(found: Found, labels: Sequence[str]) -> Document:
         "method": found.method,
         "undetermined": [dict(zip(labels, column, strict=True)) for column in found.free.T.tolist()],
         "combination": None,
+        "coupled": [label for label, coupled in zip(labels, found.coupled, strict=True) if coupled],
         "unsettled": {label: cause for label, cause in zip(labels, found.causes, strict=True) if cause},
         "valley": None if found.valley is None else found.valley.tolist(),
         "ellipse": None if found.ellipse is None else found.ellipse.tolist(),
@@ -100,6 +101,7 @@ def remarks(document: Document) -> list[tuple[str, str]]:
     if answer["method"] == "root" and set(kinds) <= {"interior", "fixed"}:
         text = "The optimum lies inside the path: the gradient crosses zero there, which gives the error bar."
         said.append(("good", text))
+    said += [("warning", _coupled(label)) for label in answer.get("coupled", ())]
     said += _about_free(answer, kinds)
     if "interior" in kinds and answer["method"] == "root":
         said.append(("note", f"{CLAIM}."))
@@ -127,6 +129,10 @@ def _about_bounds(phi: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _unsettled(label: str, cause: str) -> str:
     return f"{label[:1].upper()}{label[1:]} has not settled, so it has no error bar: {REMEDIES[cause]}."
+
+
+def _coupled(label: str) -> str:
+    return f"{label[:1].upper()}{label[1:]} has no error bar: its best value moves with a number that is at its bound."
 
 
 def _about_free(answer: Document, kinds: Sequence[str]) -> list[tuple[str, str]]:
