@@ -10,7 +10,7 @@ import torch
 
 from genbo.bilevel.bank import bank_of
 from genbo.bilevel.curve import Optimum, Point
-from genbo.bilevel.law import EXACT, Fit, Law, Measured
+from genbo.bilevel.law import EXACT, Fit, Law, Measured, Relative
 from genbo.bilevel.search import Round
 from genbo.cli.result import remark
 from genbo.cli.strength import Pair, Pretrained, Searched, record_of, row_of
@@ -226,6 +226,14 @@ def test_a_row_of_the_curve_has_every_mean_beside_its_own_error():
     assert {name: row[name] for name in means} == means
     assert [row[f"{name}_se"] for name in means] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert (row["lam"], row["verdict"], row["ess"], row["max_weight"], row["khat"]) == (0.5, "doubtful", 100, 0.03, 0.6)
+
+
+def test_a_row_of_the_curve_has_the_wider_error_bar_of_a_kl():
+    """0.1 of 1 is (e^0.3 - 1) / 3, as an error of the logarithm."""
+    zero = Measured(numbers([0.0]), numbers([[0.0]]))
+    kl = Relative(numbers([1.0]), numbers([[0.1]]))
+    row = row_of(Point(0.5, Law(0.5, None, zero, zero, kl, zero, 1.0, SOME), zero))
+    assert row["kl"] == 1 and row["kl_se"] == pytest.approx(math.expm1(0.3) / 3)
 
 
 def test_a_line_of_the_journal_has_the_gradient_where_the_optimum_is():
