@@ -89,6 +89,7 @@ def answer(
     *,
     constrained: bool = False,
     domain: Domain | None = None,
+    width: float = 0.0,
 ) -> Answer:
     """From the usable steps of a run, in order: each (P,).
 
@@ -100,7 +101,7 @@ def answer(
     if constrained:
         return _spread(us)
     few = len(us) < 4 or not us.std(0).any()
-    path = _Path(us, gs, ses, end, domain)
+    path = _Path(us, gs, ses, end, domain, width)
     at_bound = [path.bound(j) for j in range(us.shape[1])]
     found = None if few else _root(path, torch.tensor([kind is None for kind in at_bound]))
     return _settled(path, at_bound, found)
@@ -126,6 +127,7 @@ class _Path:
     se: Tensor
     end: Tensor  # (P,), the mean of the last steps
     domain: Domain | None
+    width: float  # half the stretch over which each gradient is an average
 
     @property
     def last(self) -> int:
@@ -203,7 +205,7 @@ class _Root:
 def _root(path: _Path, tuned: Tensor) -> _Root:
     """Along the directions that curve downwards for sure; parameters at a bound stay there."""
     most = max(4, MOST // path.u.shape[1])
-    known = field_of(path.u[-most:], path.g[-most:], path.se[-most:])
+    known = field_of(path.u[-most:], path.g[-most:], path.se[-most:], path.width)
     start = path.end.where(tuned, path.u[-1])
     axes = torch.eye(len(tuned), dtype=path.u.dtype)[:, tuned]
     sure, u = axes, start

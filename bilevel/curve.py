@@ -32,6 +32,8 @@ EXACTLY = 1e-13  # the same, where the law is known on paper
 NEARBY = 0.05  # in log lambda: half the width of the difference that measures the slope of g
 WIDER = {"reliable": 1.0, "doubtful": 2.0, "refuse": math.inf}  # by how much error bars are too short there
 LEAST = 1000  # samples in all, below which no interval is called reliable: fewer have not met the tail of what they sum
+HEAVY = 0.2  # tail of the weights from which the square of the summand hardly has a variance, and so its error bar
+LEAST_HEAVY = 5000  # the same where the tail is that heavy
 
 Kind = Literal["interior", "lower_bound", "upper_bound", "out_of_reach", "unclear"]
 
@@ -248,7 +250,8 @@ def _worst(points: Sequence[Point]) -> Verdict:
 
 def _of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
     """What an interval is called that rests on laws with this verdict."""
-    few = min(p.law.fit.samples * p.law.fit.prompts for p in on) < LEAST
+    heavy = max(p.law.fit.tail for p in on) > HEAVY
+    few = min(p.law.fit.samples * p.law.fit.prompts for p in on) < (LEAST_HEAVY if heavy else LEAST)
     return "doubtful" if few and verdict == "reliable" else verdict
 
 

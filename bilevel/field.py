@@ -17,6 +17,7 @@ is too sure of its slope, and one through those of them that show a slope even m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ FEEDBACK = 1.15  # of all errors: a climb follows its own noise, and its gradien
 NEARBY = 0.8  # in u: how far the noise of a step speaks for that of others
 LEAST = 1e-4  # of the root mean square gradient: no noise is thought to be less
 NEGLIGIBLE = 0.01  # weight of a cell that is left out
+
+Nodes = tuple[float, ...]  # of u, beside a point: over these a coordinate of a gradient is averaged
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Field:
     factor: Tensor  # (C, nP, nP), of K
     sigma2: Tensor  # (C,), scale of the inverse chi^2
     degrees: float
+    nodes: Nodes = (0.0,)
 
     def mean(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The expected gradient (P,) and Hessian (P, P) at u (P,)."""
@@ -82,7 +86,7 @@ class Field:
         return Local(*self._unpacked(means[of] + spread * torch.cat(parts)))
 
     def _cross(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return _at(z, self.z, self.wide, self.length, self.rho)
+        return _at(z, self.z, self.wide, self.length, self.rho, self.nodes)
 
     def _unpacked(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(S, Q) of gradients and upper triangles of Hessians, in units of the noise -> both."""
@@ -99,13 +103,18 @@ class Field:
         return found.clamp(min=1e-3 * found.max().item() or 1e-12)
 
 
-def field(u: Tensor, g: Tensor, se: Tensor) -> Field:
-    """From steps u (n, P), their gradients, and standard errors that are NaN or 0 where they are not known."""
+def field(u: Tensor, g: Tensor, se: Tensor, width: float = 0.0) -> Field:
+    """From steps u (n, P), their gradients, and standard errors that are NaN or 0 where they are not known.
+
+    Each coordinate of a gradient is its average over u +- `width` along that coordinate, which is taken as that of two
+    points, u +- width / sqrt 3: exact for a cubic (Gauss).
+    """
+    nodes = (-width / 3**0.5, width / 3**0.5) if width else (0.0,)
     z, noise = u - u[-1], smoothed(u, g, se)
     unit = noise.square().mean().sqrt()
 
     def fitted(correlation: Tensor) -> Field:
-        return _fit(z, g / unit, noise / unit, correlation, u[-1], unit)
+        return _fit(z, g / unit, noise / unit, correlation, u[-1], unit, nodes)
 
     first = fitted(torch.eye(u.shape[1], dtype=u.dtype))
     return first if u.shape[1] == 1 else fitted(_correlation(first, noise / unit))
@@ -125,7 +134,7 @@ def smoothed(z: Tensor, y: Tensor, se: Tensor) -> Tensor:
     return torch.maximum(found, LEAST * size)
 
 
-def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tensor, unit: Tensor) -> Field:
+def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tensor, unit: Tensor, nodes: Nodes) -> Field:
     n, p = y.shape
     size = WIDE * max(y.square().mean().sqrt().item(), 1.0)
     wide = (size, size / min(max(z.std(0).max().item(), 1e-9), 1.0))
@@ -133,7 +142,7 @@ def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tenso
     errors = d[:, None] * torch.kron(torch.eye(n, dtype=z.dtype), correlation) * d
     pairs = [(1.0, 0.0), *((length, rho) for length in LENGTHS for rho in BENDS)]
     length, rho = torch.tensor(pairs, dtype=z.dtype).T
-    factor = torch.linalg.cholesky(_linear(z, z, wide) + errors + _bent(z, z, length, rho))
+    factor = torch.linalg.cholesky(_linear(z, z, wide) + errors + _bent(z, z, length, rho, nodes, nodes))
     alpha = torch.cholesky_solve(data[:, None].expand(len(pairs), -1, 1), factor)[..., 0]
     misfit = alpha @ data
     taken = min(p + p * (p + 1) / 2, n * p - 1)  # numbers of b and H
@@ -142,7 +151,9 @@ def _fit(z: Tensor, y: Tensor, noise: Tensor, correlation: Tensor, origin: Tenso
     weight = (-volume - degrees / 2 * (1 + misfit / PRIOR).log()).softmax(0)
     kept = weight > NEGLIGIBLE
     weight, sigma2 = weight[kept] / weight[kept].sum(), FEEDBACK**2 * (PRIOR + misfit[kept]) / degrees
-    return Field(z, origin, unit, wide, length[kept], rho[kept], weight, alpha[kept], factor[kept], sigma2, degrees)
+    return Field(
+        z, origin, unit, wide, length[kept], rho[kept], weight, alpha[kept], factor[kept], sigma2, degrees, nodes
+    )
 
 
 def _correlation(found: Field, noise: Tensor) -> Tensor:
@@ -179,12 +190,20 @@ def _linear(a: Tensor, b: Tensor, wide: tuple[float, float]) -> Tensor:
     return _flat(wide[0] ** 2 * eye + wide[1] ** 2 / 2 * (eye * dots + turned))
 
 
-def _bent(a: Tensor, b: Tensor, length: Tensor, rho: Tensor) -> Tensor:
-    """Of df, for C cells: rho^2 e^(-x'x / 2) (I - x x'), x = (a - b) / l."""
-    x = (a[:, None] - b) / length[:, None, None, None]
-    k = rho[:, None, None] ** 2 * torch.exp(-x.square().sum(-1) / 2)
+def _bent(a: Tensor, b: Tensor, length: Tensor, rho: Tensor, of_a: Nodes, of_b: Nodes) -> Tensor:
+    """Of df, for C cells: rho^2 e^(-x'x / 2) (I - x x'), x = (a - b) / l, averaged over nodes.
+
+    Coordinate i of a gradient at a is the mean over the points a + s e_i, s in `of_a`, and likewise j at b.
+    """
     eye = torch.eye(a.shape[1], dtype=a.dtype)
-    return _flat(k[..., None, None] * (eye - x[..., :, None] * x[..., None, :]))
+    d = (a[:, None] - b)[..., None]  # (n, m, P, 1)
+    scale = length[:, None, None, None, None]
+    total = torch.zeros((), dtype=a.dtype)
+    for s, t in product(of_a, of_b):
+        one, two = d + s - t * eye, d.mT - t + s * eye  # entries i and j of a + s e_i - b - t e_j: (n, m, P, P)
+        square = d.square().sum(-2, keepdim=True) + 2 * (s * d - t * d.mT) + s**2 + t**2 - 2 * s * t * eye
+        total = total + torch.exp(-square / (2 * scale**2)) * (eye - one * two / scale**2)
+    return _flat(rho[:, None, None, None, None] ** 2 * total / (len(of_a) * len(of_b)))
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -193,7 +212,9 @@ def _flat(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).reshape(*lead, n * p, m * q)
 
 
-def _at(z: Tensor, b: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+def _at(
+    z: Tensor, b: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor, nodes: Nodes
+) -> tuple[Tensor, Tensor]:
     """Of gradient and upper triangle of the Hessian at z (P,), Q numbers, with the gradients at b (m, P).
 
     The linear part (Q, mP), and the bent one of C cells (C, Q, mP).
@@ -205,12 +226,15 @@ def _at(z: Tensor, b: Tensor, wide: tuple[float, float], length: Tensor, rho: Te
     # Cov(H_ij, (Hb)_q) = h^2 / 2 (I_iq b_j + I_jq b_i)
     straight = wide[1] ** 2 / 2 * (one * b.T[j][..., None] + two * b.T[i][..., None])  # (T, m, P)
     straight = torch.cat([_linear(z[None], b, wide), straight.reshape(len(i), -1)])
-    x = (z - b) / length[:, None, None]  # (C, m, P)
-    k = rho[:, None] ** 2 / length[:, None] * torch.exp(-x.square().sum(-1) / 2)  # (C, m)
-    xi, xj = x.mT[:, i, :, None], x.mT[:, j, :, None]  # (C, T, m, 1)
-    same = (i == j)[:, None, None].to(z)
-    moved = k[:, None, :, None] * ((xi * xj - same) * x[:, None] - xj * one - xi * two)
-    return straight, torch.cat([_bent(z[None], b, length, rho), moved.flatten(2)], dim=1)
+    scale, same = length[:, None, None, None], (i == j)[:, None, None].to(z)
+    moved = torch.zeros((), dtype=z.dtype)
+    for t in nodes:
+        x = (z - b[:, None] - t * eye) / scale  # (C, m, P, P), a row for each coordinate of the gradient at b
+        k = (rho[:, None, None] ** 2 / length[:, None, None] * torch.exp(-x.square().sum(-1) / 2))[:, None]
+        xi, xj = x[..., i].movedim(-1, 1), x[..., j].movedim(-1, 1)  # (C, T, m, P)
+        own = x.diagonal(dim1=-2, dim2=-1)[:, None]
+        moved = moved + k * ((xi * xj - same) * own - xj * one - xi * two) / len(nodes)
+    return straight, torch.cat([_bent(z[None], b, length, rho, (0.0,), nodes), moved.flatten(2)], dim=1)
 
 
 def _own(z: Tensor, wide: tuple[float, float], length: Tensor, rho: Tensor) -> Tensor:

@@ -46,9 +46,12 @@ class Found:
     coupled: tuple[bool, ...] = ()
 
 
-def found(problem: Problem, u: Sequence[Tensor], grad: Sequence[Tensor], grad_se: Sequence[Tensor]) -> Found:
-    """The answer of a run from its usable steps, each (P,)."""
-    here = answer(u, grad, grad_se, constrained=bool(problem.constraints), domain=domain(problem, torch.stack([*u])))
+def found(
+    problem: Problem, u: Sequence[Tensor], grad: Sequence[Tensor], grad_se: Sequence[Tensor], *, width: float = 0.0
+) -> Found:
+    """The answer of a run from its usable steps, each (P,); `width` is that of their estimates."""
+    seen = domain(problem, torch.stack([*u]))
+    here = answer(u, grad, grad_se, constrained=bool(problem.constraints), domain=seen, width=width)
     return in_phi(problem, here)
 
 

@@ -194,7 +194,8 @@ class Estimate:
     `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
     stand around u. `grad_se` is the standard error of each coordinate over the samples. Where the sampled network
     answers a change of u, `indirect` is the part of `grad` that comes of its answer, and `apart` tells how far two
-    estimates of it stood from each other.
+    estimates of it stood from each other. `width` is half the stretch of u over which each coordinate of `grad` is an
+    average, which a difference is: 0 for a derivative.
     """
 
     grad: Tensor
@@ -202,6 +203,7 @@ class Estimate:
     scores: Tensor
     indirect: Tensor | None = None
     apart: float | None = None
+    width: float = 0.0
 
 
 class Estimator(Protocol):

@@ -71,6 +71,7 @@ class Step:
     state: State
     indirect: Tensor | None = None  # (P,), the part of `grad` that a network in training answers with
     apart: float | None = None  # how far two estimates of that answer stood from each other, of the gradient's length
+    width: float = 0.0  # half the stretch of u over which each coordinate of `grad` is an average
 
 
 def begin(problem: Problem) -> State:
@@ -147,6 +148,7 @@ def _step(
         u=state.u,
         grad=estimate.grad,
         grad_se=estimate.grad_se,
+        width=estimate.width,
         scores=scores,
         value=per_sample.mean().item(),
         value_se=per_sample.std().item() / len(batch) ** 0.5,

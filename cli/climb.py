@@ -122,6 +122,7 @@ def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) 
         "u": step.u.tolist(),
         "grad": step.grad.tolist(),
         "grad_se": step.grad_se.tolist(),
+        **({"width": step.width} if step.width else {}),
         **_parts(step),
         "status": step.status,
         "cost": step.state.cost,

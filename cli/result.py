@@ -123,7 +123,8 @@ def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     usable = [r for r in records if r["status"] == "ok"]
     if not usable:
         return Tuned(problem.first(), [None] * problem.parameters, "start")
-    here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")))
+    width = max(r.get("width", 0.0) for r in usable)  # of journals before it was written: none is taken back
+    here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")), width=width)
     intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
     document = answered.document_of(here, answered.labels_of(problem))
     return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), document)

@@ -86,20 +86,43 @@ def test_covariances_are_derivatives_of_one_kernel():
     first = jacobian(by_y, a)  # (q, i)
     second = jacobian(lambda x: jacobian(by_y, x, create_graph=True), a)  # (q, i, j)
     cells = torch.tensor([[length], [rho]], dtype=torch.float64)
-    straight, bent = field._at(a, b[None], (wide, bend), cells[0], cells[1])
+    straight, bent = field._at(a, b[None], (wide, bend), cells[0], cells[1], (0.0,))
     found = straight + bent[0]
     torch.testing.assert_close(found[:p], first.T)
     torch.testing.assert_close(found[p:], second.permute(1, 2, 0)[i, j])
     own, h = field._own(a, (wide, bend), cells[0], cells[1])[0], 1e-5
 
     def there(at: Tensor) -> Tensor:
-        straight, bent = field._at(a, at[None], (wide, bend), cells[0], cells[1])
+        straight, bent = field._at(a, at[None], (wide, bend), cells[0], cells[1], (0.0,))
         return straight + bent[0]
 
     eye = torch.eye(p, dtype=torch.float64)
     moved = torch.stack([(there(a + h * e) - there(a - h * e)) / (2 * h) for e in eye], -1)
     torch.testing.assert_close(own[:, :p], there(a))
     torch.testing.assert_close(own[:, p:], moved[:, i, j], rtol=1e-6, atol=1e-6)
+
+
+def test_covariances_of_averages_are_averages_of_covariances():
+    """Each coordinate of a gradient over its own two points, on either side; gradients and Hessians at a point."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (3, 4))
+    length, rho, nodes = torch.tensor([0.7, 2.0]), torch.tensor([1.3, 0.5]), (-0.2, 0.2)
+    eye = torch.eye(2, dtype=torch.float64)
+
+    def at(x: Tensor, y: Tensor) -> Tensor:  # (C, P, P), and with Hessians (C, Q, P)
+        return field._at(x, y[None], (0.0, 0.0), length, rho, (0.0,))[1]
+
+    found = field._bent(a, b, length, rho, nodes, nodes).reshape(2, 3, 2, 4, 2)
+    both = field._at(a[0], b[:1], (0.0, 0.0), length, rho, nodes)[1]
+    for q in range(2):
+        for p in range(2):
+            pairs = [at(a[0] + s * eye[p], b[0] + t * eye[q])[:, p, q] for s in nodes for t in nodes]
+            torch.testing.assert_close(found[:, 0, p, 0, q], sum(pairs) / 4)
+        alone = [at(a[0], b[0] + t * eye[q])[:, :, q] for t in nodes]
+        torch.testing.assert_close(both[:, :, q], sum(alone) / 2)
+    torch.testing.assert_close(
+        found, field._bent(b, a, length, rho, nodes, nodes).reshape(2, 4, 2, 3, 2).permute(0, 3, 4, 1, 2)
+    )
 
 
 def test_without_noise_the_field_is_the_gradients_and_the_hessian_that_of_the_quadratic():
@@ -292,6 +315,37 @@ def test_a_parameter_that_moves_with_one_at_its_bound_has_no_bar(steps):
     assert found.kinds[0] == "upper_bound" and found.kinds[1] in ("undetermined", "unsettled")
     assert found.u_se.isnan().all()
     assert found.coupled == (False, steps == 40)
+
+
+def test_gradients_that_are_averages_are_fitted_as_averages():
+    """F' = 1 - u - 2 u^2, whose root is 1/2. Over u +- h its mean is lower by 2 h^2 / 3, and zero elsewhere."""
+    h = 0.4
+
+    def averaged(u: Tensor) -> Tensor:
+        return 1 - u - 2 * u**2 - 2 * h**2 / 3
+
+    us, gs, ses = climb(averaged, [0.0], 1e-3, steps=40)
+    off = (3**2 / 4**2 - h**2 / 3) ** 0.5 - 1 / 4  # the root of the average
+    plain, found = answer(us, gs, ses), answer(us, gs, ses, width=h)
+    assert plain.u.item() == pytest.approx(off, abs=0.005) and off < 0.47
+    assert found.u.item() == pytest.approx(0.5, abs=0.008)
+    assert found.kinds == ("interior",) and found.u_se > plain.u_se
+
+
+def test_the_mean_over_two_nodes_is_that_of_a_difference():
+    """(F(u + h) - F(u - h)) / 2h of a quartic, in two coordinates that hang together: equal to the rule's mean."""
+
+    def f(u: Tensor) -> Tensor:
+        return -(u[0] ** 4) / 4 - u[0] ** 2 * u[1] / 2 - u[1] ** 2 + u[0]
+
+    h, points = 0.3, torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 2
+    steps = h * torch.eye(2, dtype=torch.float64)
+    gs = torch.stack([torch.stack([(f(u + s) - f(u - s)) / (2 * h) for s in steps]) for u in points])
+    here = torch.tensor([0.2, -0.1], dtype=torch.float64, requires_grad=True)
+    exact = torch.autograd.grad(f(here), here)[0]
+    known, naive = (field.field(points, gs, torch.full_like(gs, 1e-4), width) for width in (h, 0.0))
+    far, naively = ((x.mean(here.detach())[0] - exact).abs().max() for x in (known, naive))
+    assert far < 0.004 and naively > 4 * far
 
 
 # -- a path that has not settled ---------------------------------------------------------------------------------------
