@@ -116,7 +116,10 @@ def _about_bounds(phi: Mapping[str, Any]) -> list[tuple[str, str]]:
             at = kinds.count(kind)
             if not at:
                 continue
-            which = name if len(kinds) == 1 else f"{figures.plural(at, 'number')} of {name}"
+            labels = value.get("labels") or [f"{name} {k + 1}" for k in range(len(kinds))]
+            named = [label for label, each in zip(labels, kinds, strict=False) if each == kind]
+            more = f" and {at - FEW} more" if at > FEW else ""
+            which = name if len(kinds) == 1 else f"{', '.join(named[:FEW])}{more}"
             edge = f" {value['bounds'][kind == 'upper_bound']:g}" if value["bounds"] else ""
             text = (
                 f"{which[:1].upper()}{which[1:]} went to its {side} bound{edge}, and the reward still rises there: "
