@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from genbo.cli.tune import tune as tune
+    from genbo.cli.commands.tune import tune as tune
     from genbo.diffusion.tuned import load as load
 
     __version__: str
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
         return version("genbo")
     if name == "tune":
-        from genbo.cli.tune import tune
+        from genbo.cli.commands.tune import tune
 
         return tune
     if name == "load":

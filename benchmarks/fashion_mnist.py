@@ -25,8 +25,8 @@ import torch
 import genbo
 from benchmarks.overhead import about, forget_peak, peak_gib
 from genbo.bilevel.interval import student_t
-from genbo.bilevel.learner import Learner
 from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.training.network_trainer import Learner
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain

@@ -22,18 +22,18 @@ import torch
 
 from benchmarks.overhead import about, forget_peak, measure, peak_gib, seconds
 from benchmarks.published import FULL, Published, tiny
-from genbo.bilevel.bank import Bank, mistakes
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.law import Law
+from genbo.bilevel.loop import Budget, Step, tune
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.problem import Problem
-from genbo.bilevel.search import walk
-from genbo.bilevel.source import Sampled, Weighted
+from genbo.bilevel.regularization.bank import Bank, mistakes
+from genbo.bilevel.regularization.bank_sampler import Sampled, Weighted
+from genbo.bilevel.regularization.search import walk
+from genbo.bilevel.regularization.tilted import Law
 from genbo.bilevel.tunables.regularization import Regularization
-from genbo.bilevel.tune import Budget, Step, tune
 from genbo.diffusion.load import quicken
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.process import Process, process_of

@@ -111,7 +111,7 @@ def optimum(guidances: Tensor, table: Tensor) -> tuple[float, float]:
 
 def curve(arguments: argparse.Namespace) -> Figures:
     """The brute-force curve over the prompts of the example."""
-    from genbo.cli.job import read_job
+    from genbo.cli.job.job import read_job
 
     job = read_job(EXAMPLE)
     of = job.held_out if arguments.held_out else job.prompts
@@ -146,8 +146,8 @@ def curve(arguments: argparse.Namespace) -> Figures:
 
 def runs(arguments: argparse.Namespace) -> Figures:
     """The example at many seeds: the answers, their error bars, and how many intervals hold the optimum."""
-    from genbo.cli.assemble import assemble
-    from genbo.cli.job import read_job
+    from genbo.cli.job.job import read_job
+    from genbo.cli.stages.build import assemble
 
     overrides = [f"budget.steps={arguments.steps}"] if arguments.steps else []
     overrides += [f"budget.samples={arguments.samples}"] if arguments.samples else []
@@ -164,9 +164,9 @@ def runs(arguments: argparse.Namespace) -> Figures:
 
 def _one(assembled: Any, start: float, seed: int) -> Figures:
     """One run to its answer, as `genbo tune` makes it."""
-    from genbo.bilevel.tune import tune
-    from genbo.cli.climb import record_of
-    from genbo.cli.result import Names, tuned_of
+    from genbo.bilevel.loop import tune
+    from genbo.cli.report.summary import Names, tuned_of
+    from genbo.cli.stages.ascent import record_of
     from genbo.diffusion.seed import Seed
 
     a = assembled

@@ -16,10 +16,10 @@ from pathlib import Path
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.optimizers.bisection import Bisection
-from genbo.bilevel.search import walk
-from genbo.bilevel.source import Sampled
+from genbo.bilevel.regularization.bank_sampler import Sampled
+from genbo.bilevel.regularization.search import walk
 from genbo.bilevel.tunables.regularization import Regularization
-from genbo.cli.job import read_job
+from genbo.cli.job.job import read_job
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
 from genbo.diffusion.seed import Seed

@@ -22,12 +22,12 @@ import torch
 from safetensors.torch import save_file
 
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.learner import Apprentice
+from genbo.bilevel.loop import Budget, tune
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
+from genbo.bilevel.training.network_trainer import Apprentice
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
-from genbo.bilevel.tune import Budget, tune
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genbo.bilevel.evaluate import compare, draw
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.tunables.timesteps import Timesteps
-from genbo.cli import figures
-from genbo.cli.assemble import assemble
-from genbo.cli.job import Job, read_job
+from genbo.bilevel.verdict import compare, draw
+from genbo.cli.job.job import Job, read_job
+from genbo.cli.report import number_format
+from genbo.cli.stages.build import assemble
 from genbo.diffusion.process import Process
 from genbo.diffusion.seed import Batch, Seed, batch_of
 from genbo.rewards.teacher import Teacher
@@ -92,10 +92,10 @@ def show(scores: dict[str, Tensor], batch: Batch, *, fresh_prompts: bool) -> Non
     for name, row in scores.items():
         cells = []
         for mine, tuned in zip(row, scores["tuned"], strict=True):
-            cell = figures.number(mine.mean().item())
+            cell = number_format.number(mine.mean().item())
             if name != "tuned":
                 found = compare(mine, tuned, batch.prompts, fresh_prompts=fresh_prompts)
-                cell += f"  {figures.change(found.difference, found.interval)}"
+                cell += f"  {number_format.change(found.difference, found.interval)}"
             cells.append(f"{cell:<40}")
         print(f"{name:<10}" + "".join(cells), flush=True)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genbo.bilevel.answer import NORMAL, Answer, Cause, Domain, Kind, answer
 from genbo.bilevel.problem import Problem
+from genbo.bilevel.root_estimate import NORMAL, Answer, Cause, Domain, Kind, answer
 
 SEVERITY: tuple[Kind, ...] = ("interior", "undetermined", "lower_bound", "upper_bound", "unsettled")
 POINTS = 41  # of a line that is drawn

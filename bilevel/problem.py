@@ -4,7 +4,7 @@
 
 A `Process` S turns noise z into samples; `Tunable`s put phi into it, each through unconstrained coordinates u so that
 phi never leaves its domain; `Reward`s say how good the samples are, and `Constraint`s what must not get worse.
-An `Estimator` turns this into a gradient in u, an `Optimizer` follows it, and `bilevel.tune` is the loop.
+An `Estimator` turns this into a gradient in u, an `Optimizer` follows it, and `bilevel.loop` is the loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.bilevel.penalty import TwoLevel
+    from genbo.bilevel.training.penalty import TwoLevel
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
 

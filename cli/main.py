@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from genbo.cli.errors import GenboError, StorageFailed
-from genbo.cli.streams import lost, settle
+from genbo.cli.run.streams import lost, settle
 
 ABOUT = "Tunes a diffusion model's guidance, regularization and schedules by first-order bilevel optimization."
 
@@ -36,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, f
 @app.command()
 def init(kind: Annotated[str, typer.Argument(help="What to tune.")] = "guidance") -> None:
     """Print a commented job to begin with: genbo init > job.yaml"""
-    from genbo.cli import init as command
+    from genbo.cli.commands import init as command
 
     raise typer.Exit(command.run(kind))
 
@@ -50,7 +50,7 @@ def check(
     allow_code: Code = None,
 ) -> None:
     """Every mistake of a job with line and column; else the job with its defaults, and what it will cost."""
-    from genbo.cli import check as command
+    from genbo.cli.commands import check as command
 
     raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure, allow_code=allow_code or ()))
 
@@ -69,7 +69,7 @@ def tune(
     """Tune what the job says, and leave a run folder with a report."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other; give one of them")
-    from genbo.cli import tune as command
+    from genbo.cli.commands import tune as command
 
     options = {"as_json": as_json, "dry_run": dry_run, "quiet": quiet}
     code = allow_code or ()
@@ -85,7 +85,7 @@ def batch(
     allow_code: Code = None,
 ) -> None:
     """Tune several jobs, each in turn, and print one table; goes on past a failed one."""
-    from genbo.cli import batch as command
+    from genbo.cli.commands import batch as command
 
     options = [flag for flag, wanted in (("--overwrite", overwrite), ("--quiet", quiet)) if wanted]
     raise typer.Exit(command.run(jobs, options, as_json=as_json, allow_code=allow_code or ()))
@@ -94,7 +94,7 @@ def batch(
 @app.command()
 def show(run: Run, as_json: Json = False) -> None:
     """The result of a run in the terminal."""
-    from genbo.cli import show as command
+    from genbo.cli.commands import show as command
 
     raise typer.Exit(command.run(run, as_json=as_json))
 
@@ -105,7 +105,7 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it.")] = None,
 ) -> None:
     """Write the HTML report of a run again, and print where it is."""
-    from genbo.cli import report as command
+    from genbo.cli.report import html as command
 
     raise typer.Exit(command.run(run, output))
 
@@ -122,7 +122,7 @@ def sample(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write them.")] = None,
 ) -> None:
     """Images with the tuned values."""
-    from genbo.cli import sample as command
+    from genbo.cli.commands import sample as command
 
     raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output))
 
@@ -155,7 +155,7 @@ def score(
     allow_code: Code = None,
 ) -> None:
     """How good the images of a folder are, by any rewards, with error bars."""
-    from genbo.cli import score as command
+    from genbo.cli.commands import score as command
 
     raise typer.Exit(
         command.run(
@@ -177,7 +177,7 @@ def score(
 @app.command("list")
 def list_(room: Annotated[str | None, typer.Argument(help="One of the rooms, like rewards.")] = None) -> None:
     """What a job may name: models, rewards, estimators, ... with their options."""
-    from genbo.cli import list as command
+    from genbo.cli.commands import list as command
 
     raise typer.Exit(command.run(room))
 
@@ -185,7 +185,7 @@ def list_(room: Annotated[str | None, typer.Argument(help="One of the rooms, lik
 @app.command()
 def schema() -> None:
     """The JSON schema of a job, for editors: genbo schema > job.schema.json"""
-    from genbo.cli import schema as command
+    from genbo.cli.job import schema as command
 
     raise typer.Exit(command.run())
 
@@ -193,7 +193,7 @@ def schema() -> None:
 @app.command()
 def doctor() -> None:
     """What is installed and whether it works together."""
-    from genbo.cli import doctor as command
+    from genbo.cli.commands import doctor as command
 
     raise typer.Exit(command.run())
 

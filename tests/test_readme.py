@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from genbo.cli import check
-from genbo.cli.job import JobMistakes, read_job
+from genbo.cli.commands import check
+from genbo.cli.job.job import JobMistakes, read_job
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

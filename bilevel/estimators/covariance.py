@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from genbo.bilevel.problem import Facts
 
 if TYPE_CHECKING:
-    from genbo.bilevel.law import Measured, Solve
+    from genbo.bilevel.regularization.tilted import Measured, Solve
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from annotated_types import Gt
 from genbo.bilevel.problem import Facts
 
 if TYPE_CHECKING:
-    from genbo.bilevel.law import Measured, Solve
+    from genbo.bilevel.regularization.tilted import Measured, Solve
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     z+- = argmin L +- f / gamma,      f = -F,  the upper objective on the same samples throughout
     dF/du ~ [d_u F(z+) + d_u F(z-)] / 2  -  (gamma / 2) [d_u L(z+) - d_u L(z-)]                bias O(1 / gamma^2)
 
-or, one-sided as in the paper, with z+ and y: bias O(1 / gamma) (`genbo.bilevel.penalty`). The direct part is another
+or, one-sided as in the paper, with z+ and y: bias O(1 / gamma) (`bilevel.training.penalty`). The direct part is another
 estimator's, at z; the indirect part multiplies a difference by gamma, so both its sides see the same minibatches. With
 `gauge` all of it is done at gamma and 2 gamma and extrapolated; how far the two stood apart says how far to believe it.
 """
@@ -85,7 +85,7 @@ class Penalty:
         seed: Seed,
         state: Mapping[str, Tensor],
     ) -> tuple[Estimate, dict[str, Tensor]]:
-        from genbo.bilevel.penalty import Gauged, gauged, penalty
+        from genbo.bilevel.training.penalty import Gauged, gauged, penalty
 
         learning, seen = problem.learning, list[Estimate]()
         assert learning is not None

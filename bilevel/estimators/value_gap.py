@@ -21,7 +21,7 @@ from annotated_types import Gt
 from genbo.bilevel.problem import Facts
 
 if TYPE_CHECKING:
-    from genbo.bilevel.law import Measured, Solve
+    from genbo.bilevel.regularization.tilted import Measured, Solve
 
 UNITS = 1000.0  # gamma in units of sd(r1) / lambda: the upper reward tilts by a thousandth of its spread
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.law import Law
+    from genbo.bilevel.regularization.tilted import Law
 
     Cumulant = Callable[[Tensor, Tensor], Tensor]  # t, u (C,) -> A (C,)
     Partition = Callable[[Tensor, Tensor], Tensor]  # b (C, d), q (C, 1) -> log E exp(b.x - q |x|^2) (C,)
@@ -55,7 +55,7 @@ class ClosedForm:
     def solve(self, cumulant: Cumulant, lam: float, gamma: float | None = None) -> Law:
         import torch
 
-        from genbo.bilevel.law import EXACT, Law, Measured
+        from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")

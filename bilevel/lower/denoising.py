@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.bilevel.learner import Learner
+    from genbo.bilevel.training.network_trainer import Learner
     from genbo.diffusion.process import Meter
 
 COUPLED_STEPS = 10  # of the paper's code
@@ -109,6 +109,6 @@ class Denoising:
         meter: Meter | None = None,
     ) -> Learner:
         """A learner of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
-        from genbo.bilevel.learner import Learner
+        from genbo.bilevel.training.network_trainer import Learner
 
         return Learner(self, module, data, labels, classes, meter)

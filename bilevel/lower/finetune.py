@@ -27,10 +27,10 @@ from annotated_types import Ge, Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.bank import Bank
-    from genbo.bilevel.finetuning import Loss, Moment, Training
-    from genbo.bilevel.law import Fit, Law
-    from genbo.bilevel.source import Weighted
+    from genbo.bilevel.regularization.bank import Bank
+    from genbo.bilevel.regularization.bank_sampler import Weighted
+    from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.training.finetuning import Loss, Moment, Training
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
 
@@ -94,7 +94,7 @@ class Finetune:
         `prior` their log p0 / q where they were not drawn from the process as it is, `state` that of a training that
         was left.
         """
-        from genbo.bilevel.finetuning import Denoise
+        from genbo.bilevel.training.finetuning import Denoise
 
         base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
         loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, prior, base, hold)
@@ -133,7 +133,7 @@ class Finetune:
         state: Mapping[str, Tensor] | None = None,
     ) -> Training:
         """Training by gradients of a reward through the steps of DDIM with eta = 1."""
-        from genbo.bilevel.finetuning import Climb
+        from genbo.bilevel.training.finetuning import Climb
 
         loss = Climb(noisy(process), prompts, reward, lam, self._rows(process), seed)
         training = self._training(noisy(process), loss, seed, start and noisy(start), state)
@@ -157,7 +157,7 @@ class Finetune:
     def _training(
         self, process: Process, loss: Loss, seed: Seed, start: Process | None, state: Mapping[str, Tensor] | None
     ) -> Training:
-        from genbo.bilevel.finetuning import Pace, Training
+        from genbo.bilevel.training.finetuning import Pace, Training
         from genbo.diffusion.adapt import restore, tensors
 
         own = self.adapted(process, seed)
@@ -224,8 +224,8 @@ class Solver:
 
     def _learned_from(self, lam: float, own: Fit) -> Fit:
         """How well the bank's samples speak of lambda, where that is worse: no training knows more than they do."""
-        from genbo.bilevel.law import VERDICTS
         from genbo.bilevel.lower.reweight import fit_of
+        from genbo.bilevel.regularization.tilted import VERDICTS
 
         assert self.bank is not None
         fit = fit_of(self.bank.r2 / lam + self.bank.log_ratio)
@@ -272,8 +272,8 @@ def measured(
     """
     import torch
 
-    from genbo.bilevel.law import Fit, Law
-    from genbo.bilevel.source import total
+    from genbo.bilevel.regularization.bank_sampler import total
+    from genbo.bilevel.regularization.tilted import Fit, Law
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 
@@ -298,7 +298,7 @@ def measured(
 
 def _mean(x: Tensor) -> Any:
     """Of each prompt, (C, n) -> (C,), and what every sample did to it."""
-    from genbo.bilevel.law import Measured
+    from genbo.bilevel.regularization.tilted import Measured
 
     mean = x.mean(1)
     return Measured(mean, (x - mean[:, None]) / x.shape[1])

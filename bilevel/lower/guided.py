@@ -47,8 +47,8 @@ from annotated_types import Ge, Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.law import Law
-    from genbo.bilevel.source import Chunk, Sampled, Tensors
+    from genbo.bilevel.regularization.bank_sampler import Chunk, Sampled, Tensors
+    from genbo.bilevel.regularization.tilted import Law
     from genbo.diffusion.process import Process, Score
 
 Weighted = Sequence[tuple[float, Any]]  # rewards, opened or their options, each with its weight
@@ -82,7 +82,7 @@ class Guided:
 
     def solve(self, source: Sampled, lam: float, gamma: float | None = None) -> Law:
         """The guided law at lambda, from new samples of the source's process on noise that is always the same."""
-        from genbo.bilevel.bank import bank_of, mistakes
+        from genbo.bilevel.regularization.bank import bank_of, mistakes
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
@@ -99,7 +99,7 @@ class Guided:
         return law_of(r1, r2, kl, lam, gamma)
 
     def _chunks(self, source: Sampled) -> list[Chunk]:
-        from genbo.bilevel.source import Chunk
+        from genbo.bilevel.regularization.bank_sampler import Chunk
         from genbo.diffusion.seed import Batch
 
         rows = [(c, n) for c in range(len(source.prompts)) for n in range(self.samples)]
@@ -111,7 +111,7 @@ class Guided:
 
 def exponent(upper: Weighted, lower: Weighted, lam: float, gamma: float | None) -> Score:
     """h = r2 / lambda, or (r2 + r1 / gamma) / lambda, of opened rewards; ValueError where one has no gradient."""
-    from genbo.bilevel.source import total
+    from genbo.bilevel.regularization.bank_sampler import total
 
     climbed = [*lower, *([] if gamma is None else [(weight / gamma, reward) for weight, reward in upper])]
     if wrong := _without_gradient(climbed, "guided sampling climbs every reward; take differentiable ones"):
@@ -128,9 +128,9 @@ def law_of(r1: Tensor, r2: Tensor, kl: Tensor, lam: float, gamma: float | None) 
 
     The same sums as over a bank of the pretrained model, with nothing tilted: lambda = infinity.
     """
-    from genbo.bilevel.bank import bank_of
-    from genbo.bilevel.law import Fit, Measured
     from genbo.bilevel.lower.reweight import Reweight
+    from genbo.bilevel.regularization.bank import bank_of
+    from genbo.bilevel.regularization.tilted import Fit, Measured
 
     n, mean = kl.shape[1], kl.double().mean(1)
     return replace(
@@ -146,7 +146,7 @@ def _drawn(source: Sampled, steered: Process, chunk: Chunk) -> Tensors:
     """Both rewards of guided samples, and the KL of the path of each, NaN where it has no density."""
     import torch
 
-    from genbo.bilevel.source import total
+    from genbo.bilevel.regularization.bank_sampler import total
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 

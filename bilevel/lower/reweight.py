@@ -24,8 +24,8 @@ from annotated_types import Ge, Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.bank import Bank
-    from genbo.bilevel.law import Fit, Law, Measured, Relative
+    from genbo.bilevel.regularization.bank import Bank
+    from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
 
 NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
 NEARLY_ONE = 1e-3  # of log w/v: below it differences are taken by their series
@@ -52,15 +52,15 @@ class Reweight:
 
     def treatment(self, prompts: int) -> str:
         """What is done to the weights of a bank."""
-        from genbo.bilevel.law import MANY_PROMPTS
+        from genbo.bilevel.regularization.tilted import MANY_PROMPTS
 
         if self.weights != "auto":
             return self.weights
         return "jackknife" if prompts >= MANY_PROMPTS else "smoothed"
 
     def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
-        from genbo.bilevel.law import Law
-        from genbo.bilevel.pareto import smoothed
+        from genbo.bilevel.regularization.pareto import smoothed
+        from genbo.bilevel.regularization.tilted import Law
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
@@ -90,8 +90,8 @@ def fit_of(logw: Tensor, khat: Tensor | None = None) -> Fit:
     together, in units of each prompt's geometric mean: its sum would not do, since in a small group the largest weight
     makes the sum, and no tail would be seen.
     """
-    from genbo.bilevel.law import Fit
-    from genbo.bilevel.pareto import smoothed
+    from genbo.bilevel.regularization.pareto import smoothed
+    from genbo.bilevel.regularization.tilted import Fit
 
     w = logw.softmax(1)
     if khat is None:
@@ -107,13 +107,13 @@ class _Weighted:
         self.w, self.n, self.jackknife = logw.softmax(1), logw.shape[1], jackknife
 
     def mean(self, x: Tensor) -> Measured:
-        from genbo.bilevel.law import Measured
+        from genbo.bilevel.regularization.tilted import Measured
 
         mean, away = self._centred(x)
         return Measured(self._corrected(mean, lambda: self._mean_without(away)), self.w * away)
 
     def covariance(self, x: Tensor, y: Tensor) -> Measured:
-        from genbo.bilevel.law import Measured
+        from genbo.bilevel.regularization.tilted import Measured
 
         (_, a), (_, b), w = self._centred(x), self._centred(y), self.w
         covariance = (w * a * b).sum(1)
@@ -144,7 +144,7 @@ def divergence(logw: Tensor, prior: Tensor, *, jackknife: bool) -> Relative:
     """
     import torch
 
-    from genbo.bilevel.law import Relative
+    from genbo.bilevel.regularization.tilted import Relative
 
     log_w, log_v = logw.log_softmax(1), prior.log_softmax(1)
     w, v, log_r, n = log_w.exp(), log_v.exp(), log_w - log_v, logw.shape[1]

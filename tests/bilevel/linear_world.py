@@ -73,7 +73,7 @@ class Held(torch.nn.Module):
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """A `genbo.bilevel.penalty.TwoLevel` whose q is the tunable's own phi."""
+    """A `genbo.bilevel.training.penalty.TwoLevel` whose q is the tunable's own phi."""
 
     conditioning: str = "log_snr"
     noise_levels: str = "schedule"

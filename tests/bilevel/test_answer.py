@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel import field
-from genbo.bilevel.answer import Answer, Domain, answer
 from genbo.bilevel.optimizers.adam import Adam
+from genbo.bilevel.root_estimate import Answer, Domain, answer
 
 Noise = Callable[[torch.Generator, int], Tensor]
 ROOT = torch.tensor([0.4, -0.7], dtype=torch.float64)

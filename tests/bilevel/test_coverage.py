@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.evaluate import compare, draw
 from genbo.bilevel.found import found
+from genbo.bilevel.loop import Budget, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.tunables.guidance import Guidance
-from genbo.bilevel.tune import Budget, tune
+from genbo.bilevel.verdict import compare, draw
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.mixture import Mixture
 from genbo.diffusion.process import process_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.learner import Learner
 from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.training.network_trainer import Learner
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genbo.bilevel.learner import Answers, Diverged, Learner
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.penalty import implicit, penalty
+from genbo.bilevel.training.network_trainer import Answers, Diverged, Learner
+from genbo.bilevel.training.penalty import implicit, penalty
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
@@ -397,7 +397,7 @@ class Recorded:
 @pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
 def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
     """Warming up changes nothing, another schedule reaches the recording, and a state that is loaded goes on in it."""
-    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
     plain, recorded = learner(noise_levels=noise_levels), learner(noise_levels=noise_levels)
     recorded.captures = True
     others = [Cosine(tau=2.0), Cosine(end=0.6, normalised=False), Sigmoid()]
@@ -414,7 +414,7 @@ def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
 
 
 def test_a_network_that_is_recorded_is_the_average_as_it_stands(monkeypatch):
-    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
     one = learner()
     one.replayed = Recorded(one._called)
     batch = Batch(("",) * 3, (1, 2, 3))
@@ -460,7 +460,7 @@ def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_a_sampler_that_remembers_is_not_shown_the_next_call(monkeypatch, prediction):
     """DPM-Solver++ keeps x_0, which for `sample` is the network's output itself."""
-    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
     one = learner(prediction=prediction)
     one.replayed = Recorded(one._called)
     one.train(COSINE, 20, Seed(0))
@@ -490,7 +490,7 @@ def test_a_derivative_on_its_way_forwards_is_not_lost_in_a_recording():
 
 def test_an_answer_after_a_state_that_never_moved_is_finite(monkeypatch):
     """A recorded step has its moments from the start; those of no step yet are no preconditioner."""
-    monkeypatch.setattr("genbo.bilevel.learner.Captured", Recorded)
+    monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
     one, other = learner(), learner()
     one.captures = True
     fresh = one.state()

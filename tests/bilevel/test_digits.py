@@ -10,9 +10,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from genbo.bilevel.learner import Learner
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
+from genbo.bilevel.training.network_trainer import Learner
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.indexed import indexed

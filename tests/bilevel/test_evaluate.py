@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from genbo.bilevel.evaluate import Comparison, compare
+from genbo.bilevel.verdict import Comparison, compare
 
 T_2 = {0.95: 4.302653, 0.90: 2.919986}  # Student's quantile for two degrees of freedom, by the level of the interval
 

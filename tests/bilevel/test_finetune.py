@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genbo.bilevel.bank import Bank
 from genbo.bilevel.estimators.value_gap import ValueGap
-from genbo.bilevel.finetuning import Climb, Denoise, NotFinite, Pace, Training
 from genbo.bilevel.lower import finetune
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.finetune import Finetune, noisy
 from genbo.bilevel.optimizers.bisection import Bisection
-from genbo.bilevel.source import Sampled
+from genbo.bilevel.regularization.bank import Bank
+from genbo.bilevel.regularization.bank_sampler import Sampled
+from genbo.bilevel.training.finetuning import Climb, Denoise, NotFinite, Pace, Training
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.adapt import Adapter, adapt, tensors
 from genbo.diffusion.guidance.interval import Interval

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from genbo.bilevel.curve import matched
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.difference import Difference
 from genbo.bilevel.estimators.value_gap import ValueGap
-from genbo.bilevel.law import Law, Solve
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.guided import Guided, law_of
 from genbo.bilevel.problem import Facts
-from genbo.bilevel.source import Sampled
+from genbo.bilevel.regularization.bank_sampler import Sampled
+from genbo.bilevel.regularization.curve import matched
+from genbo.bilevel.regularization.tilted import Law, Solve
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.path_kl import sample_with_kl

@@ -22,10 +22,10 @@ from scipy.special import ndtri
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
+from genbo.bilevel.loop import Budget, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
-from genbo.bilevel.tune import Budget, tune
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.models.mixture import Mixture

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from genbo.bilevel.penalty import (
+from genbo.bilevel.training.penalty import (
     TRUSTED,
     ByDifferences,
     Hypergradient,

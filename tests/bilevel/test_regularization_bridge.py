@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from genbo.bilevel.bank import bank_of
-from genbo.bilevel.bridge import SHARES, Shifts, pilot, unshifted
-from genbo.bilevel.law import Law
 from genbo.bilevel.lower.reweight import Reweight
+from genbo.bilevel.regularization.bank import bank_of
+from genbo.bilevel.regularization.proposal import SHARES, Shifts, pilot, unshifted
+from genbo.bilevel.regularization.tilted import Law
 from tests.bilevel.tilted import Direct, Rewards, gaussian
 
 DIM, BUDGET = 48, 2048

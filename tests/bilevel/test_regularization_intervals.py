@@ -8,8 +8,6 @@ from functools import partial
 import pytest
 import torch
 
-from genbo.bilevel.bank import Bank, bank_of
-from genbo.bilevel.curve import WIDER, Optimum, optimum, settled, trace
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.interval import (
@@ -23,10 +21,12 @@ from genbo.bilevel.interval import (
     stretch,
     to_hall,
 )
-from genbo.bilevel.law import Fit, Law, Measured, Relative
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
-from genbo.bilevel.search import Budget, _is_settled, search
+from genbo.bilevel.regularization.bank import Bank, bank_of
+from genbo.bilevel.regularization.curve import WIDER, Optimum, optimum, settled, trace
+from genbo.bilevel.regularization.search import Budget, _is_settled, search
+from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic

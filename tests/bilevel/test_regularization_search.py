@@ -11,15 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genbo.bilevel.bank import bank_of
-from genbo.bilevel.curve import Point, falling_root, matched, optimum, quantile, settled, trace, within_reach
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
-from genbo.bilevel.law import EXACT, Law, Measured
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.optimizers.bisection import Bisection
-from genbo.bilevel.search import Budget, Round, is_shifted, search, walk
+from genbo.bilevel.regularization.bank import bank_of
+from genbo.bilevel.regularization.curve import (
+    Point,
+    falling_root,
+    matched,
+    optimum,
+    quantile,
+    settled,
+    trace,
+    within_reach,
+)
+from genbo.bilevel.regularization.search import Budget, Round, is_shifted, search, walk
+from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear

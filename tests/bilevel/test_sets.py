@@ -14,10 +14,10 @@ from genbo.bilevel.estimators.forward_mode import ForwardMode
 from genbo.bilevel.estimators.penalty import Penalty, _value
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.learner import Apprentice, Learner
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.penalty import by_autograd, implicit
 from genbo.bilevel.problem import Estimate, Facts, Problem
+from genbo.bilevel.training.network_trainer import Apprentice, Learner
+from genbo.bilevel.training.penalty import by_autograd, implicit
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.diffusion.denoising import Minibatch
 from genbo.diffusion.guidance.plain import Plain

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genbo.bilevel.bank import Bank
-from genbo.bilevel.bridge import Shifts
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.lower.reweight import Reweight
-from genbo.bilevel.search import Budget, is_shifted, search
-from genbo.bilevel.source import Sampled
+from genbo.bilevel.regularization.bank import Bank
+from genbo.bilevel.regularization.bank_sampler import Sampled
+from genbo.bilevel.regularization.proposal import Shifts
+from genbo.bilevel.regularization.search import Budget, is_shifted, search
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

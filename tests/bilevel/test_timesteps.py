@@ -14,12 +14,12 @@ from scipy.optimize import minimize
 from genbo.bilevel.estimators.forward_mode import ForwardMode
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.evaluate import draw
+from genbo.bilevel.loop import Budget, batch_of_step, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.tunables.timesteps import Stops, Timesteps, ays, karras
-from genbo.bilevel.tune import Budget, batch_of_step, tune
+from genbo.bilevel.verdict import draw
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.models.mixture import Mixture

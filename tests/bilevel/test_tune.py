@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genbo.bilevel.answer import answer
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.evaluate import compare, draw
 from genbo.bilevel.interval import student_t
+from genbo.bilevel.loop import PATIENCE, Budget, batch_of_step, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.sgd import Sgd
 from genbo.bilevel.problem import Constraint, Estimate, Problem
+from genbo.bilevel.root_estimate import answer
 from genbo.bilevel.tunables.guidance import Guidance
-from genbo.bilevel.tune import PATIENCE, Budget, batch_of_step, tune
+from genbo.bilevel.verdict import compare, draw
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from genbo.bilevel.evaluate import compare, shape, shape_of
 from genbo.bilevel.interval import student_t
+from genbo.bilevel.verdict import compare, shape, shape_of
 
 T3_975 = 3.182446  # Student's quantiles, from the tables
 T3_995 = 5.840909

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genbo.bilevel.bank import Bank, bank_of
-from genbo.bilevel.bridge import Shifts, pilot
+from genbo.bilevel.regularization.bank import Bank, bank_of
+from genbo.bilevel.regularization.proposal import Shifts, pilot
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.models.mixture import Mixture

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import genbo
-from genbo.cli import batch, check, tune
-from genbo.cli.allowed import allowed
+from genbo.cli.commands import batch, check, tune
 from genbo.cli.errors import UserMistake
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.schema import job_schema
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.job.schema import job_schema
+from genbo.cli.job.user_code import allowed
 
 REWARD = """\
 open("was-run", "a").write("x")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.tune import Budget
-from genbo.cli.assemble import assemble
-from genbo.cli.job import read_job
+from genbo.bilevel.loop import Budget
+from genbo.cli.job.job import read_job
+from genbo.cli.stages.build import assemble
 from genbo.diffusion.seed import Seed
 
 JOB: dict[str, Any] = {

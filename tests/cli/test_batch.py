@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from genbo.cli import batch
-from genbo.cli.run import opened
+from genbo.cli.commands import batch
+from genbo.cli.run.folder import opened
 from tests.cli.conftest import JOB
 
 # In place of `python -m genbo tune JOB ...`: notes its arguments, and ends as the file `as` says.

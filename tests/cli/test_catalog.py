@@ -9,7 +9,7 @@ import pytest
 from annotated_types import Ge, Gt
 from pydantic import ValidationError
 
-from genbo.cli import catalog
+from genbo.cli.job import catalog
 
 KINDS = [(room, kind) for room in catalog.ROOMS for kind in catalog.kinds(room)]
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from genbo.cli import catalog, doctor
+from genbo.cli.commands import doctor
+from genbo.cli.commands.init import templates
 from genbo.cli.errors import Diverged, OutOfMemory, StorageFailed
-from genbo.cli.init import templates
-from genbo.cli.job import JobMistakes, read_job
+from genbo.cli.job import catalog
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.job.schema import job_schema
 from genbo.cli.main import main
-from genbo.cli.schema import job_schema
 
 HEAVY = (
     "torch",
@@ -283,7 +284,7 @@ def test_named_ends_are_a_sentence_and_a_code(
     def fails(*arguments: object, **options: object) -> int:
         raise error
 
-    monkeypatch.setattr("genbo.cli.check.run", fails)
+    monkeypatch.setattr("genbo.cli.commands.check.run", fails)
     assert genbo("check", "job.yaml") == (code, "", "x\n")
 
 
@@ -291,7 +292,7 @@ def test_a_bug_shows_its_traceback(genbo: Genbo, monkeypatch: pytest.MonkeyPatch
     def fails(*arguments: object, **options: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("genbo.cli.check.run", fails)
+    monkeypatch.setattr("genbo.cli.commands.check.run", fails)
     monkeypatch.setattr(sys, "argv", ["genbo", "check", "job.yaml"])
     with pytest.raises(ZeroDivisionError):
         main()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from genbo.cli import tune
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.plan import plan
+from genbo.cli.commands import tune
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.plan.counts import plan
 
 SD15: dict[str, Any] = {  # as Stable Diffusion 1.5 has it
     "_class_name": "PNDMScheduler",

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from genbo.cli import run as folder
 from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
+from genbo.cli.run import folder
 from tests.cli.conftest import JOB as JOB_TEXT
 from tests.cli.test_run import JOB, checkpoint, opened, tensor
 
@@ -280,7 +280,7 @@ def score(images, prompts):
     [(1, "return images.flatten(1).sum(1) / 0"), (3, "raise ConnectionError('timeout')"), (7, "return None")],
 )
 def test_a_reward_that_fails_once_leaves_a_run_to_go_on_with(workplace: Path, call: int, fails: str) -> None:
-    from genbo.cli.tune import run
+    from genbo.cli.commands.tune import run
 
     Path("r.py").write_text(FAILS.format(call=call, fails=fails))
     job = JOB_TEXT.replace("{kind: quadratic, target: [1.2, 0.2]}", "{kind: external, file: r.py}")

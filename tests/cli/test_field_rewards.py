@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.tune import tune
+from genbo.cli.commands.tune import tune
+from genbo.cli.job.job import JobMistakes, read_job
 
 
 def test_forward_and_reverse_agree_through_all_of_them(

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from genbo.cli import sample, score
-from genbo.cli.captions import captions
+from genbo.cli.commands import sample, score
 from genbo.cli.errors import UserMistake
-from genbo.cli.gallery import images_of, in_number_order, uncertain
+from genbo.cli.job.captions import captions
+from genbo.cli.job.gallery import images_of, in_number_order, uncertain
 
 COUNTED = {  # in number order, and it is certain
     "numbers": ["0.png", "1.png", "2.png", "10.png", "11.png"],

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genbo.cli.errors import UserMistake
-from genbo.cli.job import Job, JobMistakes, read_job
-from genbo.cli.run import to_yaml
+from genbo.cli.job.job import Job, JobMistakes, read_job
+from genbo.cli.run.folder import to_yaml
 
 WORLD: dict[str, Any] = {
     "version": 1,

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.evaluate import compare
-from genbo.cli import batch, report, result, show, tune
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.plan import plan
-from genbo.cli.run import digest_of
-from genbo.cli.schema import job_schema
+from genbo.bilevel.verdict import compare
+from genbo.cli.commands import batch, show, tune
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.job.schema import job_schema
+from genbo.cli.plan.counts import plan
+from genbo.cli.report import html, summary
+from genbo.cli.run.folder import digest_of
 from genbo.rewards import bundled
 
 MODEL: dict[str, Any] = {"kind": "mixture", "sampler": {"kind": "ddim", "steps": 5}, "batch": 16}
@@ -184,7 +185,7 @@ def test_the_evaluation_draws_what_nothing_was_tuned_on(done):
 
 def test_a_judge_is_the_reward_of_the_same_images(done):
     """By hand, from noise: both sides drawn again, and the distance to the judge's own target."""
-    from genbo.cli.assemble import assemble
+    from genbo.cli.stages.build import assemble
     from genbo.diffusion.seed import batch_of
 
     document = report_of(done)
@@ -258,7 +259,7 @@ B, N, W = "better", "no measurable difference", "worse"
     ],
 )
 def test_the_headline_says_who_does_not_confirm(verdict, judges, said):
-    assert result.opinions(verdict, "clip", {name: {"verdict": v} for name, v in judges.items()}) == said
+    assert summary.opinions(verdict, "clip", {name: {"verdict": v} for name, v in judges.items()}) == said
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_every_pair_of_verdicts_has_its_meaning(done, verdict, judge, level):
     document = copy.deepcopy(report_of(done))
     document["verdict"] = verdict
     document["judges"] = {"emoji-judge": {**document["judges"]["linear"], "verdict": judge, "ruined": []}}
-    (said,) = result.about_judges(document)
+    (said,) = summary.about_judges(document)
     assert said["level"] == level
     assert said["text"].startswith("emoji-judge judges the same images, and tuning never saw it: ")
     assert f"{document['judges']['emoji-judge']['gained']} prompts gained" in said["text"]
@@ -281,7 +282,7 @@ def test_every_page_shows_them(done, capsys):
     show.run(done)
     shown = capsys.readouterr().out
     assert "judge quadratic-2" in shown and "judge linear" in shown and "2 / 0" in shown
-    page = report.render(document, None, "run")
+    page = html.render(document, None, "run")
     assert "What judges say" in page and ">linear</bdi>: no measurable difference" in page
     cells = batch._cells({"job": "a", "exit_code": 0, "status": "done", "report": document})
     assert cells[4] == "better; quadratic-2: better; linear: no measurable difference"
@@ -295,8 +296,8 @@ def test_a_report_from_before_there_were_judges_is_still_drawn(done):
     for row in rows:
         for key in ("counted", "gained", "lost", "unchanged", "median", "worst", "ruined", "left_out"):
             row.pop(key, None)
-    assert "What judges say" not in report.render(document, None, "run")
-    assert result.about_held_out(document)
+    assert "What judges say" not in html.render(document, None, "run")
+    assert summary.about_held_out(document)
     assert batch._cells({"job": "a", "exit_code": 0, "status": "done", "report": document})[4] == "better"
 
 
@@ -337,14 +338,14 @@ def test_a_ruined_prompt_is_a_warning_however_good_the_mean_is(done):
     document = report_of(done)
     ruined = {"prompt": "key", "difference": -0.2, "interval": [-0.3, -0.1], "samples": 8}
     document["held_out"] |= {"ruined": [ruined], "gained": 9, "lost": 1, "prompts": 10}
-    texts = [said["text"] for said in result.about_held_out(document) if said["level"] == "warning"]
+    texts = [said["text"] for said in summary.about_held_out(document) if said["level"] == "warning"]
     assert texts == ["The prompt 'key' is clearly worse, whatever the mean is: −0.20 [−0.30, −0.10] (8 samples)."]
 
 
 @pytest.mark.parametrize(("gained", "lost", "level"), [(62, 66, "warning"), (64, 64, "warning"), (66, 62, "note")])
 def test_a_mean_that_most_prompts_do_not_share_is_a_warning(done, gained, lost, level):
     held_out = {**report_of(done)["held_out"], "gained": gained, "lost": lost, "prompts": 128, "median": -0.0002}
-    (said,) = result._about_shape(held_out)
+    (said,) = summary._about_shape(held_out)
     assert said["level"] == level
     assert f"{gained} of 128 prompts gained and {lost} lost (median −0.000200, worst" in said["text"]
 
@@ -413,8 +414,8 @@ def test_tuned_weights_are_judged_too():
     """Rows of scores by hand: one upper reward, two lower ones with weights, then the judge."""
     from typing import cast
 
-    from genbo.cli.heldout import Side
-    from genbo.cli.weights import Law, Weights
+    from genbo.cli.stages.finetuning import Law, Weights
+    from genbo.cli.stages.holdout import Side
 
     def law(factor: float | None, scores: list[list[float]]) -> Law:
         return Law(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
@@ -434,8 +435,8 @@ def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():
     """Influences by hand: standard errors 0.1 a prompt; five prompts, so t at 0.995 with three degrees."""
     from types import SimpleNamespace
 
-    from genbo.bilevel.law import Measured
-    from genbo.cli.strength import Pair
+    from genbo.bilevel.regularization.tilted import Measured
+    from genbo.cli.report.lambda_summary import Pair
 
     def law(values: list[float], influence: float) -> Any:
         value = torch.tensor(values, dtype=torch.float64)

@@ -165,7 +165,7 @@ def test_a_bug_between_two_points_resumes_too(workplace: Path, warm: Warm, unint
 
 def test_two_processes_on_one_folder(workplace: Path, warm: Warm) -> None:
     from genbo.cli.errors import UserMistake
-    from genbo.cli.run import opened
+    from genbo.cli.run.folder import opened
 
     with opened(workplace / "run", {"version": 1}, resume=False, overwrite=False):
         second = warm.start(workplace, "job.yaml", "--resume")

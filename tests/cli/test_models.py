@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from genbo.cli import check, tune
-from genbo.cli.job import JobMistakes, read_job
+from genbo.cli.commands import check, tune
+from genbo.cli.job.job import JobMistakes, read_job
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["a red apple", "a dog"]
@@ -89,7 +89,7 @@ def draws_the_same(run: Path, family: str, report: dict[str, Any]) -> None:
 
 def test_a_transformers_memory_grows_with_its_tokens(family_folder):
     """And by the size that the job asks for, which the config of FLUX does not say."""
-    from genbo.cli.memory import activations
+    from genbo.cli.plan.memory import activations
 
     folder = family_folder("flux")
     small, wide = (activations(folder, 4, 2, False, (side, 16)) for side in (16, 64))
@@ -119,14 +119,14 @@ def test_what_a_family_does_not_allow_is_said_at_its_place_in_the_job(family_fol
 
 
 def test_a_folder_without_a_job_is_drawn(family_folder, tmp_path, capsys):
-    from genbo.cli import sample
+    from genbo.cli.commands import sample
 
     assert sample.run(family_folder("stable_diffusion_3"), ["a dog"], samples=1, output=tmp_path / "out") == 0
     assert len(list((tmp_path / "out").glob("000-a-dog-*.png"))) == 1
 
 
 def test_a_model_that_takes_no_prompt_is_given_none(family_folder, tmp_path, capsys):
-    from genbo.cli import sample
+    from genbo.cli.commands import sample
     from genbo.cli.errors import UserMistake
 
     pixels = family_folder("ddpm")
@@ -142,7 +142,7 @@ def test_a_model_that_takes_no_prompt_is_given_none(family_folder, tmp_path, cap
 
 
 def test_a_job_with_such_a_model_needs_prompts_only_for_a_reward(family_folder):
-    from genbo.cli.plan import plan
+    from genbo.cli.plan.counts import plan
 
     job = {
         "version": 1,

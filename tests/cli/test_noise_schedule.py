@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import genbo
-from genbo.cli import show
+from genbo.cli.commands import show
 from genbo.cli.errors import ArtifactRefused, Diverged
-from genbo.cli.heldout import shown_samples
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.plan import plan
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.plan.counts import plan
+from genbo.cli.stages.holdout import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
@@ -112,7 +112,7 @@ def test_both_parts_stand_in_every_step_and_add_up(job):
 
 
 def test_the_report_warns_where_the_parts_disagree():
-    from genbo.cli.result import _about_parts
+    from genbo.cli.report.summary import _about_parts
 
     def said(direct: list[float], indirect: list[float], apart: float) -> list[str]:
         steps = [{"direct": direct, "indirect": indirect, "apart": apart}]
@@ -151,17 +151,17 @@ def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
 
 def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_does(job, monkeypatch):
     """In the middle of training, of a step, of training anew and of judging: weights are the same to the last bit."""
-    from genbo.cli import training
     from genbo.cli.errors import Preempted
+    from genbo.cli.stages import pretraining
 
-    monkeypatch.setattr(training, "OFTEN", 7)
+    monkeypatch.setattr(pretraining, "OFTEN", 7)
     one = genbo.tune(job(COUPLED)).result()
     kept = {name: load_file(one.folder / name) for name in ("network/start.safetensors",)}
     begun = False
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
         name, nth = point.split(":")
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
-        monkeypatch.setattr("genbo.cli.run._passed", {})
+        monkeypatch.setattr("genbo.cli.run.folder._passed", {})
         with pytest.raises(Preempted):
             genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True
@@ -177,9 +177,9 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
 
 def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job, monkeypatch):
     """The third training of a step sees NaN: what the first two came to is there, and the report says it."""
-    from genbo.bilevel import learner
+    from genbo.bilevel.training import network_trainer
 
-    calls, train = [], learner.Learner.train
+    calls, train = [], network_trainer.Learner.train
 
     def poisoned(self: Any, schedule: Any, steps: int, seed: Any) -> float:
         calls.append(steps)
@@ -187,7 +187,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
             self.data = torch.full_like(self.data, float("nan"))
         return train(self, schedule, steps, seed)
 
-    monkeypatch.setattr(learner.Learner, "train", poisoned)
+    monkeypatch.setattr(network_trainer.Learner, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
     with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
         genbo.tune(document).result()
@@ -274,7 +274,7 @@ def test_a_network_that_does_not_fit_is_refused_with_a_sentence(job, own_network
 
 
 def test_the_examples_and_the_template_are_jobs(capsys, tmp_path):
-    from genbo.cli import init
+    from genbo.cli.commands import init
 
     root = Path(__file__).parents[2] / "examples"
     digits = read_job(root / "noise-schedule-digits.yaml")
@@ -337,7 +337,7 @@ def test_check_looks_at_the_images(job, tmp_path, capsys):
     """What would end the run before its first step is said before anything is begun."""
     from PIL import Image
 
-    from genbo.cli import check
+    from genbo.cli.commands import check
 
     folder = tmp_path / "images"
     folder.mkdir()

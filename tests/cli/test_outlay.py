@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.lower import finetune
-from genbo.cli import check, outlay, report, show, tune
-from genbo.cli.assemble import assemble
-from genbo.cli.cost import Cost
+from genbo.cli.commands import check, show, tune
 from genbo.cli.errors import Preempted, UserMistake
-from genbo.cli.job import read_job
-from genbo.cli.plan import plan
+from genbo.cli.job.job import read_job
+from genbo.cli.plan import lambda_counts
+from genbo.cli.plan.cost import Cost
+from genbo.cli.plan.counts import plan
+from genbo.cli.report import html
+from genbo.cli.stages.build import assemble
 from genbo.diffusion.models.gaussian import GaussianModel
 from genbo.diffusion.models.mixture import MixtureModel
 from genbo.diffusion.process import Meter
@@ -82,8 +84,10 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("genbo.cli.speed.guessed_s", lambda assembled, *costs: [0.0] * len(costs))  # no call beside
-    for module in (finetune, outlay):
+    monkeypatch.setattr(
+        "genbo.cli.plan.throughput.guessed_s", lambda assembled, *costs: [0.0] * len(costs)
+    )  # no call beside
+    for module in (finetune, lambda_counts):
         monkeypatch.setattr(module, "WORLD_ROWS", {"weighted": 40, "gradient": 20})
         monkeypatch.setattr(module, "WORLD_STEPS", 5)
 
@@ -271,7 +275,7 @@ def test_one_look_at_a_loss(method: str, anchor: bool, guidance: Any, hooked: Ho
     read = read_job(searched("weights", finetune=own), ["model.batch=16", f"model.guidance={json.dumps(guidance)}"])
     a, options = assemble(read), read.finetune.options  # type: ignore[union-attr]
     guided = [weight != 1 for weight in (guidance if isinstance(guidance, list) else [guidance] * 4)]
-    most, least = (outlay.Searching(read, guided, 16, most=most) for most in (True, False))
+    most, least = (lambda_counts.Searching(read, guided, 16, most=most) for most in (True, False))
     if method == "gradient":
         training = options.gradient(a.problem.process, a.prompts, a.lower_rewards, 2.0, a.seed)
     else:
@@ -366,7 +370,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_begun_before_is_ended(job: dict[str, Any], point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backwards are not known, and so not said: what is left of the run has too few of them."""
     monkeypatch.setenv("GENBO_FAULT", point.replace(":", ":term:"))
-    monkeypatch.setattr("genbo.cli.run._passed", {})
+    monkeypatch.setattr("genbo.cli.run.folder._passed", {})
     with monkeypatch.context() as before:
         as_before(before)
         with pytest.raises(Preempted):
@@ -391,6 +395,6 @@ def test_a_run_that_was_ended_before_is_shown(capsys: pytest.CaptureFixture[str]
     assert show.run(folder) == 0
     said = capsys.readouterr().out
     assert "image forwards" in said and "backwards" not in said
-    report.run(folder)
+    html.run(folder)
     row = next(line for line in (folder / "report.html").read_text().splitlines() if "image backwards" in line)
     assert row.count("—") == 2

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from genbo.cli.job import Job, read_job
-from genbo.cli.plan import Cost, plan
-from genbo.cli.speed import cache_folder, expected_s, record_speed
+from genbo.cli.job.job import Job, read_job
+from genbo.cli.plan.counts import Cost, plan
+from genbo.cli.plan.throughput import cache_folder, expected_s, record_speed
 
 MEANS = [[1.5, 0.0, 1.0], [-0.7, 1.0, 0.0], [0.0, 0.0, 1.0]]
 ESTIMATORS: dict[str, Any] = {
@@ -62,9 +62,9 @@ def job_of(estimator: Any, tune: Any, guidance: Any, **own: Any) -> Job:
 
 def run(job: Job) -> list[Cost]:
     """What the meter saw of tuning, and of the evaluation at the start and tuned."""
-    from genbo.bilevel.evaluate import draw
-    from genbo.bilevel.tune import tune
-    from genbo.cli.assemble import assemble
+    from genbo.bilevel.loop import tune
+    from genbo.bilevel.verdict import draw
+    from genbo.cli.stages.build import assemble
     from genbo.diffusion.seed import batch_of
 
     a = assemble(job)
@@ -254,8 +254,8 @@ def test_weights_are_counted_from_headers(tiny_sd: Path, tiny_clip: Path) -> Non
 def test_a_reward_that_is_one_file_is_counted_and_hashed(tiny_sd: Path, random_resnet18: Path) -> None:
     from hashlib import sha256
 
-    from genbo.cli.ground import files_of
-    from genbo.cli.memory import numbers_in
+    from genbo.cli.plan.memory import numbers_in
+    from genbo.cli.stages.provenance import files_of
 
     model = {"pretrained": str(tiny_sd), "dtype": "fp32", "device": "cpu"}
     both = []

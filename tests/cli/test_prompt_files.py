@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genbo.cli.errors import UserMistake
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.prompt_files import rows_of
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.job.prompt_files import rows_of
 from tests.cli.conftest import JOB
 
 TWO = ["a dog, a cat", 'say "hi"']

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.cli import tune
-from genbo.cli.assemble import assemble
+from genbo.cli.commands import tune
 from genbo.cli.errors import Diverged, UserMistake
-from genbo.cli.job import read_job
-from genbo.cli.plan import plan
+from genbo.cli.job.job import read_job
+from genbo.cli.plan.counts import plan
+from genbo.cli.stages.build import assemble
 from genbo.rewards.linear import Linear
 from tests.cli.conftest import Warm
 
@@ -251,7 +251,7 @@ def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
 
 def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):
     """Every set of held-out samples says which prompts it is of, and what was trained has another place."""
-    from genbo.cli.run import words_in
+    from genbo.cli.run.folder import words_in
 
     files = [tuned / "evaluation" / f"{name}.safetensors" for name in ("start", "tuned", "weights-0.1")]
     of = [words_in(file)["prompts"] for file in files]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 
-from genbo.cli import chart, figures, report, result
 from genbo.cli.errors import UserMistake
-from genbo.cli.heldout import shown_samples
-from genbo.cli.run import write_tensors
+from genbo.cli.report import chart, html, number_format, summary
+from genbo.cli.run.folder import write_tensors
+from genbo.cli.stages.holdout import shown_samples
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """A real report.json."""
-    from genbo.cli import tune
+    from genbo.cli.commands import tune
     from tests.cli.test_tune import JOB_DICT
 
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def hostile(plain: dict) -> dict:
 
 def test_whatever_comes_from_outside_stays_text(plain: dict, tmp_path: Path) -> None:
     evaluation = images_in(tmp_path / "evaluation", HOSTILE)
-    text = report.render(hostile(plain), evaluation, HOSTILE[2])
+    text = html.render(hostile(plain), evaluation, HOSTILE[2])
     page = Page(text)
     assert {"script", "iframe", "object", "embed", "form", "base"}.isdisjoint(page.tags)
     assert not [a for a in page.attributes if a[1].startswith("on")]
@@ -123,24 +123,24 @@ def test_a_prompt_of_a_megabyte_is_cut(plain: dict, tmp_path: Path) -> None:
     evaluation = images_in(tmp_path / "evaluation", ["x" * 1_000_000, "b", "c"])
     document = copy.deepcopy(plain)
     document["held_out"]["by_prompt"][0]["prompt"] = "y" * 1_000_000
-    assert len(report.render(document, evaluation, "run")) < 1_500_000
+    assert len(html.render(document, evaluation, "run")) < 1_500_000
 
 
 def test_it_forbids_and_loads_nothing(plain: dict, tmp_path: Path) -> None:
-    page = Page(report.render(plain, images_in(tmp_path / "evaluation", ["a", "b"]), "run"))
+    page = Page(html.render(plain, images_in(tmp_path / "evaluation", ["a", "b"]), "run"))
     policy = [v for t, n, v in page.attributes if t == "meta" and n == "content" and "default-src" in v]
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     links = [v for _, n, v in page.attributes if n in ("src", "href", "action", "srcset", "data")]
     assert links
     assert all(v.startswith("data:") for v in links)
-    style = re.search(r"<style>(.*?)</style>", report.render(plain, None, "run"), re.DOTALL)
+    style = re.search(r"<style>(.*?)</style>", html.render(plain, None, "run"), re.DOTALL)
     assert style is not None
     assert "url(" not in style[1]
     assert "@import" not in style[1]
 
 
 def test_it_follows_light_dark_and_phones(plain: dict) -> None:
-    text = report.render(plain, None, "run")
+    text = html.render(plain, None, "run")
     assert "prefers-color-scheme: dark" in text
     assert 'name="viewport"' in text
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -149,18 +149,18 @@ def test_it_follows_light_dark_and_phones(plain: dict) -> None:
 
 
 def test_it_says_what_the_object_says(plain: dict) -> None:
-    page = Page(report.render(plain, None, "run"))
+    page = Page(html.render(plain, None, "run"))
     text = page.text.replace("\u00a0", " ")
     assert plain["headline"] in text
     for said in plain["trust"]:
         assert said["text"] in text
-    assert figures.count(plain["cost"]["denoiser_calls"]) in page.text
+    assert number_format.count(plain["cost"]["denoiser_calls"]) in page.text
     assert plain["reproduce"] in text
 
 
 def test_images_are_encoded_anew_and_in_pairs(tmp_path: Path, plain: dict) -> None:
     evaluation = images_in(tmp_path / "evaluation", ["a", "b"])
-    pictures, worlds = report.drawn(plain, evaluation)
+    pictures, worlds = html.drawn(plain, evaluation)
     assert worlds is None
     assert [p.prompt for p in pictures] == ["a", "b"]
     assert all(p.start.startswith("data:image/jpeg;base64,") and p.start != p.tuned for p in pictures)
@@ -170,7 +170,7 @@ def test_a_damaged_image_file_is_named(tmp_path: Path, plain: dict) -> None:
     evaluation = images_in(tmp_path / "evaluation", ["a", "b"])
     (evaluation / "tuned.safetensors").write_bytes(b"12345678")
     with pytest.raises(Exception, match=r"tuned\.safetensors") as refused:
-        report.render(plain, evaluation, "run")
+        html.render(plain, evaluation, "run")
     assert getattr(refused.value, "exit_code", None) == 3
 
 
@@ -181,11 +181,11 @@ def test_what_is_shown_is_the_first_of_each_prompt() -> None:
 
 def test_the_command_writes_it_again(tmp_path: Path, plain: dict, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserMistake, match=r"no report\.json"):
-        report.run(tmp_path)
+        html.run(tmp_path)
     (tmp_path / "report.json").write_text(json.dumps(plain))
-    assert report.run(tmp_path) == 0
+    assert html.run(tmp_path) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
-    assert report.run(tmp_path, tmp_path / "other.html") == 0
+    assert html.run(tmp_path, tmp_path / "other.html") == 0
     assert (tmp_path / "other.html").read_text() == (tmp_path / "report.html").read_text()
 
 
@@ -196,7 +196,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def test_a_real_browser_sees_text_and_no_overflow_on_a_phone(plain: dict, tmp_path: Path) -> None:
     evaluation = images_in(tmp_path / "evaluation", HOSTILE)
     document = hostile(plain)
-    (tmp_path / "report.html").write_text(report.render(document, evaluation, HOSTILE[2]))
+    (tmp_path / "report.html").write_text(html.render(document, evaluation, HOSTILE[2]))
     # the page itself may run nothing, so a frame around it measures: a page that is too wide scrolls sideways
     probe = """<!doctype html><iframe id=f src=report.html width=390 height=800></iframe>
     <pre id=o></pre><script>
@@ -215,7 +215,7 @@ def test_a_real_browser_sees_text_and_no_overflow_on_a_phone(plain: dict, tmp_pa
     ).stdout
     found = re.search(r'<pre id="o">(.*?)</pre>', shown, re.DOTALL)
     assert found is not None, shown[:500]
-    seen = json.loads(html.unescape(found[1]))
+    seen = json.loads(unescape(found[1]))
     assert seen["wide"] <= 390
     assert seen["scripts"] == 0
     assert seen["title"].startswith(HOSTILE[2])
@@ -236,12 +236,12 @@ def test_a_real_browser_sees_text_and_no_overflow_on_a_phone(plain: dict, tmp_pa
     ],
 )
 def test_as_many_digits_as_the_error_supports(value: float, error: float | None, text: str) -> None:
-    assert figures.with_error(value, error) == text
+    assert number_format.with_error(value, error) == text
 
 
 def test_an_interval_and_its_middle_have_the_same_digits() -> None:
-    assert figures.change(0.0412, (0.0351, 0.0473)) == "+0.0412 [0.0351, 0.0473]"
-    assert figures.change(-1.0, None).startswith("−1.00 [")
+    assert number_format.change(0.0412, (0.0351, 0.0473)) == "+0.0412 [0.0351, 0.0473]"
+    assert number_format.change(-1.0, None).startswith("−1.00 [")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_an_interval_and_its_middle_have_the_same_digits() -> None:
     [(0.0, "0.0 s"), (42.0, "42 s"), (200, "3 min 20 s"), (7260, "2 h 01 min"), (-5, "0.0 s")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert figures.duration(seconds) == text
+    assert number_format.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.137, -0.058), (1e-9, 2e-9), (-5e6, 7e6), (3.0, 3.0001)])
@@ -260,5 +260,5 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 
 
 def test_the_ratio_to_noise() -> None:
-    assert result.noise_ratio([3.0, -3.0], [1.0, 1.0]) == pytest.approx(3)
-    assert result.noise_ratio([3.0, 1.0], [0.0, None]) is None
+    assert summary.noise_ratio([3.0, -3.0], [1.0, 1.0]) == pytest.approx(3)
+    assert summary.noise_ratio([3.0, 1.0], [0.0, None]) is None

@@ -10,8 +10,8 @@ import torch
 
 from genbo.bilevel.problem import Constraint, Problem
 from genbo.bilevel.tunables.guidance import Guidance, Knots
-from genbo.cli.heldout import Side
-from genbo.cli.result import Findings, HeldOut, Names, Tuned, document_of, last_good, noise_ratio, tuned_of
+from genbo.cli.report.summary import Findings, HeldOut, Names, Tuned, document_of, last_good, noise_ratio, tuned_of
+from genbo.cli.stages.holdout import Side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -177,7 +177,7 @@ def test_the_answer_is_the_same_without_the_steps_that_had_no_gradient():
 
 def test_the_error_bar_goes_through_the_link_by_its_slope():
     """Of phi = 10 sigmoid(u) the slope at u is phi (1 - phi / 10): a bar in phi is at most 2.5 of the bar in u."""
-    from genbo.bilevel.answer import answer
+    from genbo.bilevel.root_estimate import answer
 
     records = path(-0.2, 0.1, 0.4, 0.7, 0.6, 0.5, 0.45, 0.55)
     found = tuned_of(problem_of(), records)

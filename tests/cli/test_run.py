@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from genbo.bilevel.tune import State
-from genbo.cli import run as folder
+from genbo.bilevel.loop import State
 from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
+from genbo.cli.run import folder
 
 JOB = {"version": 1, "budget": {"steps": 3, "minutes": None}, "output": "run"}
 NO_FIXTURE_CHECK = settings(

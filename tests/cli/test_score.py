@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from genbo.cli import score
-from genbo.cli.captions import captions
+from genbo.cli.commands import score
 from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
-from genbo.cli.job import JobMistakes, Kind
+from genbo.cli.job.captions import captions
+from genbo.cli.job.job import JobMistakes, Kind
 from genbo.cli.main import main
 from genbo.diffusion.data import Data
 from genbo.rewards.clip import Clip

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from genbo.cli.streams import Lenient
+from genbo.cli.run.streams import Lenient
 
 # A command of genbo's in a process of its own, without anything heavy: it prints, and ends as it likes.
 SCRIPT = """\

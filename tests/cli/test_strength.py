@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genbo.bilevel.bank import bank_of
-from genbo.bilevel.curve import Optimum, Point
-from genbo.bilevel.law import EXACT, Fit, Law, Measured, Relative
-from genbo.bilevel.search import Round
-from genbo.cli.result import remark
-from genbo.cli.strength import Pair, Pretrained, Searched, record_of, row_of
+from genbo.bilevel.regularization.bank import bank_of
+from genbo.bilevel.regularization.curve import Optimum, Point
+from genbo.bilevel.regularization.search import Round
+from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured, Relative
+from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched, record_of, row_of
+from genbo.cli.report.summary import remark
 
 GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
 SOME = Fit(ess=100.0, max_weight=0.03, khat=0.6, samples=1000.0)

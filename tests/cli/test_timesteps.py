@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.cli import chart, init, report, show, tune
-from genbo.cli.job import read_job
-from genbo.cli.plan import plan
-from genbo.cli.work import diffusers_arguments
+from genbo.cli.commands import init, show, tune
+from genbo.cli.job.job import read_job
+from genbo.cli.plan.counts import plan
+from genbo.cli.report import chart, html
+from genbo.cli.stages.context import diffusers_arguments
 
 ROOT = Path(__file__).parents[2]
 JOB: dict[str, Any] = {
@@ -122,14 +123,14 @@ def test_times_that_stand_close_are_written_once() -> None:
 
 def test_a_report_of_guidance_has_no_such_chart() -> None:
     value = {"start": 1.0, "tuned": 2.0, "se": 0.1, "bounds": [0, 20]}
-    assert report.phi_view("guidance", value, {"steps": [{"phi": {"guidance": 1.0}}]}).stops == ""
+    assert html.phi_view("guidance", value, {"steps": [{"phi": {"guidance": 1.0}}]}).stops == ""
 
 
 def test_error_bars_of_times_pass_through_their_link() -> None:
     """Times hang together: each one's error has all coordinates in it, by the link's own Jacobian."""
-    from genbo.bilevel.answer import Answer
-    from genbo.cli.assemble import assemble
-    from genbo.cli.result import _through_link
+    from genbo.bilevel.root_estimate import Answer
+    from genbo.cli.report.summary import _through_link
+    from genbo.cli.stages.build import assemble
 
     problem = assemble(read_job(JOB)).problem
     u = problem.coordinates(problem.first()) / 4

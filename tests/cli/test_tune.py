@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from genbo.cli import ground, show, tune
+from genbo.cli.commands import show, tune
 from genbo.cli.errors import ArtifactRefused, Diverged, OutOfMemory, UserMistake
-from genbo.cli.job import JobMistakes
+from genbo.cli.job.job import JobMistakes
+from genbo.cli.stages import provenance
 
 JOB_DICT = {
     "version": 1,
@@ -121,7 +122,7 @@ def test_no_secret_and_no_foreign_path_is_written(done: Path) -> None:
 
 
 def test_the_job_it_keeps_is_the_same_job(done: Path, workplace: Path) -> None:
-    from genbo.cli.job import read_job
+    from genbo.cli.job.job import read_job
 
     assert read_job(done / "job.yaml").document() == report_of(done)["job"]
 
@@ -188,7 +189,7 @@ def test_a_finished_run_resumed_does_no_work(
     assert tune.run("job.yaml", [], quiet=True) == 0
     before = {p: p.stat().st_mtime_ns for p in (workplace / "run").rglob("*") if p.is_file() and p.name != "lock"}
     first = capsys.readouterr().out
-    monkeypatch.setattr("genbo.cli.assemble.assemble", None)  # whoever loads the model again, fails
+    monkeypatch.setattr("genbo.cli.stages.build.assemble", None)  # whoever loads the model again, fails
     assert tune.run("job.yaml", [], resume=True) == 0
     assert capsys.readouterr().out == first
     assert before == {p: p.stat().st_mtime_ns for p in before}
@@ -205,7 +206,7 @@ def test_minutes_end_the_climb_and_the_rest_is_done(workplace: Path) -> None:
 def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that failed in its third step."""
     with monkeypatch.context() as patch:
-        patch.setattr("genbo.cli.run._passed", {})
+        patch.setattr("genbo.cli.run.folder._passed", {})
         patch.setenv("GENBO_FAULT", "step.computed:raise:3")
         with pytest.raises(RuntimeError):
             tune.tune("job.yaml").result()
@@ -214,7 +215,7 @@ def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_other_weights_are_refused_on_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ground, "files_of", lambda part: {"weights.safetensors": "another hash"})
+        patch.setattr(provenance, "files_of", lambda part: {"weights.safetensors": "another hash"})
         with pytest.raises(UserMistake, match=r"inputs\.model\.weights\.safetensors"):
             tune.tune("job.yaml", resume=True).result()
     assert status_of(stopped)["resumable"]
@@ -222,8 +223,8 @@ def test_other_weights_are_refused_on_resume(stopped: Path, monkeypatch: pytest.
 
 
 def test_another_version_is_noted_on_resume(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ground.environment_of
-    monkeypatch.setattr(ground, "environment_of", lambda assembled: {**real(assembled), "python": "2.7"})
+    real = provenance.environment_of
+    monkeypatch.setattr(provenance, "environment_of", lambda assembled: {**real(assembled), "python": "2.7"})
     trust = tune.tune("job.yaml", resume=True).result().document["trust"]
     assert any("is 2.7" in said["text"] and "bit for bit" in said["text"] for said in trust)
 
@@ -380,7 +381,7 @@ def test_the_rooms_below_are_not_loaded_to_show(done: Path) -> None:
 
 
 def test_the_job_as_a_dict_is_the_job_as_a_file(workplace: Path) -> None:
-    from genbo.cli.job import read_job
+    from genbo.cli.job.job import read_job
 
     assert read_job(JOB_DICT).document() == read_job(workplace / "job.yaml").document()
 
@@ -436,7 +437,7 @@ def test_tuned_loads_with_diffusers_alone(pictured: Path) -> None:
 
 
 def test_sample_draws_with_the_tuned_values(pictured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from genbo.cli import sample
+    from genbo.cli.commands import sample
 
     assert sample.run(pictured, ["../../evil", "ein Ärger!"], samples=2, seed=3, output=tmp_path / "out") == 0
     printed = capsys.readouterr().out.split()
@@ -457,7 +458,7 @@ def test_sample_draws_with_the_tuned_values(pictured: Path, tmp_path: Path, caps
 def test_sample_takes_a_plain_model_and_refuses_the_rest(
     tiny_sd: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from genbo.cli import sample
+    from genbo.cli.commands import sample
 
     assert sample.run(tiny_sd, ["a dog"], samples=1, output=tmp_path / "out") == 0
     with pytest.raises(UserMistake, match="exact world"):

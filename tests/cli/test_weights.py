@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.bank import bank_of
-from genbo.cli.heldout import Side
-from genbo.cli.kept import Kept
-from genbo.cli.plan import PATHS
-from genbo.cli.weights import Law, Weights, bank_at, path_kl
+from genbo.bilevel.regularization.bank import bank_of
+from genbo.cli.plan.counts import PATHS
+from genbo.cli.run.chunk_cache import Kept
+from genbo.cli.stages.finetuning import Law, Weights, bank_at, path_kl
+from genbo.cli.stages.holdout import Side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.path_kl import sample_with_kl

@@ -35,8 +35,8 @@ def child(order: dict) -> None:
     os.chdir(order["folder"])
     os.environ.update(order["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    from genbo.cli.commands.tune import run
     from genbo.cli.errors import GenboError
-    from genbo.cli.tune import run
 
     torch.set_num_threads(1)
     job, *flags = order["arguments"]

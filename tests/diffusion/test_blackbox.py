@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from genbo.bilevel.problem import Facts
-from genbo.cli import tune
-from genbo.cli.job import JobMistakes, read_job
-from genbo.cli.plan import plan
+from genbo.cli.commands import tune
+from genbo.cli.job.job import JobMistakes, read_job
+from genbo.cli.plan.counts import plan
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.blackbox import Blackbox
 from genbo.diffusion.models.diffusers import Diffusers

@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genbo.cli import check, tune
+from genbo.cli.commands import check, tune
 from genbo.cli.errors import ArtifactRefused
-from genbo.cli.job import read_job
+from genbo.cli.job.job import read_job
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.component import load_network
 from genbo.diffusion.guidance.plain import Plain

@@ -357,9 +357,9 @@ def test_a_plain_model_is_drawn_as_its_kind_wants_to_be(family_folder, family):
 
 def test_a_model_from_the_hub_is_held_against_the_job_once_it_is_here(family_folder, monkeypatch):
     """Until then nobody knows what it is."""
-    from genbo.cli.assemble import assemble
     from genbo.cli.errors import UserMistake
-    from genbo.cli.job import read_job
+    from genbo.cli.job.job import read_job
+    from genbo.cli.stages.build import assemble
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **named: str(family_folder("flux")))
     words = {"version": 1, "prompts": ["a dog"], "reward": {"kind": "quadratic"}, "tune": {"guidance": {"start": 3.0}}}

@@ -11,12 +11,12 @@ import torch
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.evaluate import draw
 from genbo.bilevel.problem import Problem
-from genbo.bilevel.source import Sampled
+from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.tunables.guidance import Guidance
+from genbo.bilevel.verdict import draw
+from genbo.cli.commands.tune import named
 from genbo.cli.errors import OutOfMemory
-from genbo.cli.tune import named
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

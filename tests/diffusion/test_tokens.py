@@ -156,7 +156,7 @@ def test_check_counts_without_anything_heavy(family_folder: Any, tmp_path: Path)
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     code = (
-        "import sys\nfrom genbo.cli.job import read_job\nfrom genbo.cli.plan import plan\n"
+        "import sys\nfrom genbo.cli.job.job import read_job\nfrom genbo.cli.plan.counts import plan\n"
         "print(*plan(read_job('job.yaml')).warnings, sep='\\n')\n"
         "print({'torch', 'transformers', 'diffusers', 'open_clip', 'numpy'} & {*sys.modules})"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from genbo.bilevel.penalty import TRUSTED
+from genbo.bilevel.training.penalty import TRUSTED
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.linear import Linear
 from genbo.schedules.piecewise import Piecewise

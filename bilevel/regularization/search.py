@@ -1,0 +1,206 @@
+"""The search for lambda: draw a bank, read the curve, and draw again only where there are too few samples.
+
+    bank -> curve -> optimum -> at a bound, or seen reliably on samples drawn near it?   done
+                             -> else                samples shifted towards it, or more of the same, and again
+
+An optimum that plain samples show is looked at again on samples shifted towards it: they are fresh, and the luck by
+which a bank without a tail looks reliable is gone. Every bank stays in use: at each lambda the one is used that
+knows it best. Rounds are yielded as they end, and the banks are all the state: given back they are not drawn again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from genbo.bilevel.problem import Optimizer
+from genbo.bilevel.regularization.bank import Bank, joined, mistakes
+from genbo.bilevel.regularization.curve import Optimum, Point, optimum, point, settled, trace, within_reach
+from genbo.bilevel.regularization.proposal import Shifts
+from genbo.bilevel.regularization.rounds import pilot_samples
+from genbo.bilevel.regularization.tilted import VERDICTS, Law, Slope, Solve
+
+FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the optimum lies out of reach
+SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
+
+After = Literal["done", "bridge", "more", "spent", "unusable"]
+
+
+class Source(Protocol):
+    """Where samples come from; the same arguments give the same samples, and each round has its own."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """A row of the bank each."""
+
+    @property
+    def shiftable(self) -> bool:
+        """Whether noise can be shifted."""
+
+    def draw(self, round: int, samples: int, shifts: Shifts | None) -> Bank:
+        """`samples` samples a prompt, of the pretrained model or under shifted noise."""
+
+    def shifts(self, round: int, samples: int, lam: float) -> Shifts:
+        """Shifts towards p_lambda, chosen on samples that are thrown away."""
+
+
+class Strength(Protocol):
+    """The tunable lambda: `bilevel/tunables/regularization.py`."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Of lambda."""
+
+    def first(self, steps: int) -> Tensor:
+        """lambda at the start, (1,)."""
+
+    def coordinates(self, phi: Tensor) -> Tensor:
+        """lambda -> u."""
+
+    def value(self, u: Tensor) -> Tensor:
+        """u -> lambda."""
+
+
+class Lower(Protocol):
+    """A lower solver that works on a bank."""
+
+    def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
+        """The law at lambda."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`samples` a prompt in the first round; each round of the same kind doubles them.
+
+    `precision` is the standard error of log lambda at which a reliable optimum is good enough.
+    """
+
+    samples: int = 1024
+    rounds: int = 4
+    precision: float = 0.1
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is known after a round, and what follows; `target` is the lambda that shifted samples are drawn for."""
+
+    banks: tuple[Bank, ...]
+    curve: tuple[Point, ...]
+    optimum: Optimum | None
+    after: After
+    reason: str
+    target: float | None = None
+
+
+def search(
+    source: Source,
+    lower: Lower,
+    slope: Slope,
+    bounds: tuple[float, float],
+    budget: Budget,
+    banks: Sequence[Bank] = (),
+) -> Iterator[Round]:
+    """Rounds until the optimum is known or the budget is spent; `banks` are those of an earlier search's last round."""
+    held = tuple(banks) or (source.draw(0, budget.samples, None),)
+    while True:
+        now = _round(source, lower, slope, bounds, held, budget)
+        yield now
+        if now.after not in ("bridge", "more"):
+            return
+        held = (*held, _fresh(source, now, budget))
+
+
+def walk(
+    solve: Solve, slope: Slope, tunable: Strength, optimizer: Optimizer, steps: int, banks: Sequence[Bank] = ()
+) -> Iterator[Round]:
+    """Where each lower solve costs network calls: an optimizer's step a round, from where lambda starts.
+
+    It ends when the step has become shorter than the error bar of the root, or than `SHORT`.
+    """
+    u, state = tunable.coordinates(tunable.first(1)), dict[str, Tensor]()
+    curve: tuple[Point, ...] = ()
+    for k in range(steps):
+        here = point(solve, slope, float(tunable.value(u)[0]))
+        if not math.isfinite(here.grad.mean):
+            reason = f"the gradient is not a finite number at lambda = {here.lam:.3g}; narrow the bounds"
+            yield Round(tuple(banks), curve, None, "unusable", reason)
+            return
+        curve = tuple(sorted((*curve, here), key=lambda p: p.lam))
+        best = settled(curve, tunable.bounds)
+        silent = here.law.fit.verdict == "refuse"  # what is learned from samples goes no farther than they do
+        u, state = optimizer.step(u, (1.0 if silent else here.grad.mean) * torch.ones_like(u), state, k / steps)
+        target = float(tunable.value(u)[0])
+        stride = abs(math.log(target / here.lam))
+        ended = best.kind.endswith("bound") or (best.kind == "interior" and stride < max(best.log_se or 0.0, SHORT))
+        after: After = "done" if ended else "spent" if k + 1 == steps else "more"
+        reason = best.reason if after != "more" else f"{best.reason}; asking at lambda = {target:.3g}"
+        yield Round(tuple(banks), curve, best, after, reason, target if after == "more" else None)
+        if ended:
+            return
+
+
+def speaking(lower: Lower, banks: Sequence[Bank]) -> Solve:
+    """At every lambda the law of the bank that knows it best: the better verdict, then the larger effective size."""
+
+    def solve(lam: float, gamma: float | None = None) -> Law:
+        laws = [lower.solve(bank, lam, gamma) for bank in banks]
+        return min(laws, key=lambda law: (VERDICTS.index(law.fit.verdict), -law.fit.ess))
+
+    return solve
+
+
+def _round(
+    source: Source, lower: Lower, slope: Slope, bounds: tuple[float, float], banks: tuple[Bank, ...], budget: Budget
+) -> Round:
+    if wrong := mistakes(banks[-1], source.prompts):
+        return Round(banks, (), None, "unusable", "; ".join(wrong))
+    solve = speaking(lower, banks)
+    curve = trace(solve, slope, bounds)
+    best = optimum(solve, slope, curve)
+    if best.kind.endswith("bound") or _is_settled(best, banks, source.shiftable, budget):
+        return Round(banks, curve, best, "done", best.reason)
+    if len(banks) >= budget.rounds:
+        return Round(banks, curve, best, "spent", best.reason)
+    silent = solve(best.lam).fit.verdict != "reliable"
+    in_vain = silent and _shifting_was_in_vain(lower, slope, bounds, banks, curve)
+    if not source.shiftable or best.kind == "unclear" or in_vain:
+        return Round(banks, curve, best, "more", f"{best.reason}; drawing more samples")
+    known = best.kind == "interior" or best.verdict == "refuse"
+    target = best.lam if known else max(best.lam / FARTHER, bounds[0])
+    return Round(banks, curve, best, "bridge", f"{best.reason}; drawing nearer to lambda = {target:.3g}", target)
+
+
+def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: Budget) -> bool:
+    """Whether an interior optimum is reliable and precise, on shifted samples where there can be any."""
+    if best.kind != "interior" or best.verdict != "reliable" or best.log_se is None or best.log_se > budget.precision:
+        return False
+    return not shiftable or any(is_shifted(bank) for bank in banks)
+
+
+def _shifting_was_in_vain(
+    lower: Lower, slope: Slope, bounds: tuple[float, float], banks: tuple[Bank, ...], curve: Sequence[Point]
+) -> bool:
+    """Whether the last bank was shifted, and lets no smaller lambda be spoken of than the others do."""
+    if len(banks) == 1 or not is_shifted(banks[-1]):
+        return False
+    before = trace(speaking(lower, banks[:-1]), slope, bounds, len(curve))
+    return len(within_reach(before)) >= len(within_reach(curve))
+
+
+def _fresh(source: Source, now: Round, budget: Budget) -> Bank:
+    """The next bank: under shifted noise where there is a target, else the plain samples doubled."""
+    index = len(now.banks)
+    if now.target is not None:
+        samples = budget.samples * 2 ** sum(map(is_shifted, now.banks))
+        return source.draw(index, samples, source.shifts(index, pilot_samples(samples), now.target))
+    plain = [bank for bank in now.banks if not is_shifted(bank)][-1]
+    return joined(plain, source.draw(index, plain.samples, None))
+
+
+def is_shifted(bank: Bank) -> bool:
+    return bool(bank.log_ratio.any())

@@ -1,0 +1,246 @@
+"""What a search for lambda will cost: its banks or the laws that it asks for, the held-out ones, tuned weights.
+
+    bank        samples of the pretrained model: the sampler's steps, once
+    pilot       samples that choose where noise is shifted to; by gradients in that noise each step goes there, is
+                computed again, and back
+    guided law  samples at one lambda: each step goes there and back, and its image is scored
+    tuned law   a training at one lambda, and samples of what it came to beside the pretrained model
+
+How many banks or lambdas there are is known only at the end, so there is a least and a most of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genbo.bilevel.lower.finetune import WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.problem import calls
+from genbo.bilevel.regularization.rounds import banks_at_most, laws_of_a_point, pilot_parts
+from genbo.cli.job.job import Job
+from genbo.cli.plan.cost import Cost
+
+PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
+LOOKS = 27  # at a loss in one step of L-BFGS, at most: the first, and a line search of 26
+
+
+class Searching:
+    """Counts the least, or with `most` the most, that a search will draw."""
+
+    def __init__(self, job: Job, guided: list[bool], batch: int, *, most: bool) -> None:
+        assert job.lower is not None
+        self.job, self.guided, self.batch, self.most = job, guided, batch, most
+        self.lower: Any = job.lower.options
+        self.name: str = job.chosen().name
+        options: Any = job.model.options
+        self.is_world = not hasattr(options, "folder") and not hasattr(options, "learns")
+
+    # -- the search ------------------------------------------------------------------------------------------------
+
+    @property
+    def samples(self) -> int:
+        """A prompt; none where everything is known on paper."""
+        return int(getattr(self.lower, "samples", 0))
+
+    @property
+    def bridge(self) -> bool:
+        """Whether noise may be shifted."""
+        return bool(getattr(self.lower, "bridge", False))
+
+    @property
+    def learns(self) -> bool:
+        """Whether every lambda is a training."""
+        return isinstance(self.lower, Finetune)
+
+    @property
+    def by_gradients(self) -> bool:
+        """Whether shifts are told by gradients in the noise."""
+        assert self.job.lower is not None
+        parts = [self.job.model.options, *(reward.options for reward in self.job.lower.reward)]
+        return all(getattr(part, "differentiable", True) for part in parts)
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient goes back through the network at all."""
+        climbs = self.learns or not self.lower.free or self.job.finetune is not None
+        return climbs or (self.bridge and self.by_gradients and self.job.budget.steps > 1)
+
+    def tuning_steps(self) -> int:
+        return self.job.budget.steps
+
+    def training(self) -> Cost:
+        return Cost()
+
+    def tuning(self) -> Cost:
+        prompts, rounds = len(self.job.prompts), self.job.budget.steps
+        if not self.samples:
+            return Cost()
+        if self.lower.free:
+            spent = self.bank(prompts, self.samples)
+            for more in banks_at_most(self.samples, rounds) if self.most else ():
+                spent += self.fresh(prompts, more)
+            return spent
+        spent = self.laws(prompts, laws_of_a_point(self.name)) * (rounds if self.most else 1)
+        if self.lower.slope == "difference":  # the tilt beside it, from samples of the pretrained model
+            spent += self.bank(prompts, self.samples)
+        return spent + (self.bank(prompts, self.samples) if self.learns and self.lower.method == "weighted" else Cost())
+
+    def evaluation(self) -> dict[str, Cost]:
+        if not self.samples:
+            return {}
+        prompts, samples = held_out_bank(self.job)
+        if self.lower.free:
+            judged = opinions(self.job, len(prompts) * samples)
+            held_out = self.bank(len(prompts), samples) + judged
+            if self.most and self.bridge and self.job.budget.steps > 1:
+                held_out += (
+                    self.fresh(len(prompts), samples) + judged
+                ) * 2  # for the tuned lambda, and for the start's
+        elif self.learns:
+            held_out = self.laws(len(prompts), ["y", "y"])
+        else:
+            held_out = self.laws(len(prompts), ["y", "y"] if self.most else ["y"])  # the best may be the start itself
+        found = {"held_out": held_out}
+        return found | (self._weights() if self.job.finetune else {})
+
+    def inexact(self) -> str | None:
+        """Why there are a least and a most, if there are."""
+        rounds = self.job.budget.steps
+        reasons = []
+        if self.samples and rounds > 1 and self.lower.free:
+            near = ", nearer to it and with pilots, and up to two such of held-out samples" if self.bridge else ""
+            reasons.append(f"the search stops when λ* is as precise as asked: up to {rounds - 1} more banks{near}")
+        elif self.samples and not self.lower.free:
+            if rounds > 1:
+                reasons.append(f"the search stops when λ* is as precise as asked: from 1 to {rounds} lambdas")
+            elif not self.learns:
+                reasons.append("the best lambda may be the start itself, whose law is drawn once")
+        trained = [*([self.lower] if self.learns else []), *([self.job.finetune.options] if self.job.finetune else [])]
+        if trained and self.is_world:
+            reasons.append(
+                "the numbers of an exact world are trained by L-BFGS, which ends when nothing is to be gained"
+            )
+        if any(self._is_uneven(options) for options in trained):
+            reasons.append("training draws its steps at random, and some of them are not guided")
+        return "; ".join(reasons) or None
+
+    def rows(self) -> int:
+        return self.batch
+
+    # -- what is drawn ---------------------------------------------------------------------------------------------
+
+    def drawn(self, samples: int, guided: list[bool] | None = None, *, scored: bool = True) -> Cost:
+        """Of drawing so many samples, in calls of the network as full as can be."""
+        each = self.guided if guided is None else guided
+        networks = calls(samples, 1, self.batch, len(each))
+        return Cost(networks, samples * sum(1 + g for g in each), samples if scored else 0)
+
+    def bank(self, prompts: int, samples: int) -> Cost:
+        return self.drawn(prompts * samples)
+
+    def fresh(self, prompts: int, samples: int) -> Cost:
+        """A later bank; where noise may be shifted, with the pilot that says where to."""
+        drawn = self.bank(prompts, samples)
+        if not self.bridge:
+            return drawn
+        for part in pilot_parts(samples):
+            once = self.bank(prompts, part)
+            drawn += _back(once, again=True) if self.by_gradients else once
+        return drawn
+
+    def laws(self, prompts: int, kinds: list[str]) -> Cost:
+        """Of laws at a lambda: `y`, or `z` with the upper reward let in."""
+        each = self.tuned_law(prompts) if self.learns else self.guided_law(prompts)
+        return each * len(kinds)
+
+    def guided_law(self, prompts: int) -> Cost:
+        """Each step there and back, with the image in sight scored."""
+        samples = prompts * self.samples
+        return _back(self.drawn(samples)) + Cost(reward_images=samples * len(self.guided))
+
+    def tuned_law(self, prompts: int) -> Cost:
+        """A training, and its law as it is measured."""
+        samples = prompts * self.samples
+        path = self.drawn(samples, self._noisy) + self.drawn(samples, self._noisy, scored=False)
+        own = self.lower.method == "weighted" and not self._is_noisy
+        return self.taught(self.lower) + path + (self.drawn(samples, scored=False) if own else Cost())
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def _weights(self) -> dict[str, Cost]:
+        """Of fine-tuning at every factor, and of the samples of each and of the pretrained model."""
+        assert self.job.finetune is not None
+        options: Finetune = self.job.finetune.options
+        laws, pairs = 1 + len(self.job.finetune.also), min(self.job.evaluate.samples, PAIRS)
+        tuned = self.drawn(pairs, self._noisy if options.method == "gradient" else None)
+        paths = self.drawn(min(pairs, PATHS), self._noisy, scored=False) * 2  # the tuned and the pretrained network
+        seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
+        return {"fine_tuning": self.taught(options) * laws, "weights": seen}
+
+    def taught(self, options: Finetune) -> Cost:
+        """Of one training, from its first step to its last."""
+        looks = options.steps if not self.is_world else options.steps * LOOKS if self.most else 1
+        return self._look(options) * looks
+
+    def _look(self, options: Finetune) -> Cost:
+        """Of a loss and its gradient."""
+        rows = self._rows(options)
+        if options.method == "gradient":
+            path = self.drawn(rows, self._noisy)
+            later = rows * sum(1 + guided for guided in self._noisy[1:])  # the first step begins from noise alone
+            passes = (
+                4 * path.denoiser_calls,
+                4 * path.image_forwards,
+            )  # the pretrained network beside it, and both again
+            return Cost(*passes, rows, path.image_forwards + later)
+        networks, own = calls(rows, 1, self.batch, 1), rows + self._guided_of(rows)
+        anchor = Cost(networks, own) if options.anchor else Cost()
+        return Cost(networks, own, 0, own) + anchor
+
+    def _guided_of(self, rows: int) -> int:
+        """Of rows whose steps are drawn at even distances from a random start, those that are guided."""
+        levels, guided = len(self.guided), sum(self.guided)
+        least, most = guided * (rows // levels), guided * -(-rows // levels)
+        every = rows if guided == levels else 0
+        return every or (min(rows, most) if self.most else least)
+
+    def _is_uneven(self, options: Finetune) -> bool:
+        uneven = self._rows(options) % len(self.guided) > 0
+        return options.method == "weighted" and len(set(self.guided)) > 1 and uneven
+
+    def _rows(self, options: Finetune) -> int:
+        """Of a look at the loss; an exact world is cheap."""
+        return max(options.batch, WORLD_ROWS[options.method]) if self.is_world else options.batch
+
+    @property
+    def _noisy(self) -> list[bool]:
+        """What is guided of a path under DDIM with eta = 1, which has more steps in an exact world."""
+        own: Mapping[str, Any] = vars(self.job.model.guidance.options)
+        same = all(len(set(value)) == 1 for value in own.values() if isinstance(value, list))
+        steps = max(self.job.steps, WORLD_STEPS) if same and self.is_world else self.job.steps
+        return self.guided if steps == self.job.steps else [self.guided[0]] * steps
+
+    @property
+    def _is_noisy(self) -> bool:
+        """Whether the job's own sampler is that DDIM already."""
+        sampler = self.job.model.sampler
+        return sampler.kind == "ddim" and sampler.options.eta == 1 and len(self._noisy) == self.job.steps
+
+
+def _back(once: Cost, *, again: bool = False) -> Cost:
+    """The same, gone back through; with checkpoints each step is computed again on the way."""
+    times = 2 if again else 1
+    return Cost(times * once.denoiser_calls, times * once.image_forwards, once.reward_images, once.image_forwards)
+
+
+def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
+    """The prompts of the held-out bank, and samples of each: as many as the search has, or it could not say as much."""
+    assert job.lower is not None
+    samples = min(job.evaluate.samples, getattr(job.lower.options, "samples", job.evaluate.samples))
+    number = min(len(job.held_out), job.evaluate.samples // samples)
+    return job.held_out[:number], job.evaluate.samples // number
+
+
+def opinions(job: Job, samples: int) -> Cost:
+    """Of what the judges look at: every image once more for each of them."""
+    return Cost(reward_images=samples * len(job.evaluate.judges))

@@ -1,0 +1,207 @@
+"""The stages of a climb: steps along the gradient, the answer, and start against tuned on held-out samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.errors import ArtifactRefused, Diverged
+from genbo.cli.run.folder import Checkpoint, fault, kinds, strict
+from genbo.cli.stages.context import Work, conclude, counted, counting, judges_said, names_of, time_left
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.bilevel.loop import Step
+    from genbo.bilevel.problem import Problem
+    from genbo.cli.report.summary import HeldOut, Names, Tuned
+    from genbo.cli.run.chunk_cache import Kept
+    from genbo.cli.stages.build import Assembled
+
+Document = dict[str, Any]
+
+
+def whole(work: Work) -> Generator[Document, None, Document]:
+    """All stages in order; each finds what an earlier process has left of it. Gives a step when it is safe."""
+    from genbo.cli.plan.throughput import record_speed
+    from genbo.cli.report import summary
+    from genbo.cli.stages import pretraining
+
+    first, anew = pretraining.kept_networks(work), pretraining.kept_networks(work)
+    if work.job.trains:
+        pretraining.before(work, first)
+    last = yield from climb(work)
+    problem, records = work.assembled.problem, work.run.journal.records
+    if gave_up(last):
+        reason = why_given_up(records)
+        tuned = summary.last_good(problem, records)
+        conclude(work, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
+        raise Diverged(reason)
+    tuned = summary.tuned_of(problem, records)
+    tuned = replace(tuned, phi=problem.settled(tuned.phi))
+    before, after = sides_of(work, tuned, anew)
+    held_out = evaluate(work, (before, after), (problem.first(), tuned.phi), last)
+    later = (anew, held_out.start, held_out.tuned)
+    cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in last.state.cost.items()}
+    cost = counted(cost, first.cost, *(record["cost"] for record in records), *(stage.cost for stage in later))
+    elapsed_s = first.elapsed_s + last.elapsed_s + sum(stage.elapsed_s for stage in later)
+    document = conclude(
+        work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None, process=after.at(tuned.phi)
+    )
+    record_speed(work.job, cost.get("image_forwards", 0), elapsed_s)
+    work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
+    return document
+
+
+def climb(work: Work) -> Generator[Document, None, Checkpoint]:
+    """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
+    from genbo.bilevel.loop import tune as steps_of
+
+    run, a = work.run, work.assembled
+    last = where_it_stood(work)
+    run.last_step = last.state.steps
+    work.screen.begin(run.journal.records)
+    began = time.monotonic() - last.elapsed_s
+    steps = steps_of(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, last.state)
+    work.stop_if_asked()
+    while not out_of_time(work, last):
+        step = next(steps, None)
+        if step is None:
+            break
+        fault("step.computed")
+        last = keep(work, step, time.monotonic() - began)
+        yield run.journal.records[-1]
+        work.stop_if_asked()
+    return last
+
+
+def where_it_stood(work: Work) -> Checkpoint:
+    """The newest checkpoint that holds, and the journal put back to it; else the beginning."""
+    from genbo.bilevel.loop import begin
+
+    run, problem = work.run, work.assembled.problem
+    found = run.checkpoints.newest()
+    for file in run.checkpoints.skipped:
+        work.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
+    first = begin(problem)
+    if found is None:
+        found = Checkpoint(first, b"", 0.0)
+    for name in (name for name, kind in kinds().items() if kind == "tensor"):
+        has, wanted = getattr(found.state, name).shape, getattr(first, name).shape
+        if has != wanted:
+            raise ArtifactRefused(f"the checkpoint's tensor {name!r} is {tuple(has)}, not {tuple(wanted)}")
+    run.journal.restore(found.steps)
+    return found
+
+
+def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
+    """The step into the journal, then the checkpoint that follows it."""
+    run, names = work.run, names_of(work.assembled)
+    record = record_of(step, work.assembled, names, elapsed_s)
+    run.journal.append(record)
+    last = Checkpoint(step.state, run.journal.data, elapsed_s)
+    run.checkpoints.save(last)
+    run.last_step = step.state.steps
+    text = f"step {run.last_step} of {work.assembled.budget.steps}"
+    run.status("running", text, last_step=run.last_step, resumable=True)
+    work.screen.step(strict(record), time_left(work, last.state.cost, elapsed_s))
+    return last
+
+
+def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
+    """A line of `steps.jsonl`."""
+    return {
+        "step": step.index,
+        "phi": assembled.problem.spoken(step.phi),
+        "value": step.value,
+        "value_se": step.value_se,
+        "scores": dict(zip((*names.rewards, *names.constraints), step.scores.tolist(), strict=True)),
+        "gaps": dict(zip(names.constraints, step.gaps.tolist(), strict=True)),
+        "multipliers": dict(zip(names.constraints, step.multipliers.tolist(), strict=True)),
+        "u": step.u.tolist(),
+        "grad": step.grad.tolist(),
+        "grad_se": step.grad_se.tolist(),
+        **({"width": step.width} if step.width else {}),
+        **_parts(step),
+        "status": step.status,
+        "cost": step.state.cost,
+        "elapsed_s": round(elapsed_s, 3),
+    }
+
+
+def _parts(step: Step) -> Document:
+    """Of a gradient through a network in training: what the sampler does, and what the network answers."""
+    if step.indirect is None:
+        return {}
+    direct = step.grad - step.indirect
+    return {"direct": direct.tolist(), "indirect": step.indirect.tolist(), "apart": step.apart}
+
+
+def out_of_time(work: Work, last: Checkpoint) -> bool:
+    minutes = work.job.budget.minutes
+    return minutes is not None and last.state.steps > 0 and last.elapsed_s >= 60 * minutes
+
+
+def gave_up(last: Checkpoint) -> bool:
+    from genbo.bilevel.loop import PATIENCE
+
+    return last.state.wasted >= PATIENCE
+
+
+def why_given_up(records: Sequence[Document]) -> str:
+    tried = ", ".join(f"{name} {_short(value)}" for name, value in records[-1]["phi"].items())
+    if records[-1]["status"] == "flat":
+        names = " and ".join(records[-1]["phi"])
+        return (
+            f"the reward does not change with {names} near {tried}: the gradient is exactly zero. "
+            "Start elsewhere, or take a reward that depends on it"
+        )
+    return (
+        f"the reward or its gradient is not finite at {tried}, three steps in a row; "
+        "the last good value is kept. Narrow the bounds, lower the optimizer's lr, or set model.dtype: fp32"
+    )
+
+
+def _short(value: float | list[float]) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{min(value):.3g} to {max(value):.3g}"
+
+
+def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem]:
+    """Start and tuned as they are judged.
+
+    A network that serves every schedule serves both; one that was trained for the schedules on the way has been for
+    neither, so each side gets its own, trained from scratch under its schedule, held fixed, at the same budget.
+    """
+    from genbo.cli.stages import pretraining
+
+    a = work.assembled
+    if a.problem.learning is None:
+        return a.judge, a.judge
+    learning = pretraining.apprentice_of(work)
+    found = []
+    for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
+        learner = (
+            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.learner
+        )
+        found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
+    return found[0], found[1]
+
+
+def evaluate(work: Work, sides: tuple[Problem, Problem], phis: tuple[Tensor, Tensor], last: Checkpoint) -> HeldOut:
+    """Start and tuned on the same prompts and seeds, which tuning never saw."""
+    from genbo.cli.report.summary import HeldOut
+    from genbo.cli.stages.holdout import evaluate_side
+    from genbo.diffusion.seed import batch_of
+
+    run, a = work.run, work.assembled
+    batch = batch_of(a.held_out, work.job.evaluate.samples, a.seed.child("evaluate"))
+    judges = judges_said(work)
+    found = []
+    for name, problem, phi in zip(("start", "tuned"), sides, phis, strict=True):
+        run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
+        between = counting(work, name, len(batch), last.state.cost, last.elapsed_s)
+        found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between, judges))
+        work.stop_if_asked()
+    return HeldOut(found[0], found[1], batch.prompts, a.held_out_is_fresh_prompts)

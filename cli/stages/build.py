@@ -1,0 +1,204 @@
+"""A job -> the objects that are tuned with. Everything heavy is imported and loaded here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from genbo.cli.job.job import Job, Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.bilevel.loop import Budget
+    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward, Tunable
+    from genbo.bilevel.regularization.tilted import Slope
+    from genbo.bilevel.training.network_trainer import Apprentice, Learner
+    from genbo.bilevel.tunables.regularization import Regularization
+    from genbo.diffusion.data import Images, Splits
+    from genbo.diffusion.network import Network
+    from genbo.diffusion.process import Model, Process
+    from genbo.diffusion.seed import Seed
+    from genbo.schedules.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A problem and the means to follow it."""
+
+    problem: Problem
+    estimator: Estimator
+    estimator_name: str
+    estimator_reason: str
+    optimizer: Optimizer
+    budget: Budget
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    held_out_is_fresh_prompts: bool
+    seed: Seed
+    reward_names: tuple[str, ...]
+    constraint_names: tuple[str, ...]
+    judge: Problem  # the same with its judges, and its distances to data against the share that is for the report alone
+    judge_names: tuple[str, ...] = ()
+    data: Splits | None = None
+    lower: Any = None  # a lower solver's options
+    lower_rewards: tuple[tuple[float, Reward], ...] = ()
+    lower_names: tuple[str, ...] = ()
+
+    @property
+    def strength(self) -> Regularization:
+        """The one thing that a search for lambda tunes."""
+        (tunable,) = self.problem.tunables
+        return cast("Regularization", tunable)
+
+    @property
+    def slope(self) -> Slope:
+        """The estimator, where it is one of lambda."""
+        return cast("Slope", self.estimator)
+
+
+def assemble(job: Job) -> Assembled:
+    """Open the model and the rewards, and put everything together."""
+    from genbo.bilevel.loop import Budget
+    from genbo.bilevel.problem import Constraint, Problem
+    from genbo.cli.errors import UserMistake
+    from genbo.cli.plan.counts import batch_of
+    from genbo.diffusion.process import process_of
+    from genbo.diffusion.seed import Seed
+
+    data = job.data.open() if job.data else None
+    learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
+    model: Model = learning.model() if learning else _for_as_long(job).open()
+    batch = batch_of(job, model.device.type)
+    _suits(job, model)
+    process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
+    if learning:
+        learning.learner.meter = process.meter
+    opened = _Opened(model)
+    tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
+    below = job.lower.reward if job.lower else ()
+    half = is_half(model)
+    chosen = job.chosen(half)
+    if reason := chosen.options.why_not(job.facts(half)):
+        raise UserMistake(f"estimator: {reason}")
+    tunables = tuple(_of(process, t) for t in job.tune.values())
+
+    def problem(of: Callable[[Kind], Reward]) -> Problem:
+        rewards = tuple((r.weight, of(r)) for r in job.reward)
+        constraints = tuple(Constraint(k.name, of(k), k.at_least, k.relative_to_start) for k in job.keep)
+        return Problem(process, tunables, rewards, constraints, learning=learning)
+
+    steered, judge = problem(tuned), problem(judged)
+    return Assembled(
+        problem=steered,
+        judge=replace(judge, teachers=steered.teachers, judges=tuple(judged(j) for j in job.evaluate.judges)),
+        judge_names=tuple(j.name for j in job.evaluate.judges),
+        data=data,
+        estimator=chosen.options,
+        estimator_name=chosen.name,
+        estimator_reason=chosen.reason,
+        optimizer=job.optimizer.options,
+        budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls, job.budget.pool),
+        prompts=job.prompts,
+        held_out=job.held_out,
+        held_out_is_fresh_prompts=job.held_out_is_fresh_prompts,
+        seed=Seed(job.seed),
+        reward_names=tuple(r.name for r in job.reward),
+        constraint_names=tuple(k.name for k in job.keep),
+        lower=job.lower.options if job.lower else None,
+        lower_rewards=tuple((r.weight, opened(r)) for r in below),
+        lower_names=tuple(r.name for r in below),
+    )
+
+
+def learner_of(job: Job, data: Splits) -> Learner:
+    """The job's own network before any training, on the device where it will be."""
+    assert job.lower is not None
+    network: Network = job.model.options.open(data.train)
+    train = data.train.to(network.device)
+    labels = train.labels if network.classes else None
+    learner: Learner = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
+    return learner
+
+
+def _learning(job: Job, data: Splits) -> Apprentice:
+    """The lower level that trains the network under the schedule that is tuned."""
+    from genbo.bilevel.training.network_trainer import Apprentice
+
+    sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
+    (name,) = (name for name, tunable in job.tune.items() if hasattr(tunable, "schedule"))
+    at = sum(list(sizes.values())[: list(sizes).index(name)])
+    tunable = job.tune[name]
+
+    def schedule(phi: Tensor) -> Schedule:
+        return tunable.schedule(phi[..., at : at + sizes[name]])  # type: ignore[no-any-return]
+
+    return Apprentice(learner_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
+
+
+def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
+    """Opens rewards; one of sets is told the data that it compares with."""
+
+    def of(kind: Kind) -> Reward:
+        reward: Any = opened(kind)
+        if hasattr(reward, "against"):
+            reward = reward.against(split.pixels) if split is not None else reward.against()
+        return cast("Reward", reward)
+
+    return of
+
+
+def _for_as_long(job: Job) -> Any:
+    """The model's options, where how long the job is decides what is worth its while."""
+    from genbo.cli.plan.counts import plan
+
+    options = job.model.options
+    return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
+
+
+def _suits(job: Job, model: Model) -> None:
+    """What `check` says of a folder, of one that came from the hub just now."""
+    from genbo.cli.errors import UserMistake
+
+    options: Any = job.model.options
+    if getattr(options, "folder", model) is not None:
+        return
+    here = replace(options, pretrained=str(cast("Any", model).folder))
+    for key, said in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+        raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {said}")
+
+
+def _of(process: Process, options: Any) -> Tunable:
+    """The tunable itself, where its options must see the process first."""
+    from genbo.cli.errors import UserMistake
+
+    if not hasattr(options, "of"):
+        return cast("Tunable", options)
+    try:
+        return cast("Tunable", options.of(process))
+    except ValueError as problem:
+        raise UserMistake(f"tune.{options.name}: {problem}") from problem
+
+
+def is_half(model: Model) -> bool:
+    """Whether the network itself runs in half precision."""
+    import torch
+
+    return getattr(model, "dtype", torch.float32) in (torch.float16, torch.bfloat16)
+
+
+class _Opened:
+    """Opens rewards on the model's device, the same options once."""
+
+    def __init__(self, model: Model) -> None:
+        self.device = model.device
+        self.known: list[tuple[Any, Reward]] = []
+
+    def __call__(self, kind: Kind) -> Reward:
+        for options, known in self.known:
+            if options == kind.options:
+                return known
+        reward: Reward = kind.options.open(self.device)
+        self.known.append((kind.options, reward))
+        return reward
