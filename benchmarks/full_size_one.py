@@ -30,9 +30,10 @@ from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.regularization.bank import Bank, mistakes
-from genbo.bilevel.regularization.bank_sampler import Sampled, Weighted
+from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.search import walk
 from genbo.bilevel.regularization.tilted import Law
+from genbo.bilevel.scoring import Weighted
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.load import quicken
 from genbo.diffusion.models.diffusers import Diffusers

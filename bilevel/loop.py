@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Estimate, Estimator, Optimizer, Problem
+from genbo.bilevel.problem import Estimator, Problem
+from genbo.bilevel.protocols import Estimate, Optimizer
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step

@@ -12,136 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from genbo.bilevel.protocols import Estimate, Facts, Learning, Tunable
+from genbo.bilevel.scoring import OfSets, Reward, Taught, Whole
 from genbo.diffusion.teacher import Lesson, Teachers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.bilevel.training.penalty import TwoLevel
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
 
 T = TypeVar("T")
-
-
-class Tunable(Protocol):
-    """A hyperparameter phi and the link u -> phi; a file in `bilevel/tunables/` each, whose fields are its options.
-
-    Options that must see the process to become a tunable have `of(process)`, which gives it. A tunable whose numbers
-    cannot all be written down has `settled(phi)`, the nearest phi that can.
-    """
-
-    @property
-    def name(self) -> str:
-        """Its key under `tune:` in the job."""
-
-    def size(self, steps: int) -> int:
-        """How many numbers phi has, for a sampler of `steps` steps."""
-
-    def first(self, steps: int) -> Tensor:
-        """phi at the start, (P,), exactly as the user wrote it."""
-
-    def coordinates(self, phi: Tensor) -> Tensor:
-        """phi (..., P) -> u, the inverse of `value`."""
-
-    def value(self, u: Tensor) -> Tensor:
-        """u (..., P) -> phi, inside its domain for every u."""
-
-    def embed(self, process: Process, phi: Tensor) -> Process:
-        """A new process with phi, (M, P), in its place."""
-
-    def spoken(self, phi: Tensor) -> float | list[float]:
-        """phi (P,) as a person writes it in a job: a number, or a list."""
-
-
-class Reward(Protocol):
-    """How good an image is; higher is better. Files in `rewards/` hold options and open such an object."""
-
-    differentiable: bool
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B, C, H, W) in [0, 1] and B prompts -> (B,) in float32 or float64, each row by itself."""
-
-
-@runtime_checkable
-class Taught(Reward, Protocol):
-    """A reward that holds each sample against what the same noise becomes in more steps."""
-
-    steps: int
-    sampler: str | None  # the kind of the teacher's sampler, where it is another than the job's
-    latent: bool  # whether samples are compared, and not the images that they decode to
-
-    def beside(self, mine: Tensor, teachers: Tensor) -> Tensor:
-        """Both (B, ...), row by row of the same noise -> (B,); differentiable in `mine`."""
-
-
-@runtime_checkable
-class OfSets(Reward, Protocol):
-    """A reward of all samples together, such as a distance to data, given to each in shares whose mean is the reward.
-
-    Called with images it takes them for the whole set.
-    """
-
-    of_sets: bool
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), each image by itself: a set may be seen in parts."""
-
-    def rows(self, features: Tensor) -> Tensor:
-        """(N, D) of the whole set -> (N,)."""
-
-    def pull(self, features: Tensor) -> Tensor:
-        """N times the gradient of the reward in every feature, (N, D)."""
-
-    def shares(self, live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
-        """`rows` and `pull` of the whole set at these n samples -> (n,), with their gradients in `live` (n, D)."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What rewards of sets say of a whole batch, by their place among the scorers: rows (N,) and pulls (N, D)."""
-
-    rows: Mapping[int, Tensor]
-    pulls: Mapping[int, Tensor]
-
-    def part(self, here: slice) -> Whole:
-        """At these samples."""
-        return Whole({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
-
-
-class Learning(Protocol):
-    """A lower level that trains the very network that is sampled: theta(phi) = argmin L(theta; phi).
-
-    Its weights and their training state are its own; `state` and `load` carry them through a checkpoint.
-    """
-
-    @property
-    def coupled(self) -> bool:
-        """Whether L has phi in it at all."""
-
-    @property
-    def moves(self) -> bool:
-        """Whether `update` trains at all."""
-
-    def update(self, phi: Tensor, seed: Seed) -> None:
-        """A few steps of training at phi (P,)."""
-
-    def state(self) -> dict[str, Tensor]:
-        """All that it takes to go on."""
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
-
-    def model(self, theta: Any = None) -> Model:
-        """The network to sample from, with other weights than its own where they are given."""
-
-    def answers(
-        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Any], Tensor], seed: Seed
-    ) -> TwoLevel[Any]:
-        """The two levels in coordinates u, with `value` the link u -> phi, where `wanted` (u, theta) is made small."""
 
 
 @dataclass(frozen=True)
@@ -165,45 +49,6 @@ class Constraint:
     reward: Reward
     at_least: float
     relative_to_start: bool = False
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What an estimator must know to say whether it can work; known before anything is loaded."""
-
-    parameters: int
-    differentiable_reward: bool = True
-    differentiable_model: bool = True
-    half_precision: bool = False
-    coupled: bool = False  # whether the sampled network is trained for phi, so that it answers a change of it
-    slope: str | None = None  # where lambda is tuned: the estimator that its lower solver is followed by
-
-    @property
-    def tilted(self) -> bool:
-        """Whether what is sampled is the law that a lower level ends in."""
-        return self.slope is not None
-
-
-SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: auto"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A gradient in u of the objective, and what was seen on the way.
-
-    `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
-    stand around u. `grad_se` is the standard error of each coordinate over the samples. Where the sampled network
-    answers a change of u, `indirect` is the part of `grad` that comes of its answer, and `apart` tells how far two
-    estimates of it stood from each other. `width` is half the stretch of u over which each coordinate of `grad` is an
-    average, which a difference is: 0 for a derivative.
-    """
-
-    grad: Tensor
-    grad_se: Tensor
-    scores: Tensor
-    indirect: Tensor | None = None
-    apart: float | None = None
-    width: float = 0.0
 
 
 class Estimator(Protocol):
@@ -237,15 +82,6 @@ class Estimator(Protocol):
 
         `state` is what the estimator itself returned at the step before, empty at first.
         """
-
-
-class Optimizer(Protocol):
-    """u, gradient, state -> u, state; a file in `bilevel/optimizers/` each. It climbs: objectives here go up."""
-
-    def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
 
 
 @dataclass(frozen=True)

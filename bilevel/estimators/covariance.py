@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 
 if TYPE_CHECKING:
-    from genbo.bilevel.regularization.tilted import Measured, Solve
+    from genbo.bilevel.measured import Measured
+    from genbo.bilevel.regularization.tilted import Solve
 
 
 @dataclass(frozen=True)

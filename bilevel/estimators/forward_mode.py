@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
+from genbo.bilevel.problem import Problem
+from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts
+from genbo.bilevel.scoring import Whole
 
 if TYPE_CHECKING:
     from torch import Tensor

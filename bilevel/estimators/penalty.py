@@ -18,7 +18,9 @@ from annotated_types import Gt
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Estimate, Estimator, Facts, Problem, Whole
+from genbo.bilevel.problem import Estimator, Problem
+from genbo.bilevel.protocols import Estimate, Facts
+from genbo.bilevel.scoring import Whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
+from genbo.bilevel.problem import Problem
+from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts
+from genbo.bilevel.scoring import Whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 
 if TYPE_CHECKING:
-    from genbo.bilevel.regularization.tilted import Measured, Solve
+    from genbo.bilevel.measured import Measured
+    from genbo.bilevel.regularization.tilted import Solve
 
 UNITS = 1000.0  # gamma in units of sd(r1) / lambda: the upper reward tilts by a thousandth of its spread
 

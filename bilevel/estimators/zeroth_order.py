@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
+from genbo.bilevel.problem import Problem
+from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -55,7 +55,8 @@ class ClosedForm:
     def solve(self, cumulant: Cumulant, lam: float, gamma: float | None = None) -> Law:
         import torch
 
-        from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
+        from genbo.bilevel.measured import Measured
+        from genbo.bilevel.regularization.tilted import EXACT, Law
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.bilevel.training.network_trainer import Learner
+    from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.diffusion.process import Meter
 
 COUPLED_STEPS = 10  # of the paper's code
@@ -107,8 +107,8 @@ class Denoising:
         *,
         classes: tuple[str, ...] = (),
         meter: Meter | None = None,
-    ) -> Learner:
-        """A learner of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
-        from genbo.bilevel.training.network_trainer import Learner
+    ) -> NetworkTrainer:
+        """A trainer of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
+        from genbo.bilevel.training.network_trainer import NetworkTrainer
 
-        return Learner(self, module, data, labels, classes, meter)
+        return NetworkTrainer(self, module, data, labels, classes, meter)

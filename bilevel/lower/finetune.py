@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.regularization.bank import Bank
-    from genbo.bilevel.regularization.bank_sampler import Weighted
     from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.scoring import Weighted
     from genbo.bilevel.training.finetuning import Loss, Moment, Training
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
@@ -272,8 +272,8 @@ def measured(
     """
     import torch
 
-    from genbo.bilevel.regularization.bank_sampler import total
     from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.scoring import total
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 
@@ -298,7 +298,7 @@ def measured(
 
 def _mean(x: Tensor) -> Any:
     """Of each prompt, (C, n) -> (C,), and what every sample did to it."""
-    from genbo.bilevel.regularization.tilted import Measured
+    from genbo.bilevel.measured import Measured
 
     mean = x.mean(1)
     return Measured(mean, (x - mean[:, None]) / x.shape[1])

@@ -111,7 +111,7 @@ class Guided:
 
 def exponent(upper: Weighted, lower: Weighted, lam: float, gamma: float | None) -> Score:
     """h = r2 / lambda, or (r2 + r1 / gamma) / lambda, of opened rewards; ValueError where one has no gradient."""
-    from genbo.bilevel.regularization.bank_sampler import total
+    from genbo.bilevel.scoring import total
 
     climbed = [*lower, *([] if gamma is None else [(weight / gamma, reward) for weight, reward in upper])]
     if wrong := _without_gradient(climbed, "guided sampling climbs every reward; take differentiable ones"):
@@ -129,8 +129,9 @@ def law_of(r1: Tensor, r2: Tensor, kl: Tensor, lam: float, gamma: float | None) 
     The same sums as over a bank of the pretrained model, with nothing tilted: lambda = infinity.
     """
     from genbo.bilevel.lower.reweight import Reweight
+    from genbo.bilevel.measured import Measured
     from genbo.bilevel.regularization.bank import bank_of
-    from genbo.bilevel.regularization.tilted import Fit, Measured
+    from genbo.bilevel.regularization.tilted import Fit
 
     n, mean = kl.shape[1], kl.double().mean(1)
     return replace(
@@ -146,7 +147,7 @@ def _drawn(source: Sampled, steered: Process, chunk: Chunk) -> Tensors:
     """Both rewards of guided samples, and the KL of the path of each, NaN where it has no density."""
     import torch
 
-    from genbo.bilevel.regularization.bank_sampler import total
+    from genbo.bilevel.scoring import total
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 

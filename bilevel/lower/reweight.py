@@ -24,8 +24,9 @@ from annotated_types import Ge, Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.measured import Measured, Relative
     from genbo.bilevel.regularization.bank import Bank
-    from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
+    from genbo.bilevel.regularization.tilted import Fit, Law
 
 NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
 NEARLY_ONE = 1e-3  # of log w/v: below it differences are taken by their series
@@ -52,7 +53,7 @@ class Reweight:
 
     def treatment(self, prompts: int) -> str:
         """What is done to the weights of a bank."""
-        from genbo.bilevel.regularization.tilted import MANY_PROMPTS
+        from genbo.bilevel.measured import MANY_PROMPTS
 
         if self.weights != "auto":
             return self.weights
@@ -107,13 +108,13 @@ class _Weighted:
         self.w, self.n, self.jackknife = logw.softmax(1), logw.shape[1], jackknife
 
     def mean(self, x: Tensor) -> Measured:
-        from genbo.bilevel.regularization.tilted import Measured
+        from genbo.bilevel.measured import Measured
 
         mean, away = self._centred(x)
         return Measured(self._corrected(mean, lambda: self._mean_without(away)), self.w * away)
 
     def covariance(self, x: Tensor, y: Tensor) -> Measured:
-        from genbo.bilevel.regularization.tilted import Measured
+        from genbo.bilevel.measured import Measured
 
         (_, a), (_, b), w = self._centred(x), self._centred(y), self.w
         covariance = (w * a * b).sum(1)
@@ -144,7 +145,7 @@ def divergence(logw: Tensor, prior: Tensor, *, jackknife: bool) -> Relative:
     """
     import torch
 
-    from genbo.bilevel.regularization.tilted import Relative
+    from genbo.bilevel.measured import Relative
 
     log_w, log_v = logw.log_softmax(1), prior.log_softmax(1)
     w, v, log_r, n = log_w.exp(), log_v.exp(), log_w - log_v, logw.shape[1]

@@ -23,7 +23,8 @@ from itertools import pairwise
 from typing import Literal
 
 from genbo.bilevel.interval import interval, quantile, stretch
-from genbo.bilevel.regularization.tilted import VERDICTS, Law, Measured, Slope, Solve, Verdict
+from genbo.bilevel.measured import Measured
+from genbo.bilevel.regularization.tilted import VERDICTS, Law, Slope, Solve, Verdict
 
 POINTS = 81
 CLEAR = 2.0  # standard errors from which a sign is believed

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Optimizer
+from genbo.bilevel.protocols import Optimizer
 from genbo.bilevel.regularization.bank import Bank, joined, mistakes
 from genbo.bilevel.regularization.curve import Optimum, Point, optimum, point, settled, trace, within_reach
 from genbo.bilevel.regularization.proposal import Shifts

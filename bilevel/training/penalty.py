@@ -27,26 +27,11 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from genbo.bilevel.protocols import TwoLevel
+
 S = TypeVar("S")
 
 TRUSTED = 0.05  # relative distance of the gradients at gamma and 2 gamma up to which they are believed
-
-
-class TwoLevel(Protocol[S]):
-    """A lower level and what is wanted of it, at hyperparameters q (P,). S is the solver's own."""
-
-    @property
-    def coupled(self) -> bool:
-        """Whether L has q in it at all."""
-
-    def solve(self, q: Tensor, tilt: float) -> S:
-        """argmin over theta of L(theta; q) + tilt f(q, theta); with the same draws for every tilt."""
-
-    def lower(self, q: Tensor, theta: S) -> Tensor:
-        """L(theta; q), differentiable in q, on the same draws for every theta."""
-
-    def upper(self, q: Tensor, theta: S) -> Tensor:
-        """f(q, theta), on the same draws for every q and theta."""
 
 
 Slope = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # f, q -> df/dq (P,)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, ConfigDict
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.job import catalog
 from genbo.cli.job.user_code import Allowed

@@ -179,11 +179,11 @@ def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem
     a = work.assembled
     if a.problem.learning is None:
         return a.judge, a.judge
-    learning = pretraining.apprentice_of(work)
+    learning = pretraining.response_of(work)
     found = []
     for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
         learner = (
-            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.learner
+            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.trainer
         )
         found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
     return found[0], found[1]

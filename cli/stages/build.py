@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.loop import Budget
-    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward, Tunable
+    from genbo.bilevel.problem import Estimator, Problem
+    from genbo.bilevel.protocols import Optimizer, Tunable
     from genbo.bilevel.regularization.tilted import Slope
-    from genbo.bilevel.training.network_trainer import Apprentice, Learner
+    from genbo.bilevel.scoring import Reward
+    from genbo.bilevel.training.network_trainer import NetworkTrainer
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.diffusion.data import Images, Splits
     from genbo.diffusion.network import Network
@@ -74,7 +77,7 @@ def assemble(job: Job) -> Assembled:
     _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
-        learning.learner.meter = process.meter
+        learning.trainer.meter = process.meter
     opened = _Opened(model)
     tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
@@ -112,19 +115,19 @@ def assemble(job: Job) -> Assembled:
     )
 
 
-def learner_of(job: Job, data: Splits) -> Learner:
+def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
     """The job's own network before any training, on the device where it will be."""
     assert job.lower is not None
     network: Network = job.model.options.open(data.train)
     train = data.train.to(network.device)
     labels = train.labels if network.classes else None
-    learner: Learner = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
+    learner: NetworkTrainer = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
     return learner
 
 
-def _learning(job: Job, data: Splits) -> Apprentice:
+def _learning(job: Job, data: Splits) -> ScheduleResponse:
     """The lower level that trains the network under the schedule that is tuned."""
-    from genbo.bilevel.training.network_trainer import Apprentice
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
 
     sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
     (name,) = (name for name, tunable in job.tune.items() if hasattr(tunable, "schedule"))
@@ -134,7 +137,7 @@ def _learning(job: Job, data: Splits) -> Apprentice:
     def schedule(phi: Tensor) -> Schedule:
         return tunable.schedule(phi[..., at : at + sizes[name]])  # type: ignore[no-any-return]
 
-    return Apprentice(learner_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
+    return ScheduleResponse(trainer_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
 
 
 def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:

@@ -12,7 +12,8 @@ from genbo.bilevel.estimators.auto import Auto
 from genbo.bilevel.estimators.forward_mode import ForwardMode
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Facts, Problem, calls
+from genbo.bilevel.problem import Problem, calls
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian

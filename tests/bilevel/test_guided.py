@@ -15,7 +15,7 @@ from genbo.bilevel.estimators.difference import Difference
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.guided import Guided, law_of
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.curve import matched
 from genbo.bilevel.regularization.tilted import Law, Solve

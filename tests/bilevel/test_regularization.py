@@ -11,9 +11,10 @@ import torch
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.measured import Measured
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.regularization.curve import matched, optimum, trace
-from genbo.bilevel.regularization.tilted import Law, Measured, Solve
+from genbo.bilevel.regularization.tilted import Law, Solve
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian

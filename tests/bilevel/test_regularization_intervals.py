@@ -23,10 +23,11 @@ from genbo.bilevel.interval import (
 )
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
+from genbo.bilevel.measured import Measured, Relative
 from genbo.bilevel.regularization.bank import Bank, bank_of
 from genbo.bilevel.regularization.curve import WIDER, Optimum, optimum, settled, trace
 from genbo.bilevel.regularization.search import Budget, _is_settled, search
-from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
+from genbo.bilevel.regularization.tilted import Fit, Law
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic

@@ -12,11 +12,12 @@ from torch import Tensor
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.reweight import Reweight, fit_of
+from genbo.bilevel.measured import Measured
 from genbo.bilevel.regularization.bank import Bank, bank_of, mistakes
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.pareto import quantile, shape, smoothed, tail_length
 from genbo.bilevel.regularization.search import Budget, search
-from genbo.bilevel.regularization.tilted import Fit, Measured
+from genbo.bilevel.regularization.tilted import Fit
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian

@@ -15,6 +15,7 @@ from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
+from genbo.bilevel.measured import Measured
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.regularization.bank import bank_of
 from genbo.bilevel.regularization.curve import (
@@ -28,7 +29,7 @@ from genbo.bilevel.regularization.curve import (
     within_reach,
 )
 from genbo.bilevel.regularization.search import Budget, Round, is_shifted, search, walk
-from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
+from genbo.bilevel.regularization.tilted import EXACT, Law
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear

@@ -14,7 +14,8 @@ from genbo.bilevel.interval import student_t
 from genbo.bilevel.loop import PATIENCE, Budget, batch_of_step, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.sgd import Sgd
-from genbo.bilevel.problem import Constraint, Estimate, Problem
+from genbo.bilevel.problem import Constraint, Problem
+from genbo.bilevel.protocols import Estimate
 from genbo.bilevel.root_estimate import answer
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.verdict import compare, draw

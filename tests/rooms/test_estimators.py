@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
-from genbo.bilevel.problem import Estimate, Facts, Problem, calls
+from genbo.bilevel.problem import Problem, calls
+from genbo.bilevel.protocols import Estimate, Facts
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.exponential import Exponential
