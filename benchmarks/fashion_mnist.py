@@ -26,7 +26,7 @@ import genbo
 from benchmarks.overhead import about, forget_peak, peak_gib
 from genbo.bilevel.interval import student_t
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import NetworkTrainer
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
@@ -73,7 +73,7 @@ class Trainer:
     def trainer(self, seed: int) -> NetworkTrainer:
         network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
         options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture="on")
-        fresh = options.open(network.module, self.train.signed())
+        fresh = options.begin(NetworkContext(network.module, self.train.signed()))
         if self.one is None:
             self.one = fresh
         else:

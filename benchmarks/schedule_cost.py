@@ -26,6 +26,7 @@ from genbo.bilevel.loop import Budget, tune
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
+from genbo.bilevel.training.network_trainer import NetworkContext
 from genbo.bilevel.training.schedule_response import ScheduleResponse
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
@@ -60,7 +61,7 @@ def problem(way: dict[str, Any], reward: Fid, device: str) -> Problem:
     splits = Data("digits", size=28).open()
     network = Unet(channels=[32, 64, 64], attention=True, device=device).open(splits.train)
     options = Denoising(batch=MINIBATCH, steps=TRAINED, **way)
-    trainer = options.open(network.module, splits.train.to(network.device).signed())
+    trainer = options.begin(NetworkContext(network.module, splits.train.to(network.device).signed()))
     tunable = NoiseSchedule(parameters=PARAMETERS)
     learning = ScheduleResponse(trainer, tunable.schedule, tunable.schedule(tunable.first(STEPS)))
     process = process_of(learning.model(), Ddim(steps=STEPS), Plain(weight=1.0), batch=2 * SAMPLES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,19 +65,9 @@ def domain(problem: Problem, u: Tensor) -> Domain:
 def bounds(problem: Problem) -> Tensor:
     """(P, 2): low and high of each number, NaN where it has none."""
     rows: list[tuple[float, float]] = []
-    for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
-        rows += _bounds(tunable, size)
+    for tunable in problem.tunables:
+        rows += [pair or (torch.nan, torch.nan) for pair in tunable.bounds_of(problem.process.steps)]
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _bounds(tunable: Any, size: int) -> list[tuple[float, float]]:
-    nothing = (torch.nan, torch.nan)
-    if hasattr(tunable, "links"):  # a family of parameters
-        links = [tunable.links[name] for name in tunable.tuned]
-        rows = [[(link.low, link.high) if hasattr(link, "low") else nothing] * link.size for link in links]
-        return [row for part in rows for row in part]
-    given = getattr(tunable, "bounds", None)
-    return [(float(given[0]), float(given[1]))] * size if isinstance(given, Sequence) and given else [nothing] * size
 
 
 def _slope(problem: Problem, u: Tensor) -> Tensor:

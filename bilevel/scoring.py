@@ -54,15 +54,15 @@ class OfSets(Reward, Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeSet:
     """What rewards of sets say of a whole batch, by their place among the scorers: rows (N,) and pulls (N, D)."""
 
     rows: Mapping[int, Tensor]
     pulls: Mapping[int, Tensor]
 
-    def part(self, here: slice) -> Whole:
+    def part(self, here: slice) -> WholeSet:
         """At these samples."""
-        return Whole({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
+        return WholeSet({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
 
 
 Weighted = Sequence[tuple[float, Reward]]  # rewards, each with its weight

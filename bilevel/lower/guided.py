@@ -40,15 +40,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
+
+from genbo.bilevel.protocols import Drawing, LowerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.regularization.bank_sampler import Chunk, Sampled, Tensors
-    from genbo.bilevel.regularization.tilted import Law
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Law, SolveLaw
     from genbo.diffusion.process import Process, Score
 
 Weighted = Sequence[tuple[float, Any]]  # rewards, opened or their options, each with its weight
@@ -63,9 +67,18 @@ class Guided:
 
     samples: Annotated[int, Ge(2)] = 64
     most: Annotated[float, Gt(0)] | None = 0.3
-    free: ClassVar[bool] = False  # another lambda costs as many network calls again
-    slope: ClassVar[str] = "difference"
-    law: ClassVar[str] = "the guided sampler's own law, not the tilt p0 exp(r2 / lambda)"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="difference",
+        meaning="the guided sampler's own law, not the tilt p0 exp(r2 / lambda)",
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.samples)
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Weighted) -> str | None:
         """None, or a sentence: why these rewards, the upper and then the lower, cannot be climbed."""
@@ -79,6 +92,15 @@ class Guided:
                 "use model.sampler: {kind: ddim, eta: 1.0}"
             )
         return _without_gradient(upper, "value_gap climbs the upper reward as well; use another estimator")
+
+    def shortened(self, samples: int) -> Guided:
+        return replace(self, samples=samples)
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        """Another lambda costs as many network calls again."""
+        from genbo.bilevel.regularization.context import sampler_of
+
+        return partial(self.solve, sampler_of(context.on or context.source))
 
     def solve(self, source: Sampled, lam: float, gamma: float | None = None) -> Law:
         """The guided law at lambda, from new samples of the source's process on noise that is always the same."""

@@ -16,17 +16,20 @@ of the weights as they are, and never below 0: smoothed weights do not match an 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
+
+from genbo.bilevel.protocols import Drawing, LowerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.measured import Measured, Relative
     from genbo.bilevel.regularization.bank import Bank
-    from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Fit, Law, SolveLaw
 
 NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
 NEARLY_ONE = 1e-3  # of log w/v: below it differences are taken by their series
@@ -44,12 +47,31 @@ class Reweight:
     samples: Annotated[int, Ge(2)] = 256
     precision: Annotated[float, Gt(0)] = 0.1
     bridge: bool = True
-    free: ClassVar[bool] = True  # another lambda costs no network call
-    slope: ClassVar[str] = "covariance"
-    law: ClassVar[str] = "the tilt p0 exp(r2 / lambda), by the weights of samples of the pretrained model"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="covariance",
+        meaning="the tilt p0 exp(r2 / lambda), by the weights of samples of the pretrained model",
+        free=True,
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.samples, "shifted" if self.bridge else "plain", self.precision)
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Any) -> str | None:
         return None
+
+    def shortened(self, samples: int) -> Reweight:
+        return replace(self, samples=samples)
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        """At every lambda by the bank that knows it best."""
+        from genbo.bilevel.regularization.context import by_best_bank
+
+        return by_best_bank(self.solve, context.banks)
 
     def treatment(self, prompts: int) -> str:
         """What is done to the weights of a bank."""
@@ -60,6 +82,11 @@ class Reweight:
         return "jackknife" if prompts >= MANY_PROMPTS else "smoothed"
 
     def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
+        """The law at lambda > 0 by the samples of one bank, with the upper reward let in by 1 / gamma.
+
+        Raises:
+            ValueError: where lambda is not greater than 0.
+        """
         from genbo.bilevel.regularization.pareto import smoothed
         from genbo.bilevel.regularization.tilted import Law
 

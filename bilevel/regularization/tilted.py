@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from genbo.bilevel.measured import Measured
+from genbo.bilevel.protocols import Estimator
 
 ALONE = 4.0  # effective samples a prompt, below which it hangs on one or two
 MEANLESS = 0.99  # a tail so heavy that no number of samples is enough
@@ -79,15 +80,11 @@ class Law:
     fit: Fit
 
 
-class Solve(Protocol):
-    """A lower solver with the world or the samples it works on."""
+class SolveLaw(Protocol):
+    """The lower level at a strength lambda, with the world or the samples that it is known by."""
 
     def __call__(self, lam: float, gamma: float | None = None) -> Law:
-        """The law at lambda; it costs no network call."""
+        """The law at lambda > 0, with the upper reward let in by 1 / gamma where gamma is given."""
 
 
-class Slope(Protocol):
-    """An estimator of the upper gradient: dF / dlog lambda, F the mean of r1 under p_lambda."""
-
-    def __call__(self, solve: Solve, lam: float) -> Measured:
-        """Positive where a larger lambda is better."""
+LawEstimator: TypeAlias = Estimator[SolveLaw, float, Measured]  # lambda -> dF / dlog lambda, F the mean of r1 there

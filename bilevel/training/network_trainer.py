@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -83,22 +83,33 @@ class TrainingOptions(Protocol):
         """Whether steps are recorded as CUDA graphs there, for a network of so many weights."""
 
 
+@dataclass(frozen=True)
+class NetworkContext:
+    """What a network is trained from.
+
+    Attributes:
+        module: the network before any training; it is trained in place.
+        data: images (N, *shape) in [-1, 1], on the device that is trained on.
+        labels: class numbers (N,), where there are classes.
+        classes: their names.
+        meter: what counts the calls of the network.
+    """
+
+    module: Module
+    data: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    meter: Meter | None = None
+
+
 class NetworkTrainer:
     """Weights, their average and AdamW's state: y. `average` is what is sampled from, and what z starts from."""
 
-    def __init__(
-        self,
-        options: TrainingOptions,
-        module: Module,
-        data: Tensor,
-        labels: Tensor | None,
-        classes: tuple[str, ...],
-        meter: Meter | None = None,
-    ) -> None:
-        device = data.device
-        self.meter = meter or Meter()
-        self.options, self.data, self.labels, self.classes = options, data, labels, classes
-        self.module = module.to(device)
+    def __init__(self, options: TrainingOptions, context: NetworkContext) -> None:
+        device = context.data.device
+        self.meter = context.meter or Meter()
+        self.options, self.data, self.labels, self.classes = options, context.data, context.labels, context.classes
+        self.module = context.module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
         self.loss = DenoisingLoss(
             options.prediction,

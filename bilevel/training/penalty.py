@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.protocols import TwoLevel
+from genbo.bilevel.value_gap import value_gap
 
 S = TypeVar("S")
 
@@ -112,8 +113,8 @@ def penalty(
         return Hypergradient(of_upper(two.solve(q, 0.0)), torch.zeros_like(q))
     z, y = two.solve(q, 1 / gamma), two.solve(q, -1 / gamma if symmetric else 0.0)
     if symmetric:
-        return Hypergradient((of_upper(z) + of_upper(y)) / 2, gamma / 2 * (of_lower(z) - of_lower(y)))
-    return Hypergradient(of_upper(z), gamma * (of_lower(z) - of_lower(y)))
+        return Hypergradient((of_upper(z) + of_upper(y)) / 2, value_gap(of_lower(z), of_lower(y), gamma / 2))
+    return Hypergradient(of_upper(z), value_gap(of_lower(z), of_lower(y), gamma))
 
 
 @dataclass(frozen=True)

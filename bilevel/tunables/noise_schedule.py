@@ -15,7 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from genbo.schedules.link import Interval
+from genbo.bilevel.tunables._defaults import TunableDefaults
+from genbo.schedules.link import Bounded
 from genbo.schedules.piecewise import read_betas, through
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ POINTS = 101  # of a curve that is drawn
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(TunableDefaults):
     """`parameters` names what is tuned (by default all but the ends); `start` says where parameters start or stay.
 
     `bounds` narrows the domain of a number. `normalised: false` leaves the signal at the end of time that the family's
@@ -73,7 +74,7 @@ class NoiseSchedule:
         """The link of each parameter, within the bounds that were given."""
         found = dict(self.shape().links)
         for name, (low, high) in self.bounds.items():
-            found[name] = Interval(low, high, getattr(found[name], "log", False))
+            found[name] = Bounded(low, high, getattr(found[name], "log", False))
         return found
 
     def _plain(self) -> Family:
@@ -127,7 +128,7 @@ class NoiseSchedule:
         known = self._plain().links
         for name, (low, high) in self.bounds.items():
             domain = known[name]
-            if not isinstance(domain, Interval):
+            if not isinstance(domain, Bounded):
                 yield f"bounds: {name} is several numbers, which need no bounds"
             elif not domain.low <= low < high <= domain.high:
                 yield f"bounds: {name} must have low < high within [{domain.low:g}, {domain.high:g}]"
@@ -135,7 +136,7 @@ class NoiseSchedule:
     def _bad_starts(self) -> Iterator[str]:
         known = self._plain().links
         for name, given in self.start.items():
-            number = isinstance(known[name], Interval)
+            number = isinstance(known[name], Bounded)
             if number == isinstance(given, list):
                 yield f"start: {name} is {'a number' if number else 'a list of numbers'}"
             elif (why := known[name].why_not(given if isinstance(given, list) else [given])) is not None:
@@ -155,15 +156,14 @@ class NoiseSchedule:
     def size(self, steps: int) -> int:
         return sum(self.links[name].size for name in self.tuned)
 
+    def bounds_of(self, steps: int) -> list[tuple[float, float] | None]:
+        links = [self.links[name] for name in self.tuned]
+        pairs = [[(link.low, link.high) if isinstance(link, Bounded) else None] * link.size for link in links]
+        return list(chain.from_iterable(pairs))
+
     def numbers(self, steps: int) -> list[float]:
-        """phi at the start without torch, for the plan."""
         starts = self._starts()
         return list(chain.from_iterable(starts[name] for name in self.tuned))
-
-    def first(self, steps: int) -> Tensor:
-        import torch
-
-        return torch.tensor(self.numbers(steps), dtype=torch.float64)
 
     def coordinates(self, phi: Tensor) -> Tensor:
         return self._each("coordinates", phi)
@@ -222,4 +222,4 @@ class NoiseSchedule:
         links = self.links
         parts = phi.split([links[name].size for name in self.tuned])
         listed = {name: [float(p) for p in part] for name, part in zip(self.tuned, parts, strict=True)}
-        return {name: numbers[0] if isinstance(links[name], Interval) else numbers for name, numbers in listed.items()}
+        return {name: numbers[0] if isinstance(links[name], Bounded) else numbers for name, numbers in listed.items()}

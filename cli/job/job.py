@@ -205,12 +205,12 @@ class Job(BaseModel):
     @property
     def tilts(self) -> bool:
         """Whether the lower level is a law at a strength lambda, which is searched for."""
-        return self.lower is not None and hasattr(self.lower.options, "slope")
+        return self.lower is not None and self.lower.options.traits.finds == "law"
 
     @property
     def trains(self) -> bool:
         """Whether the lower level trains the network that is sampled."""
-        return self.lower is not None and hasattr(self.lower.options, "trains")
+        return self.lower is not None and self.lower.options.traits.finds == "network"
 
     @property
     def parameters(self) -> int:
@@ -256,7 +256,13 @@ class Job(BaseModel):
             found |= {"prompts"}
         if self.lower is None or not self.tilts:
             return {*found, "finetune", *([] if self.lower else ["lower"])}
-        return {*found, "budget.samples", "budget.pool", "keep", *(["optimizer"] if self.lower.options.free else [])}
+        return {
+            *found,
+            "budget.samples",
+            "budget.pool",
+            "keep",
+            *(["optimizer"] if self.lower.options.traits.free else []),
+        }
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -269,7 +275,7 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
-            slope=self.lower.options.slope if self.lower and self.tilts else None,
+            slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
             coupled=self.trains and self.lower is not None and self.lower.options.coupled,
             differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
             differentiable_model=getattr(self.model.options, "differentiable", True),

@@ -94,7 +94,7 @@ class Reading:
         prompted = told is None and (model is not None or self._is_prompted(at("model")))
         self._keys(root, TOP, [key for key in REQUIRED if key != "prompts" or prompted])
         lower = self.lower(at("lower"))
-        usual = "bisection" if lower and not getattr(lower.options, "free", True) else "adam"
+        usual = "bisection" if lower and lower.options.traits.walks else "adam"
         parts = {
             "model": model,
             "data": data,
@@ -675,7 +675,7 @@ def _trains(lower: Node) -> bool:
     """Whether this says a lower level that trains the network, right or wrong in its options."""
     kind = lower.value.get("kind") if isinstance(lower.value, dict) else lower
     name = kind.value if kind is not None else None
-    return name in catalog.kinds("lower") and hasattr(catalog.options_of("lower", str(name)), "trains")
+    return name in catalog.kinds("lower") and catalog.options_of("lower", str(name)).traits.finds == "network"
 
 
 def _is_plain(path: str) -> bool:

@@ -66,7 +66,7 @@ def job_model() -> type[BaseModel]:
 def _lower(reward: Any) -> Any:
     """With a reward of its own, or, of one that trains the network on data, without."""
     own = {"reward": (reward | Annotated[list[reward], MinLen(1)], ...)}
-    kinds = {kind: hasattr(catalog.options_of("lower", kind), "trains") for kind in catalog.kinds("lower")}
+    kinds = {kind: catalog.options_of("lower", kind).traits.finds == "network" for kind in catalog.kinds("lower")}
     alone = [kind for kind, trains in kinds.items() if trains]
     return reduce(or_, [Literal[tuple(alone)], *(_kind("lower", k, {} if k in alone else own) for k in kinds)])
 

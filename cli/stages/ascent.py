@@ -14,7 +14,7 @@ from genbo.cli.stages.context import Work, conclude, counted, counting, judges_s
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.loop import Step
+    from genbo.bilevel.loop import TuningStep
     from genbo.bilevel.problem import Problem
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import Kept
@@ -96,7 +96,7 @@ def where_it_stood(work: Work) -> Checkpoint:
     return found
 
 
-def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
+def keep(work: Work, step: TuningStep, elapsed_s: float) -> Checkpoint:
     """The step into the journal, then the checkpoint that follows it."""
     run, names = work.run, names_of(work.assembled)
     record = record_of(step, work.assembled, names, elapsed_s)
@@ -110,7 +110,7 @@ def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
     return last
 
 
-def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
+def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
     """A line of `steps.jsonl`."""
     return {
         "step": step.index,
@@ -131,7 +131,7 @@ def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) 
     }
 
 
-def _parts(step: Step) -> Document:
+def _parts(step: TuningStep) -> Document:
     """Of a gradient through a network in training: what the sampler does, and what the network answers."""
     if step.indirect is None:
         return {}

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.loop import Budget
-    from genbo.bilevel.problem import Estimator, Problem
-    from genbo.bilevel.protocols import Optimizer, Tunable
-    from genbo.bilevel.regularization.tilted import Slope
+    from genbo.bilevel.problem import Problem
+    from genbo.bilevel.protocols import Estimator, Optimizer, Tunable
+    from genbo.bilevel.regularization.tilted import LawEstimator
     from genbo.bilevel.scoring import Reward
     from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.bilevel.training.schedule_response import ScheduleResponse
@@ -31,7 +31,7 @@ class Assembled:
     """A problem and the means to follow it."""
 
     problem: Problem
-    estimator: Estimator
+    estimator: Estimator[Any, Any, Any]  # of samples, or of the law at lambda: `slope`
     estimator_name: str
     estimator_reason: str
     optimizer: Optimizer
@@ -56,15 +56,16 @@ class Assembled:
         return cast("Regularization", tunable)
 
     @property
-    def slope(self) -> Slope:
+    def slope(self) -> LawEstimator:
         """The estimator, where it is one of lambda."""
-        return cast("Slope", self.estimator)
+        return cast("LawEstimator", self.estimator)
 
 
 def assemble(job: Job) -> Assembled:
     """Open the model and the rewards, and put everything together."""
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Constraint, Problem
+    from genbo.bilevel.protocols import cannot_follow
     from genbo.cli.errors import UserMistake
     from genbo.cli.plan.counts import batch_of
     from genbo.diffusion.process import process_of
@@ -83,7 +84,7 @@ def assemble(job: Job) -> Assembled:
     below = job.lower.reward if job.lower else ()
     half = is_half(model)
     chosen = job.chosen(half)
-    if reason := chosen.options.why_not(job.facts(half)):
+    if reason := cannot_follow(chosen.options, job.facts(half)):
         raise UserMistake(f"estimator: {reason}")
     tunables = tuple(_of(process, t) for t in job.tune.values())
 
@@ -117,12 +118,15 @@ def assemble(job: Job) -> Assembled:
 
 def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
     """The job's own network before any training, on the device where it will be."""
+    from genbo.bilevel.training.network_trainer import NetworkContext
+
     assert job.lower is not None
     network: Network = job.model.options.open(data.train)
     train = data.train.to(network.device)
     labels = train.labels if network.classes else None
-    learner: NetworkTrainer = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
-    return learner
+    context = NetworkContext(network.module, train.signed(), labels, network.classes)
+    trainer: NetworkTrainer = job.lower.options.begin(context)
+    return trainer
 
 
 def _learning(job: Job, data: Splits) -> ScheduleResponse:
@@ -176,8 +180,6 @@ def _of(process: Process, options: Any) -> Tunable:
     """The tunable itself, where its options must see the process first."""
     from genbo.cli.errors import UserMistake
 
-    if not hasattr(options, "of"):
-        return cast("Tunable", options)
     try:
         return cast("Tunable", options.of(process))
     except ValueError as problem:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import NetworkTrainer
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet
@@ -35,7 +35,7 @@ def trainer(**options: Any) -> NetworkTrainer:
     network = Unet(channels=[16, 32], attention=True, classes=True, device="cuda").open(splits.train)
     told = {"bf16": "off", "batch": 32, "warmup": 4, **options}
     pixels = splits.train.to(network.device)
-    return Denoising(**told).open(network.module, pixels.signed(), pixels.labels, classes=network.classes)
+    return Denoising(**told).begin(NetworkContext(network.module, pixels.signed(), pixels.labels, network.classes))
 
 
 def far(one: NetworkTrainer, other: NetworkTrainer) -> float:

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import NetworkTrainer, TrainingDiverged
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer, TrainingDiverged
 from genbo.bilevel.training.penalty import implicit, penalty
 from genbo.bilevel.training.schedule_response import ScheduleLevels
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
@@ -57,7 +57,7 @@ def options(**changed: Any) -> Denoising:
 
 
 def trainer(**changed: Any) -> NetworkTrainer:
-    return options(**changed).open(Small(), DATA)
+    return options(**changed).begin(NetworkContext(Small(), DATA))
 
 
 def distance(schedule: Schedule, module: torch.nn.Module, of: NetworkTrainer, steps: int = 6, n: int = 64) -> Tensor:
@@ -272,7 +272,7 @@ def test_mistakes_are_sentences():
 @pytest.fixture(scope="module")
 def trained() -> NetworkTrainer:
     """Far from done, in float64: its samples leave something to be wished for."""
-    one = options().open(Small(torch.float64), DATA.double())
+    one = options().begin(NetworkContext(Small(torch.float64), DATA.double()))
     one.train(COSINE, 150, Seed(0))
     return one
 
@@ -335,7 +335,7 @@ def test_gradients_agree_from_one_gamma_to_another(trained):
 
 
 def test_broad_training_needs_no_z(trained):
-    one = options(noise_levels="broad").open(Small(), DATA)
+    one = options(noise_levels="broad").begin(NetworkContext(Small(), DATA))
     one.train(COSINE, 20, Seed(0))
     two = replace(answers(trained), trainer=one, wanted=wanted(NoiseSchedule(parameters=["start", "tau"]), one))
     assert two.solve(Q, 0.0) is one.average and not two.coupled
@@ -349,13 +349,13 @@ def test_enough_steps_of_z_end_at_the_exact_gradient():
     q, draws = world.tunable.first(STEPS), world.draws
     exact = implicit(world, q)
 
-    class Whole(NetworkTrainer):
+    class OnAllData(NetworkTrainer):
         def draw(self, seed: Seed) -> Minibatch:
             return draws
 
     def error(steps: int) -> float:
         o = Denoising(noise_levels="schedule", lr=1.0, z_lr=1.0, z_steps=steps, z_refresh=1000, weight_decay=1e-3)
-        one = Whole(o, Held(world.solve(q, 0.0)), draws.x, None, ())
+        one = OnAllData(o, NetworkContext(Held(world.solve(q, 0.0)), draws.x))
         one.loss = world.loss
 
         def of_samples(q: Tensor, module: torch.nn.Module) -> Tensor:
@@ -446,7 +446,7 @@ def test_a_state_is_a_copy_of_the_moment_and_made_once():
 def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
     """A file has no channels-last: the fused step would pair each weight with another's moment."""
     pixels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    one, other = (options().open(Unet(channels=[8]).open().module, pixels) for _ in range(2))
+    one, other = (options().begin(NetworkContext(Unet(channels=[8]).open().module, pixels)) for _ in range(2))
     one.train(COSINE, 2, Seed(0))
     other.load({name: x.contiguous() for name, x in one.state().items()})
     moments = [(p, other.optimizer.state[p]["exp_avg"]) for p in other.params]
@@ -505,7 +505,7 @@ def test_an_answer_after_a_state_that_never_moved_is_finite(monkeypatch):
 def test_the_label_of_no_class_is_the_same_in_training_and_in_sampling():
     """Whatever classes the training share happens to hold."""
     labels = torch.arange(len(DATA)) % 2
-    one = options(unlabelled=1.0).open(Small(), DATA, labels, classes=("a", "b", "c"))
+    one = options(unlabelled=1.0).begin(NetworkContext(Small(), DATA, labels, ("a", "b", "c")))
     drawn = one.draw(Seed(0)).labels
     assert drawn is not None
     assert set(drawn.tolist()) == {3} == set(one.network(COSINE).unconditional().tensors["labels"].tolist())

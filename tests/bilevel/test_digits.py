@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
-from genbo.bilevel.training.network_trainer import NetworkTrainer
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.indexed import indexed
@@ -54,7 +54,7 @@ def digits() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def trained() -> NetworkTrainer:
     images, _ = digits()
-    trainer = Denoising(batch=48, lr=3e-3, warmup=20, ema=0.97).open(network(), images[:1000])
+    trainer = Denoising(batch=48, lr=3e-3, warmup=20, ema=0.97).begin(NetworkContext(network(), images[:1000]))
     trainer.train(schedule_of(Cosine()), 150, Seed(0))
     return trainer
 
@@ -134,8 +134,8 @@ def test_only_what_has_sinusoids_can_be_told_the_index():
 def test_classes_are_told_and_left_out():
     """Ten digits and a label for none: guided samples are those of both halves together."""
     images, labels = digits()
-    trainer = Denoising(batch=64, lr=3e-3, warmup=10, ema=0.9).open(
-        network(classes=11), images[:600], labels[:600], classes=CLASSES
+    trainer = Denoising(batch=64, lr=3e-3, warmup=10, ema=0.9).begin(
+        NetworkContext(network(classes=11), images[:600], labels[:600], CLASSES)
     )
     first = trainer.train(schedule_of(Cosine()), 10, Seed(0))
     assert trainer.train(schedule_of(Cosine()), 30, Seed(1)) < first

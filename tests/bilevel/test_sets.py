@@ -15,9 +15,9 @@ from genbo.bilevel.estimators.penalty import Penalty, _value
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.problem import Problem
+from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.protocols import Estimate, Facts
-from genbo.bilevel.training.network_trainer import NetworkTrainer
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.training.penalty import by_autograd, implicit
 from genbo.bilevel.training.schedule_response import ScheduleResponse
 from genbo.bilevel.tunables.guidance import Guidance
@@ -47,7 +47,7 @@ def problem(request: pytest.FixtureRequest, tmp_path: Path) -> Problem:
 
 def estimate(p: Problem, estimator: Any) -> Estimate:
     batch = batch_of(("east", "north"), SAMPLES, Seed(3))
-    found, _ = estimator(p, p.coordinates(p.first()), batch, ONE, Seed(3), {})
+    found = estimator(p, SamplesAt(p.coordinates(p.first()), batch, ONE, Seed(3)))
     return found
 
 
@@ -119,12 +119,12 @@ def coupled() -> tuple[LinearWorld, Problem, NetworkTrainer]:
     world = LinearWorld("log_snr")
     draws = world.draws
 
-    class Whole(NetworkTrainer):
+    class OnAllData(NetworkTrainer):
         def draw(self, seed: Seed) -> Minibatch:
             return draws
 
     options = Denoising(noise_levels="schedule", lr=1.0, z_lr=1.0, z_steps=400, z_refresh=1000, weight_decay=DECAY)
-    trainer = Whole(options, Held(world.solve(world.tunable.first(STEPS), 0.0)), draws.x, None, ())
+    trainer = OnAllData(options, NetworkContext(Held(world.solve(world.tunable.first(STEPS), 0.0)), draws.x))
     trainer.loss = world.loss
     learning = ScheduleResponse(trainer, world.tunable.schedule, world.tunable.schedule(world.tunable.first(STEPS)))
     process = process_of(learning.model(), Ddim(steps=STEPS), Plain(weight=1.0), batch=64)
@@ -172,7 +172,7 @@ def test_the_penalty_is_the_exact_gradient_with_both_its_parts(coupled, estimato
     exact = implicit(Known(world, problem, trainer, batch), q)
     u = problem.coordinates(q)
     slopes = torch.stack([by_autograd(lambda at, k=k: problem.value(at)[k], u) for k in range(len(u))])
-    found, _ = estimator(problem, u, batch, ONE, Seed(5), {})
+    found = estimator(problem, SamplesAt(u, batch, ONE, Seed(5)))
     assert found.indirect is not None
     for mine, wanted in ((found.grad, exact.total), (found.indirect, exact.indirect)):
         wanted = -(slopes.T @ wanted)

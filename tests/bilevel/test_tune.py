@@ -192,12 +192,13 @@ class Script:
         self.tables, self.grad = [torch.tensor(t, dtype=torch.float64) for t in tables], grad
         self.batches, self.weights, self.seeds = [], [], []
 
-    def __call__(self, problem, u, batch, weights, seed, state):
+    def __call__(self, problem, at):
+        u, batch, weights, seed = at.u, at.batch, at.weights, at.seed
         scores = self.tables[len(self.batches) % len(self.tables)]
         self.batches.append(batch)
         self.weights.append(weights.tolist())
         self.seeds.append(seed.value)
-        return Estimate(torch.full_like(u, self.grad), torch.ones_like(u), scores), {"seen": torch.ones(1)}
+        return Estimate(torch.full_like(u, self.grad), torch.ones_like(u), scores, state={"seen": torch.ones(1)})
 
 
 class Remembering:
