@@ -133,14 +133,23 @@ class Learning(Protocol):
 
 @dataclass(frozen=True)
 class Facts:
-    """What an estimator must know to say whether it can work; known before anything is loaded."""
+    """What an estimator must know to say whether it can work; known before anything is loaded.
+
+    Attributes:
+        parameters: P, how many numbers are tuned.
+        differentiable_reward: whether every reward and constraint has gradients.
+        differentiable_model: whether the network has.
+        half_precision: whether the network computes in fp16 or bf16.
+        coupled: whether the sampled network is trained for phi, so that it answers a change of it.
+        slope: where lambda is tuned, the estimator that its lower solver is followed by.
+    """
 
     parameters: int
     differentiable_reward: bool = True
     differentiable_model: bool = True
     half_precision: bool = False
-    coupled: bool = False  # whether the sampled network is trained for phi, so that it answers a change of it
-    slope: str | None = None  # where lambda is tuned: the estimator that its lower solver is followed by
+    coupled: bool = False
+    slope: str | None = None
 
     @property
     def tilted(self) -> bool:
@@ -154,13 +163,18 @@ SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A gradient in u of the objective, and what was seen on the way.
+    """A gradient in u of the objective, and what was seen on the way. All tensors are in float64, on the CPU.
 
-    `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
-    stand around u. `grad_se` is the standard error of each coordinate over the samples. Where the sampled network
-    answers a change of u, `indirect` is the part of `grad` that comes of its answer, and `apart` tells how far two
-    estimates of it stood from each other. `width` is half the stretch of u over which each coordinate of `grad` is an
-    average, which a difference is: 0 for a derivative.
+    Attributes:
+        grad: (P,); up is better.
+        grad_se: its standard error over the samples, (P,).
+        scores: (K, N), every reward and constraint (rows) of every sample (columns), averaged over the members, which
+            stand around u.
+        indirect: the part of `grad` that comes of the network's answer to a change of u, (P,), where it is trained.
+        apart: the distance of two estimates of that answer, relative to the gradient's length.
+        width: half the stretch of u over which each coordinate of `grad` is an average, which a difference is: 0 for a
+            derivative.
+        state: what the estimator wants back at the next step; tensors in float64.
     """
 
     grad: Tensor
@@ -169,7 +183,7 @@ class Estimate:
     indirect: Tensor | None = None
     apart: float | None = None
     width: float = 0.0
-    state: Mapping[str, Tensor] = field(default_factory=dict)  # what the estimator wants back at the next step
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

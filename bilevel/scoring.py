@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 class Reward(Protocol):
-    """How good an image is; higher is better. Files in `rewards/` hold options and open such an object."""
+    """How good an image is; higher is better. Files in `rewards/` hold options and open such an object.
+
+    Attributes:
+        differentiable: whether gradients of the score in the images mean anything.
+    """
 
     differentiable: bool
 
@@ -21,11 +25,17 @@ class Reward(Protocol):
 
 @runtime_checkable
 class Taught(Reward, Protocol):
-    """A reward that holds each sample against what the same noise becomes in more steps."""
+    """A reward that compares each sample with what the same noise becomes in more steps.
+
+    Attributes:
+        steps: of the teacher's sampler.
+        sampler: its kind, where it is another than the job's.
+        latent: whether samples are compared, and not the images that they decode to.
+    """
 
     steps: int
-    sampler: str | None  # the kind of the teacher's sampler, where it is another than the job's
-    latent: bool  # whether samples are compared, and not the images that they decode to
+    sampler: str | None
+    latent: bool
 
     def beside(self, mine: Tensor, teachers: Tensor) -> Tensor:
         """Both (B, ...), row by row of the same noise -> (B,); differentiable in `mine`."""
