@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from genbo.diffusion.process import Process
     from genbo.schedules.link import Link
-    from genbo.schedules.schedule import Family, Schedule, Told
+    from genbo.schedules.schedule import Family, Schedule
 
 Numbers = float | list[float]
 POINTS = 101  # of a curve that is drawn
@@ -74,7 +74,8 @@ class NoiseSchedule(TunableDefaults):
         """The link of each parameter, within the bounds that were given."""
         found = dict(self.shape().links)
         for name, (low, high) in self.bounds.items():
-            found[name] = Bounded(low, high, getattr(found[name], "log", False))
+            domain = found[name]
+            found[name] = Bounded(low, high, isinstance(domain, Bounded) and domain.log)
         return found
 
     def _plain(self) -> Family:
@@ -106,7 +107,7 @@ class NoiseSchedule(TunableDefaults):
         try:
             betas = read_betas(Path(self.like))
         except (OSError, ValueError) as problem:
-            return f"{self.like}: {getattr(problem, 'strerror', None) or problem}"
+            return f"{self.like}: {(problem.strerror if isinstance(problem, OSError) else None) or problem}"
         if len(betas) < self.inner + 2:
             return (
                 f"{self.like} has {len(betas)} betas for {self.inner} inner knots; give a longer list, or fewer knots"
@@ -196,9 +197,12 @@ class NoiseSchedule(TunableDefaults):
 
     def embed(self, process: Process, phi: Tensor) -> Process:
         """The process whose sampler stops at the schedule's levels, told in what the model is conditioned on."""
-        told: Told = getattr(process.model, "conditioning", "log_snr")
-        train_steps = getattr(process.model, "train_steps", 1000)
-        return process.with_grid(self.schedule(phi).grid(process.steps, told=told, train_steps=train_steps))
+        from genbo.diffusion.network import Network
+
+        schedule, model = self.schedule(phi), process.model
+        if not isinstance(model, Network):  # an exact world is told the log-SNR itself
+            return process.with_grid(schedule.grid(process.steps))
+        return process.with_grid(schedule.grid(process.steps, told=model.conditioning, train_steps=model.train_steps))
 
     def spoken(self, phi: Tensor) -> list[float]:
         return [float(p) for p in phi]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genbo.bilevel.protocols import cannot_follow
+from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.job import NO_PROMPT, Job, Kind
 from genbo.cli.job.yaml_nodes import Node
@@ -65,7 +66,7 @@ def suits(job: Job, root: Node) -> Iterator[Misfit]:
 def times(job: Job, root: Node) -> Iterator[Misfit]:
     """Whether the times of a tunable are such as this model's sampler can stop at."""
     for key, tunable in job.tune.items():
-        if not hasattr(tunable, "of"):
+        if not isinstance(tunable, Timesteps):
             continue
         at = root.find(["tune", key, "start"])
         if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
