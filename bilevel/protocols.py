@@ -251,7 +251,7 @@ def cannot_follow(estimator: Estimator[Any, Any, Any], facts: Facts) -> str | No
 class LowerTraits:
     """What the rest of the house must know of a lower solver, whatever its options."""
 
-    finds: Literal["law", "network"]  # a law at a strength lambda, or the very network that is sampled
+    finds: Literal["law", "network"]  # a law at each lambda, or the network that is sampled
     estimator: str  # what `estimator: auto` takes
     meaning: str  # whose numbers these are, as the report says it
     on_paper: bool = False  # known in closed form: nothing is drawn

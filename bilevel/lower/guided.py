@@ -9,9 +9,9 @@ the pretrained one's (`diffusion/path_kl.py`). With a deterministic sampler that
 It is not the tilt p_lambda. h is read at the mean of x_0 given x_t, where the tilt takes the mean of exp(h). The two
 agree where p0 is Gaussian and r2 linear, with many steps; else not. In the mixture world of the tests at lambda = 0.6
 the guided mean of r2 is 2.14 where the tilt has 1.99; in the skewed world at 0.7 it is 0.95 where the tilt has 1.75. So
-strengths are matched by E[r2] or KL (`bilevel.curve.matched`) before a lambda is carried from one to the other. And the
-KL of the path is near that of the samples with eta = 1 and many steps only: 40 steps make a quarter too much of it, and
-eta = 0.3 three times as much again.
+lambdas are matched by E[r2] or KL (`bilevel.regularization.curve.matched`) before one is carried from one to the other.
+And the KL of the path is near that of the samples with eta = 1 and many steps only: 40 steps make a quarter too much of
+it, and eta = 0.3 three times as much again.
 
 Nor is the guided law a minimum of -E[r2] + lambda KL, so the envelope theorem says nothing of it. `value_gap`, which is
 the paper's way, is not its gradient, however large gamma is, and `covariance` is only where the law is the tilt. In

@@ -81,7 +81,7 @@ class Law:
 
 
 class SolveLaw(Protocol):
-    """The lower level at a strength lambda, with the world or the samples that it is known by."""
+    """The lower level at any lambda, with the world or the samples that it is known by."""
 
     def __call__(self, lam: float, gamma: float | None = None) -> Law:
         """The law at lambda > 0, with the upper reward let in by 1 / gamma where gamma is given."""
