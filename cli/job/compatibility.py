@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from genbo.cli.job.catalog import nearest
-from genbo.cli.job.job import NO_PROMPT, Job, Kind
+from genbo.cli.job.kind import Kind
+from genbo.cli.job.resolved import Job
+from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.folder import sha256_of
 from genbo.diffusion.teacher import Lesson
