@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -232,6 +232,14 @@ class Estimator(Protocol[Level, At, Gradient]):
 
     def __call__(self, level: Level, at: At, /) -> Gradient:
         """The gradient at a point; `level` can be asked there and anywhere near."""
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A file in `bilevel/estimators/` that chooses among the others."""
+
+    def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
+        """The kind of an estimator, its options, and the reason in a sentence."""
 
 
 def cannot_follow(estimator: Estimator[Any, Any, Any], facts: Facts) -> str | None:

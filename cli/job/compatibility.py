@@ -13,7 +13,9 @@ from typing import Any
 from genbo.bilevel.protocols import cannot_follow
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
-from genbo.cli.job.job import NO_PROMPT, Job, Kind
+from genbo.cli.job.kind import Kind
+from genbo.cli.job.resolved import Job
+from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.folder import sha256_of
 from genbo.diffusion.teacher import Lesson
