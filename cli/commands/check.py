@@ -61,7 +61,7 @@ def show(job: Job) -> None:
     """The resolved job as YAML, then the plan as a table."""
     from rich.console import Console
 
-    from genbo.cli.run.folder import to_yaml
+    from genbo.cli.run.job_file import to_yaml
 
     console = Console(soft_wrap=True)
     console.print("Job", style="bold")

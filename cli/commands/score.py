@@ -27,7 +27,7 @@ from genbo.cli.job.reading import Reading, named
 from genbo.cli.job.user_code import Allowed, allowed, announce
 from genbo.cli.job.yaml_nodes import Node, Place, node_of_text
 from genbo.cli.report import number_format
-from genbo.cli.run.folder import to_json
+from genbo.cli.run.json_files import to_json
 from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:

@@ -20,17 +20,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from genbo.cli.errors import ArtifactRefused, Diverged, GenboError, OutOfMemory, UserMistake
 from genbo.cli.job.user_code import allowed, announce
-from genbo.cli.run.folder import (
-    Run,
-    Signals,
-    judges_in,
-    opened,
-    read_report,
-    read_status,
-    storage,
-    to_json,
-    without_secrets,
-)
+from genbo.cli.run.disk import storage
+from genbo.cli.run.folder import Run, opened
+from genbo.cli.run.job_digest import judges_in
+from genbo.cli.run.json_files import to_json
+from genbo.cli.run.redaction import without_secrets
+from genbo.cli.run.signals import Signals
+from genbo.cli.run.status import read_report, read_status
 from genbo.cli.stages.context import Work
 from genbo.cli.stages.progress import watch
 from genbo.cli.stages.provenance import on_what

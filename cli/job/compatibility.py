@@ -13,7 +13,7 @@ from typing import Any
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.job import NO_PROMPT, Job, Kind
 from genbo.cli.job.yaml_nodes import Node
-from genbo.cli.run.folder import sha256_of
+from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.teacher import Lesson
 from genbo.schedules.schedule import divided
 

@@ -20,7 +20,10 @@ from markupsafe import Markup
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.report import chart, number_format
 from genbo.cli.report.summary import shape_in_words
-from genbo.cli.run.folder import read_report, to_yaml, words_in, write_atomic
+from genbo.cli.run.atomic import write_atomic
+from genbo.cli.run.job_file import to_yaml
+from genbo.cli.run.status import read_report
+from genbo.cli.run.tensors import words_in
 
 if TYPE_CHECKING:
     from torch import Tensor

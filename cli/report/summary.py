@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job import catalog
 from genbo.cli.report import number_format, root_words
-from genbo.cli.run.folder import SCHEMA, version
+from genbo.cli.run.layout import SCHEMA
+from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
     import torch

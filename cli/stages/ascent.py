@@ -8,7 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
-from genbo.cli.run.folder import Checkpoint, fault, kinds, strict
+from genbo.cli.run.checkpoints import Checkpoint
+from genbo.cli.run.faults import fault
+from genbo.cli.run.json_files import strict
+from genbo.cli.run.loop_state import kinds
 from genbo.cli.stages.context import Work, conclude, counted, counting, judges_said, names_of, time_left
 
 if TYPE_CHECKING:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Preempted
-from genbo.cli.run.folder import Run, Signals, fault, folder_in_place, strict, version, without_secrets, write_json
+from genbo.cli.run.atomic import folder_in_place
+from genbo.cli.run.faults import fault
+from genbo.cli.run.folder import Run
+from genbo.cli.run.json_files import strict, write_json
+from genbo.cli.run.redaction import without_secrets
+from genbo.cli.run.signals import Signals
+from genbo.cli.run.versions import version
 from genbo.cli.stages.progress import Quiet
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import Diverged
 from genbo.cli.report import number_format
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import read_tensors, words_in, write_tensors
+from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 from genbo.cli.stages.context import Work, judges_said
 
 if TYPE_CHECKING:

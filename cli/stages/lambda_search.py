@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import fault, strict
+from genbo.cli.run.faults import fault
+from genbo.cli.run.json_files import strict
 from genbo.cli.stages.context import Work, conclude, counted, time_left
 from genbo.cli.stages.finetuning import tuned_weights
 
@@ -347,7 +348,7 @@ def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:
 
 def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:
     """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
-    from genbo.cli.run.folder import write_tensors
+    from genbo.cli.run.tensors import write_tensors
     from genbo.cli.stages.holdout import POINTS, is_picture
 
     x = banks[0].x

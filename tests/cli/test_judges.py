@@ -18,7 +18,7 @@ from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.job.schema import job_schema
 from genbo.cli.plan.counts import plan
 from genbo.cli.report import html, summary
-from genbo.cli.run.folder import digest_of
+from genbo.cli.run.job_digest import digest_of
 from genbo.rewards import bundled
 
 MODEL: dict[str, Any] = {"kind": "mixture", "sampler": {"kind": "ddim", "steps": 5}, "batch": 16}

@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
         name, nth = point.split(":")
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
-        monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+        monkeypatch.setattr("genbo.cli.run.faults._passed", {})
         with pytest.raises(Preempted):
             genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True

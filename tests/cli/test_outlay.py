@@ -370,7 +370,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_begun_before_is_ended(job: dict[str, Any], point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backwards are not known, and so not said: what is left of the run has too few of them."""
     monkeypatch.setenv("GENBO_FAULT", point.replace(":", ":term:"))
-    monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+    monkeypatch.setattr("genbo.cli.run.faults._passed", {})
     with monkeypatch.context() as before:
         as_before(before)
         with pytest.raises(Preempted):

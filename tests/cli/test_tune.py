@@ -206,7 +206,7 @@ def test_minutes_end_the_climb_and_the_rest_is_done(workplace: Path) -> None:
 def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that failed in its third step."""
     with monkeypatch.context() as patch:
-        patch.setattr("genbo.cli.run.folder._passed", {})
+        patch.setattr("genbo.cli.run.faults._passed", {})
         patch.setenv("GENBO_FAULT", "step.computed:raise:3")
         with pytest.raises(RuntimeError):
             tune.tune("job.yaml").result()
