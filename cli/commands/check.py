@@ -47,7 +47,7 @@ def run(
 
 def _look_at_data(job: Job) -> None:
     """Raises `ArtifactRefused` where the images of `data:` cannot be read, or are not what the network can learn."""
-    from genbo.cli.commands.tune import named
+    from genbo.cli.stages.endings import named
 
     if job.data is None:
         return

@@ -224,7 +224,7 @@ def scored(
     """What `--json` prints, with a row for each image."""
     import torch
 
-    from genbo.cli.commands.tune import named as as_ends
+    from genbo.cli.stages.endings import named as as_ends
 
     with as_ends(), torch.no_grad():
         place, rows = place_of(device), {}

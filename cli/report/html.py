@@ -284,7 +284,7 @@ def drawn(document: Document, evaluation: Path | None) -> tuple[list[Picture], t
     places = [evaluation / f"{name}.safetensors" for name in ("start", "tuned")]
     if not all(place.is_file() for place in places):
         return [], None
-    from genbo.cli.stages.holdout import shown_samples
+    from genbo.cli.report.held_out_side import shown_samples
 
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:

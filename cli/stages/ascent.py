@@ -12,7 +12,8 @@ from genbo.cli.run.checkpoints import Checkpoint
 from genbo.cli.run.faults import fault
 from genbo.cli.run.json_files import strict
 from genbo.cli.run.loop_state import kinds
-from genbo.cli.stages.context import Work, conclude, counted, counting, judges_said, names_of, time_left
+from genbo.cli.stages.context import Work, counting, judges_said, names_of, time_left
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,8 +17,9 @@ from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.run.chunk_cache import Kept
 from genbo.cli.run.faults import fault
 from genbo.cli.run.json_files import strict
-from genbo.cli.stages.context import Work, conclude, counted, time_left
+from genbo.cli.stages.context import Work, time_left
 from genbo.cli.stages.finetuning import tuned_weights
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
@@ -348,8 +349,8 @@ def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:
 
 def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:
     """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
+    from genbo.cli.report.held_out_side import POINTS, is_picture
     from genbo.cli.run.tensors import write_tensors
-    from genbo.cli.stages.holdout import POINTS, is_picture
 
     x = banks[0].x
     assert x is not None

@@ -15,8 +15,9 @@ from genbo.bilevel.tunables.guidance import Guidance
 from genbo.cli.commands import tune
 from genbo.cli.errors import Diverged
 from genbo.cli.job.job import read_job
+from genbo.cli.report.held_out_side import Side
 from genbo.cli.stages.build import assemble
-from genbo.cli.stages.holdout import Side, evaluate_side
+from genbo.cli.stages.holdout import evaluate_side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

@@ -15,7 +15,7 @@ from genbo.cli.commands import show
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report.held_out_side import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
