@@ -9,13 +9,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from genbo.cli.run.disk import FULL, error_number, no_space
 from genbo.cli.run.faults import fault
-
-if TYPE_CHECKING:
-    pass
 
 
 def sync_folder(path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.run.atomic import sync_folder, write_new
 from genbo.cli.run.faults import fault
-from genbo.cli.run.journal import intact_lines
+from genbo.cli.run.journal import Mark, intact_lines
 from genbo.cli.run.json_files import to_json
-from genbo.cli.run.layout import ENVIRONMENT, MANIFEST, SCHEMA, STEPS, TENSORS, WORDS
+from genbo.cli.run.layout import ENVIRONMENT, MANIFEST, STEPS, TENSORS, WORDS
 from genbo.cli.run.loop_state import kinds, state_of, tensors_of
-from genbo.cli.run.manifest import Corrupt, manifest_of, read_verified, step_name
+from genbo.cli.run.manifest import FORMAT, Corrupt, manifest_of, read_verified, step_name
 
 if TYPE_CHECKING:
     from genbo.bilevel.loop import State
@@ -31,18 +31,20 @@ KEEP = 2  # checkpoints, counting only those whose hashes hold
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that it takes to go on: the loop's state, the journal up to it, and the time spent so far."""
+    """What it takes to go on beside the journal: the state of the loop, how far the journal was, the time so far."""
 
     state: State
-    steps: bytes
+    journal: Mark
     elapsed_s: float
+    copy: bytes | None = None  # the journal itself, which checkpoints of format 1 hold
 
 
 def words_of(checkpoint: Checkpoint) -> Document:
     state = checkpoint.state
     return {
-        "schema": SCHEMA,
+        "schema": FORMAT,
         "elapsed_s": checkpoint.elapsed_s,
+        "journal": vars(checkpoint.journal),
         "values": {name: getattr(state, name) for name, kind in kinds().items() if kind == "value"},
         "tensors": {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in tensors_of(state).items()},
     }
@@ -68,7 +70,7 @@ class Checkpoints:
 
         step = checkpoint.state.steps
         tensors = {k: v.detach().cpu().clone() for k, v in tensors_of(checkpoint.state).items()}  # none shared
-        files = {TENSORS: save(tensors), WORDS: to_json(words_of(checkpoint)), STEPS: checkpoint.steps}
+        files = {TENSORS: save(tensors), WORDS: to_json(words_of(checkpoint))}
         if self.environment is not None:
             files[ENVIRONMENT] = self.environment
         target, beside = (
@@ -138,6 +140,10 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest that holds; others are skipped and named. None where none was ever written."""
+        return next(self.intact(), None)
+
+    def intact(self) -> Iterator[Checkpoint]:
+        """Those that hold, the newest first; others are skipped and named. Raises where none is left of several."""
         self.skipped = []
         for folder in self.folders():
             try:
@@ -147,24 +153,26 @@ class Checkpoints:
                 continue
             if manifest["job"] != self.job:
                 raise UserMistake(f"{folder} belongs to another job; give this one an output of its own")
-            return self._open(folder, files)
+            yield self._open(folder, files)
         if self.skipped:
             named = ", ".join(str(p) for p in self.skipped)
             raise ArtifactRefused(f"no checkpoint is intact: {named}; start again with --overwrite")
-        return None
 
     def _open(self, folder: Path, files: Mapping[str, bytes]) -> Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        for name in (TENSORS, WORDS, STEPS):
+        for name in (TENSORS, WORDS):
             if name not in files:
                 raise ArtifactRefused(f"{folder / MANIFEST} does not list {name}")
+        copy = files.get(STEPS)
         try:
             words, tensors = json.loads(files[WORDS]), load(files[TENSORS])
-        except (ValueError, SafetensorError) as problem:
+            mark = Mark(**words["journal"]) if copy is None else Mark.of(intact_lines(copy))
+        except (ValueError, KeyError, TypeError, SafetensorError) as problem:
             raise ArtifactRefused(f"{folder} holds hashes but not its own format: {problem}") from problem
         state = state_of(words, tensors, folder)
-        if len(intact_lines(files[STEPS])) != state.steps:
-            raise ArtifactRefused(f"{folder / STEPS} does not hold the {state.steps} steps that {WORDS} speaks of")
-        return Checkpoint(state, files[STEPS], words["elapsed_s"])
+        if mark.lines != state.steps:
+            where = folder / (WORDS if copy is None else STEPS)
+            raise ArtifactRefused(f"{where} has {mark.lines} steps of the journal, not the {state.steps} of the state")
+        return Checkpoint(state, mark, words["elapsed_s"], copy)

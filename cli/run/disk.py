@@ -9,12 +9,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from genbo.cli.errors import GenboError, StorageFailed
-
-if TYPE_CHECKING:
-    pass
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BROKEN = {errno.EIO, errno.EROFS, errno.EXDEV, errno.ENODEV, errno.ESTALE}

@@ -5,10 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 _passed: dict[str, int] = {}
 

@@ -2,12 +2,12 @@
 most.
 
     runs/x/ lock  status.json  job.yaml  environment.json  steps.jsonl
-            ckpt/step-000012/ {state.safetensors, state.json, steps.jsonl, MANIFEST.json}
+            ckpt/step-000012/ {state.safetensors, state.json, environment.json, MANIFEST.json}
             evaluation/ {start, tuned}.safetensors    tuned/    report.html    report.json
 
 Every file is written beside its place, synced and renamed; a checkpoint is read again by its hashes before
-an older one goes. A checkpoint carries the journal up to its own step, so that it stands alone. Nothing
-here is pickled.
+an older one goes. A checkpoint knows the length and the hash of the journal up to its own step, and does not count
+where the journal does not hold these lines. Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.run.atomic import is_plain_file
-from genbo.cli.run.checkpoints import Checkpoints
+from genbo.cli.run.checkpoints import Checkpoint, Checkpoints
 from genbo.cli.run.disk import storage
 from genbo.cli.run.faults import fault
 from genbo.cli.run.job_digest import differing, digest_of, flat, judges_in
@@ -36,9 +36,6 @@ from genbo.cli.run.manifest import Corrupt, read_manifest
 from genbo.cli.run.seals import read_sealed, sha256_of, write_sealed
 from genbo.cli.run.status import read_status
 from genbo.cli.run.tensors import words_in
-
-if TYPE_CHECKING:
-    pass
 
 Document = dict[str, Any]
 
@@ -86,6 +83,18 @@ class Run:
         before, now = (dict(flat({**said, "judges": None})) for said in (kept, environment))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
+
+    def last_safe_point(self) -> Checkpoint | None:
+        """The newest checkpoint that holds, and the journal cut back to it; None where none was ever written."""
+        for found in self.checkpoints.intact():
+            if self.journal.restore(found.journal):
+                return found
+            if found.copy is not None:
+                self.journal.replace(found.copy)
+                return found
+            if self.journal.path not in self.checkpoints.skipped:
+                self.checkpoints.skipped.append(self.journal.path)
+        return None
 
     def close(self) -> None:
         self.journal.close()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.run.json_files import strict
 from genbo.cli.run.redaction import without_secrets
 from genbo.cli.run.seals import sha256
-
-if TYPE_CHECKING:
-    pass
 
 Document = dict[str, Any]
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import is_plain_file, write_atomic
 from genbo.cli.run.json_files import strict
 from genbo.cli.run.layout import JOB
 from genbo.cli.run.seals import sha256
-
-if TYPE_CHECKING:
-    pass
 
 Document = dict[str, Any]
 

@@ -6,13 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 
 def strict(value: Any) -> Any:

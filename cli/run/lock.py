@@ -10,15 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.run.atomic import is_plain_file
 from genbo.cli.run.disk import BROKEN, FULL
 from genbo.cli.run.layout import LOCK
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.json_files import to_json
-from genbo.cli.run.layout import MANIFEST, SCHEMA
+from genbo.cli.run.layout import MANIFEST
 from genbo.cli.run.seals import sha256
 from genbo.cli.run.versions import version
 
-if TYPE_CHECKING:
-    pass
-
 Document = dict[str, Any]
+FORMAT = 2  # of the checkpoints that are written
+READABLE = (1, 2)  # those of format 1 hold a copy of the journal
 
 
 def step_name(step: int) -> str:
@@ -30,7 +29,7 @@ class Corrupt(Exception):
 def manifest_of(files: Mapping[str, bytes], job: str, step: int, parent: int | None) -> Document:
     described = {name: {"sha256": sha256(data), "bytes": len(data)} for name, data in files.items()}
     manifest = {
-        "schema": SCHEMA,
+        "schema": FORMAT,
         "genbo": version(),
         "job": job,
         "step": step,
@@ -50,10 +49,10 @@ def read_manifest(folder: Path) -> Document:
         raise Corrupt(folder / MANIFEST) from problem
     if not genuine or folder.name != step_name(manifest.get("step", -1)):
         raise Corrupt(folder / MANIFEST)
-    if manifest["schema"] != SCHEMA:
+    if manifest["schema"] not in READABLE:
         raise ArtifactRefused(
             f"{folder} was written by genbo {manifest['genbo']} in format {manifest['schema']}; "
-            f"this genbo reads format {SCHEMA}: go on with that version"
+            f"this genbo reads formats up to {FORMAT}: go on with that version"
         )
     return dict(manifest)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.run.atomic import is_plain_file
 from genbo.cli.run.json_files import strict, to_json, write_json
-
-if TYPE_CHECKING:
-    pass
 
 Document = dict[str, Any]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genbo.cli.run.atomic import is_plain_file
 from genbo.cli.run.layout import REPORT, STATUS
 from genbo.cli.run.seals import read_sealed, sha256
-
-if TYPE_CHECKING:
-    pass
 
 Document = dict[str, Any]
 

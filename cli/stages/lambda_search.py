@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.run.chunk_cache import Kept
 from genbo.cli.run.faults import fault
+from genbo.cli.run.journal import Mark
 from genbo.cli.run.json_files import strict
 from genbo.cli.stages.context import Work, time_left
 from genbo.cli.stages.finetuning import tuned_weights
@@ -79,7 +80,7 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
     from genbo.cli.report.lambda_summary import label, record_of
 
     run, a = work.run, work.assembled
-    run.journal.restore(b"")  # rounds are read again from their banks, and said again
+    run.journal.restore(Mark())  # rounds are read again from their banks, and said again
     work.screen.begin([])
     work.stop_if_asked()
     for number, now in enumerate(rounds(work, kept)):
@@ -93,7 +94,7 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
         work.screen.step(strict(record), left)
         if now.after in ("bridge", "more"):
             work.screen.note(now.reason)
-        yield run.journal.records[-1]
+        yield run.journal.last
         work.stop_if_asked()
     return now
 

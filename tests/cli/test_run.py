@@ -22,11 +22,11 @@ from genbo.cli.run.atomic import folder_in_place, write_new
 from genbo.cli.run.checkpoints import Checkpoint, Checkpoints
 from genbo.cli.run.disk import storage
 from genbo.cli.run.job_digest import digest_of
-from genbo.cli.run.journal import Journal, read_journal
+from genbo.cli.run.journal import Journal, Mark, read_journal
 from genbo.cli.run.json_files import to_json, write_json
-from genbo.cli.run.layout import MANIFEST, SCHEMA, STEPS, TENSORS, WORDS
+from genbo.cli.run.layout import MANIFEST, TENSORS, WORDS
 from genbo.cli.run.loop_state import kinds, tensors_of
-from genbo.cli.run.manifest import manifest_of
+from genbo.cli.run.manifest import FORMAT, manifest_of
 from genbo.cli.run.redaction import without_secrets
 from genbo.cli.run.seals import sha256
 from genbo.cli.run.tensors import read_tensors, write_tensors
@@ -51,8 +51,8 @@ def checkpoint(step: int) -> Checkpoint:
         wasted=1,
         cost={"denoiser_calls": 10 * step},
     )
-    lines = b"".join(to_json({"step": k}, indent=None) for k in range(step))
-    return Checkpoint(state, lines, 1.5 * step)
+    lines = [to_json({"step": k}, indent=None) for k in range(step)]
+    return Checkpoint(state, Mark.of(lines), 1.5 * step)
 
 
 def checkpoints(path: Path, *steps: int) -> Checkpoints:
@@ -75,7 +75,7 @@ def test_a_checkpoint_reads_back_equal(tmp_path: Path) -> None:
     found = checkpoints(tmp_path / "ckpt", 1).newest()
     assert found is not None
     assert equal(found.state, checkpoint(1).state)
-    assert (found.steps, found.elapsed_s) == (b'{"step": 0}\n', 1.5)
+    assert (found.journal, found.elapsed_s) == (Mark.of([b'{"step": 0}\n']), 1.5)
 
 
 def test_two_verified_are_kept_and_junk_is_not_counted(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_two_verified_are_kept_and_junk_is_not_counted(tmp_path: Path) -> None:
     assert len(kept.skipped) == 5
 
 
-FILES = (TENSORS, WORDS, STEPS, MANIFEST)
+FILES = (TENSORS, WORDS, MANIFEST)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -138,7 +138,7 @@ def test_none_left_is_refused_and_named(tmp_path: Path) -> None:
 
 def forge(path: Path, change) -> None:  # type: ignore[no-untyped-def]
     """A checkpoint whose hashes hold, but whose tensors are not what they should be."""
-    files = {name: (path / name).read_bytes() for name in FILES[:3]}
+    files = {name: (path / name).read_bytes() for name in FILES[:2]}
     tensors = dict(load(files[TENSORS]))
     change(tensors)
     files[TENSORS] = save(tensors)
@@ -172,7 +172,7 @@ def test_no_field_of_the_state_is_ever_left_at_its_default(tmp_path: Path, name:
     """A state that a later loop has grown by a field must not be restored without it."""
     kept = checkpoints(tmp_path / "ckpt", 1)
     path = tmp_path / "ckpt" / "step-000001"
-    files = {file: (path / file).read_bytes() for file in FILES[:3]}
+    files = {file: (path / file).read_bytes() for file in FILES[:2]}
     words, tensors = json.loads(files[WORDS]), dict(load(files[TENSORS]))
     if kinds()[name] == "tensors":
         return  # may be empty: an optimizer need not remember anything
@@ -191,7 +191,7 @@ def test_a_newer_format_says_who_wrote_it(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path / "ckpt", 1)
     place = tmp_path / "ckpt" / "step-000001" / MANIFEST
     manifest = {k: v for k, v in json.loads(place.read_text()).items() if k != "sha256"}
-    manifest |= {"schema": SCHEMA + 1, "genbo": "9.9"}
+    manifest |= {"schema": FORMAT + 1, "genbo": "9.9"}
     place.write_bytes(to_json({**manifest, "sha256": sha256(to_json(manifest))}))
     with pytest.raises(ArtifactRefused, match=r"written by genbo 9\.9"):
         kept.newest()
