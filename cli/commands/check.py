@@ -47,7 +47,7 @@ def run(
 
 def _look_at_data(job: Job) -> None:
     """Raises `ArtifactRefused` where the images of `data:` cannot be read, or are not what the network can learn."""
-    from genbo.cli.commands.tune import named
+    from genbo.cli.stages.endings import named
 
     if job.data is None:
         return
@@ -61,7 +61,7 @@ def show(job: Job) -> None:
     """The resolved job as YAML, then the plan as a table."""
     from rich.console import Console
 
-    from genbo.cli.run.folder import to_yaml
+    from genbo.cli.run.job_file import to_yaml
 
     console = Console(soft_wrap=True)
     console.print("Job", style="bold")

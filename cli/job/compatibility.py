@@ -17,7 +17,7 @@ from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
-from genbo.cli.run.folder import sha256_of
+from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.teacher import Lesson
 from genbo.schedules.schedule import divided
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Law
     from genbo.bilevel.verdict import Comparison
-    from genbo.cli.stages.finetuning import Weights
+    from genbo.cli.report.tuned_weights import Weights
 
 Document = dict[str, Any]
 EXACT = 1e-11  # the relative width of an interval that is numerical alone

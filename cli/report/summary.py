@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job import catalog
 from genbo.cli.report import number_format, root_words
-from genbo.cli.run.folder import SCHEMA, version
+from genbo.cli.run.layout import SCHEMA
+from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from genbo.bilevel.problem import Problem
     from genbo.bilevel.root_estimate import Answer
     from genbo.bilevel.verdict import Comparison
+    from genbo.cli.report.held_out_side import Side
     from genbo.cli.report.lambda_summary import Searched
-    from genbo.cli.stages.holdout import Side
 
 Document = dict[str, Any]
 CLEAR = 2.0  # standard errors from which a gradient is told from noise

@@ -8,8 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
-from genbo.cli.run.folder import Checkpoint, fault, kinds, strict
-from genbo.cli.stages.context import Work, conclude, counted, counting, judges_said, names_of, time_left
+from genbo.cli.run.checkpoints import Checkpoint
+from genbo.cli.run.faults import fault
+from genbo.cli.run.journal import Mark
+from genbo.cli.run.json_files import strict
+from genbo.cli.run.loop_state import kinds
+from genbo.cli.stages.context import Work, counting, judges_said, names_of, time_left
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +77,7 @@ def climb(work: Work) -> Generator[Document, None, Checkpoint]:
             break
         fault("step.computed")
         last = keep(work, step, time.monotonic() - began)
-        yield run.journal.records[-1]
+        yield run.journal.last
         work.stop_if_asked()
     return last
 
@@ -82,17 +87,17 @@ def where_it_stood(work: Work) -> Checkpoint:
     from genbo.bilevel.loop import begin
 
     run, problem = work.run, work.assembled.problem
-    found = run.checkpoints.newest()
+    found = run.last_safe_point()
     for file in run.checkpoints.skipped:
         work.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
     first = begin(problem)
     if found is None:
-        found = Checkpoint(first, b"", 0.0)
+        run.journal.restore(Mark())
+        found = Checkpoint(first, Mark(), 0.0)
     for name in (name for name, kind in kinds().items() if kind == "tensor"):
         has, wanted = getattr(found.state, name).shape, getattr(first, name).shape
         if has != wanted:
             raise ArtifactRefused(f"the checkpoint's tensor {name!r} is {tuple(has)}, not {tuple(wanted)}")
-    run.journal.restore(found.steps)
     return found
 
 
@@ -101,7 +106,7 @@ def keep(work: Work, step: TuningStep, elapsed_s: float) -> Checkpoint:
     run, names = work.run, names_of(work.assembled)
     record = record_of(step, work.assembled, names, elapsed_s)
     run.journal.append(record)
-    last = Checkpoint(step.state, run.journal.data, elapsed_s)
+    last = Checkpoint(step.state, run.journal.mark, elapsed_s)
     run.checkpoints.save(last)
     run.last_step = step.state.steps
     text = f"step {run.last_step} of {work.assembled.budget.steps}"

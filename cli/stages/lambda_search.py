@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import fault, strict
-from genbo.cli.stages.context import Work, conclude, counted, time_left
+from genbo.cli.run.faults import fault
+from genbo.cli.run.journal import Mark
+from genbo.cli.run.json_files import strict
+from genbo.cli.stages.context import Work, time_left
 from genbo.cli.stages.finetuning import tuned_weights
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
@@ -78,7 +81,7 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
     from genbo.cli.report.lambda_summary import label, record_of
 
     run, a = work.run, work.assembled
-    run.journal.restore(b"")  # rounds are read again from their banks, and said again
+    run.journal.restore(Mark())  # rounds are read again from their banks, and said again
     work.screen.begin([])
     work.stop_if_asked()
     for number, now in enumerate(rounds(work, kept)):
@@ -92,7 +95,7 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
         work.screen.step(strict(record), left)
         if now.after in ("bridge", "more"):
             work.screen.note(now.reason)
-        yield run.journal.records[-1]
+        yield run.journal.last
         work.stop_if_asked()
     return now
 
@@ -341,8 +344,8 @@ def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:
 def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:
     """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
     from genbo.bilevel.regularization.context import LawContext
-    from genbo.cli.run.folder import write_tensors
-    from genbo.cli.stages.holdout import POINTS, is_picture
+    from genbo.cli.report.held_out_side import POINTS, is_picture
+    from genbo.cli.run.tensors import write_tensors
 
     x = banks[0].x
     assert x is not None

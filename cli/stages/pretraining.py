@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import fault, read_tensors, words_in, write_tensors
+from genbo.cli.run.faults import fault
+from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 from genbo.cli.stages.context import Work
 
 if TYPE_CHECKING:

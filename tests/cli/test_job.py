@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import Job, JobMistakes, read_job
-from genbo.cli.run.folder import to_yaml
+from genbo.cli.run.job_file import to_yaml
 
 WORLD: dict[str, Any] = {
     "version": 1,

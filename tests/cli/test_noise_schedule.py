@@ -15,7 +15,7 @@ from genbo.cli.commands import show
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report.held_out_side import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
         name, nth = point.split(":")
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
-        monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+        monkeypatch.setattr("genbo.cli.run.faults._passed", {})
         with pytest.raises(Preempted):
             genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True
