@@ -214,6 +214,9 @@ class NoiseSchedule(TunableDefaults):
         sizes = [(name, links[name].size) for name in self.tuned]
         return [name if size == 1 else f"{name}_{k + 1}" for name, size in sizes for k in range(size)]
 
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"curve": self.curve(phi)}
+
     def curve(self, phi: Tensor) -> list[list[float]]:
         """Time and log-SNR along the schedule at phi (P,)."""
         import torch
