@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo import schedules
-from genbo.diffusion.models._folder import class_names, components, is_network, part_of
+from genbo.diffusion.pipeline_folder import class_names, components, is_network, part_of
 from genbo.diffusion.refused import Refused
 from genbo.schedules.link import Interval
 

@@ -22,8 +22,8 @@ from genbo.cli.errors import ArtifactRefused
 from genbo.cli.job import catalog
 from genbo.cli.job.user_code import Allowed
 from genbo.cli.job.yaml_nodes import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
+from genbo.diffusion.damage import names_in
 from genbo.diffusion.data import Data
-from genbo.diffusion.models._damage import names_in
 
 __all__ = ["Job", "JobMistakes", "Mistake", "read_job"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genbo.diffusion.models import _folder
+from genbo.diffusion import pipeline_folder
 from genbo.diffusion.models.diffusers import Diffusers
 
 
@@ -33,7 +33,7 @@ class Blackbox(Diffusers):
         return None
 
     def folder_mistakes(self, folder: Path) -> list[str]:
-        return _folder.folder_mistakes(folder, self.variant, any_class=True)
+        return pipeline_folder.folder_mistakes(folder, self.variant, any_class=True)
 
     def family(self, pipeline: str) -> str:
         return "_blackbox"

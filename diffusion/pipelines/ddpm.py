@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from genbo.diffusion.models._folder import class_names
+from genbo.diffusion.pipeline_folder import class_names
 from genbo.diffusion.pipelines._classes import labels
 from genbo.diffusion.pipelines._discrete import Discrete
 from genbo.diffusion.process import Condition
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DDPMModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> DDPMModel:
     """The pipeline as a `Model`."""
     return DDPMModel(pipeline, options)
 

@@ -16,11 +16,11 @@ from genbo.diffusion.pipelines._classes import labels
 from genbo.diffusion.pipelines._discrete import Discrete
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DiTModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> DiTModel:
     """The pipeline as a `Model`."""
     return DiTModel(pipeline, options)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genbo.diffusion.pipelines import _stops
+from genbo.diffusion import scheduler_stops
 
 if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
@@ -181,7 +181,7 @@ def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
 
 def steps_mistake(config: Mapping[str, Any], kind: str, steps: int, pipeline: str = "") -> str | None:
     """Why a scheduler of betas cannot stop so often, with the number to take; None where it can."""
-    return _stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps)
+    return scheduler_stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps)
 
 
 def tells_log_sigma(config: Mapping[str, Any], sampler: Sampler) -> bool:
