@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from genbo.diffusion.kinds import class_of
 from genbo.schedules.link import Interval
 from genbo.schedules.piecewise import read_betas, through
 
@@ -55,7 +55,7 @@ class NoiseSchedule:
 
     def shape(self) -> Family:
         """The family at its starting values."""
-        family: Any = getattr(import_module(f"genbo.schedules.{self.family}"), self.family.capitalize())
+        family: Any = class_of("genbo.schedules", self.family)
         if self.like:
             return through(read_betas(Path(self.like)), self.inner)
         if self.family == "piecewise":

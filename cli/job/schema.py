@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, create_model
 from genbo.cli.job import catalog
 from genbo.cli.job.job import BudgetJob
 from genbo.diffusion.data import Data
+from genbo.diffusion.kinds import class_name
 
 DIALECT = "http://json-schema.org/draft-07/schema#"  # what editors' YAML servers read
 Prompts = str | Annotated[list[str], MinLen(1)]
@@ -95,7 +96,7 @@ def _room(room: str, *, short: bool = True, **own: Any) -> Any:
 
 def _kind(room: str, kind: str, own: dict[str, Any]) -> type[BaseModel]:
     base = catalog.model_of(room, kind)
-    name = "".join(part.capitalize() for part in (room, *kind.split("_"), *own))
+    name = "".join(map(class_name, (room, kind))) + "".join(part.capitalize() for part in own)
     entries: dict[str, Any] = {
         "kind": (Literal[kind], kind if catalog.DEFAULTS.get(room) == kind else ...),
         **own,
