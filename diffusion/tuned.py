@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from genbo.schedules.schedule import Schedule
 
 SCHEMA = 1
-SCHEDULES = "genbo.schedules"
+SCHEDULES, GUIDANCE = "genbo.schedules", "genbo.diffusion.guidance"
+CALLED = {"rescale": "guidance_rescale"}  # an option of a rule, as diffusers' pipelines call it
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
@@ -55,11 +56,9 @@ def beyond_diffusers(process: Process) -> list[str]:
     """
     model: Any = process.model
     if hasattr(model, "module"):
-        by = (
-            []
-            if kind_of(process.sampler) == "ddim"
-            else [f"DDIMPipeline draws by ddim, not by {kind_of(process.sampler)}"]
-        )
+        traits, kind = process.sampler.traits, kind_of(process.sampler)
+        same = traits.in_diffusers and traits.levels_of == "ddim"
+        by = [] if same else [f"DDIMPipeline draws by ddim, not by {kind}"]
         return [*by, *(["its call takes no class"] if model.classes else [])]
     if not hasattr(model, "pipeline"):
         return []
@@ -80,15 +79,16 @@ def _beyond_guidance(said: Mapping[str, Any], names: Mapping[str, str], *, whole
     rule, told = said["guidance"], said.get("told", {})
     numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
     weights = rule["weight"] if isinstance(rule["weight"], list) else [rule["weight"]]
-    if rule["kind"] not in ("plain", "rescaled"):
+    known = class_of(GUIDANCE, rule["kind"]).traits.in_diffusers
+    if not known:
         yield f"it has no guidance of kind {rule['kind']}"
     for name, value in numbers.items():
         if isinstance(value, list):
             yield f"{name} changes from step to step"
     if min(weights) < 1 and not whole:
         yield f"at a guidance weight of {min(weights):g} diffusers draws without guidance, as at 1"
-    if rule["kind"] == "rescaled" and weights != [1] and "rescale" not in names:
-        yield "its call takes no guidance_rescale"
+    if known and weights != [1] and (untaken := sorted({*rule} - {"kind", "weight", *names})):
+        yield f"its call takes no {CALLED.get(untaken[0], untaken[0])}"
 
 
 def spoken(schedule: Schedule) -> dict[str, Any]:

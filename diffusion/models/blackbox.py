@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genbo.diffusion import pipeline_folder
+from genbo.diffusion import pipeline_folder, scheduler_settings
+from genbo.diffusion.kinds import kind_of
 from genbo.diffusion.models.diffusers import Diffusers
 
 
@@ -39,9 +40,10 @@ class Blackbox(Diffusers):
         return "_blackbox"
 
     def misfits(self, sampler: Any, rule: Any, tuned: frozenset[str]) -> Iterator[tuple[str, str]]:
-        for said in self.undrawable(sampler):
+        wrong = scheduler_settings.undrawn(sampler)
+        for said in [wrong] if wrong else self.undrawable(sampler):
             yield "sampler", said
-        if type(rule).__name__ != "Plain":
+        if kind_of(rule) != "plain":
             yield "guidance", "a black box guides by itself; write a number, or tune guidance"
         if strange := sorted(name for name in tuned if name != "guidance"):
             yield "tune", f"a black box can be tuned in guidance alone, not in {strange[0]}"

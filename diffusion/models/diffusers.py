@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion import bundled, damage, pipeline_folder, scheduler_settings
+from genbo.diffusion.kinds import kind_of
 from genbo.diffusion.pipeline_options import PipelineOptions
 from genbo.diffusion.tokens import readers_of
 
@@ -115,20 +116,20 @@ class Diffusers(PipelineOptions):
 
     def undrawable(self, sampler: Any) -> Iterator[str]:
         """Why this sampler cannot draw from the folder: settings that it does not follow, steps that there are not."""
-        folder, kind = self.folder, scheduler_settings.kind_of(sampler)
+        folder, levels = self.folder, sampler.traits.levels_of
         if folder is None:
             return
         config = pipeline_folder.scheduler_of(folder)
-        if scheduler_settings.is_flow(config) and kind != "euler":
-            yield f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        if scheduler_settings.is_flow(config) and (wrong := scheduler_settings.no_flow(sampler)):
+            yield wrong
             return
-        if kind not in scheduler_settings.CLASSES:
-            yield scheduler_settings.unserved(kind)
+        if levels is None:
+            yield scheduler_settings.unserved(kind_of(sampler))
             return
         yield from self._unfollowed(config, sampler)
         pipeline = str(pipeline_folder.config_of(folder, "", "model_index.json").get("_class_name"))
         if not scheduler_settings.is_flow(config) and (
-            said := scheduler_settings.steps_mistake(config, kind, sampler.steps, pipeline)
+            said := scheduler_settings.steps_mistake(config, levels, sampler.steps, pipeline, kind_of(sampler))
         ):
             yield said
 

@@ -88,11 +88,13 @@ class BlackboxModel(PipelineModel):
 
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """The sampler's kind with the pipeline's own settings; a flow model keeps the kind that it has."""
+        if wrong := scheduler_settings.undrawn(sampler):
+            raise Refused(f"sampler: {wrong}")
         own = self.pipeline.scheduler
         config = {**own.config, **settings}
         if "beta_schedule" in config and not config.get("use_flow_sigmas"):
             return as_loaded(self.pipeline, of_betas(given(own, **settings), sampler))
-        if type(sampler).__name__ != "Euler":
+        if sampler.traits.levels_of != "euler":
             raise Refused(f"sampler: this pipeline's {type(own).__name__} has no betas; write sampler: {{kind: euler}}")
         return type(own).from_config(config)
 
@@ -109,7 +111,7 @@ class BlackboxModel(PipelineModel):
             "num_inference_steps": process.steps,
             "output_type": "pt",
             **self._guided(weights),
-            "eta": getattr(process.sampler, "eta", None),
+            **process.sampler.traits.call(process.sampler),
             "height": self.options.height,
             "width": self.options.width,
             "negative_prompt": self._negative(len(batch)),

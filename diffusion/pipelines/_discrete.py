@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from genbo.diffusion import scheduler_settings
+from genbo.diffusion.kinds import kind_of
 from genbo.diffusion.pipelines._pipeline import PipelineModel, as_loaded, refuse_unknown
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
@@ -128,8 +129,8 @@ class Discrete(PipelineModel):
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """diffusers' scheduler for a sampler's kind, with the pipeline's own settings, or others."""
         config = given(self.pipeline.scheduler, **settings)
-        if (kind := scheduler_settings.kind_of(sampler)) not in scheduler_settings.CLASSES:
-            raise Refused(f"sampler: {scheduler_settings.unserved(kind)}")
+        if sampler.traits.levels_of is None:
+            raise Refused(f"sampler: {scheduler_settings.unserved(kind_of(sampler))}")
         if wrong := scheduler_settings.mistakes(config, sampler):
             raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
         found = as_loaded(self.pipeline, of_betas(config, sampler))
@@ -146,7 +147,7 @@ def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
     """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
     import diffusers
 
-    cls = getattr(diffusers, scheduler_settings.CLASSES[scheduler_settings.kind_of(sampler)])
+    cls = getattr(diffusers, scheduler_settings.CLASSES[str(sampler.traits.levels_of)])
     try:
         return cls.from_config(scheduler_settings.made_of(config, sampler))
     except (ValueError, NotImplementedError, ImportError) as error:
@@ -170,8 +171,8 @@ def given(scheduler: Any, **settings: Any) -> dict[str, Any]:
 
 def stopping(scheduler: Any, sampler: Sampler) -> None:
     """Set to a sampler's steps, each of which leads from one level to a cleaner one; `Refused` where it cannot be."""
-    kind, steps = scheduler_settings.kind_of(sampler), sampler.steps
-    if reason := scheduler_settings.steps_mistake(scheduler.config, kind, steps):
+    levels, steps = str(sampler.traits.levels_of), sampler.steps
+    if reason := scheduler_settings.steps_mistake(scheduler.config, levels, steps, sampler=kind_of(sampler)):
         raise Refused(f"sampler: {reason}")
     fewer = (
         f"sampler: this scheduler's settings leave no {steps} levels to stop at; take other settings, or other steps"

@@ -48,9 +48,8 @@ class Flow(PipelineModel):
 
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """The pipeline's scheduler once more, with other settings."""
-        kind = type(sampler).__name__.lower()
-        if kind != "euler":
-            raise Refused(f"sampler: a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}")
+        if (reason := scheduler_settings.no_flow(sampler)) is not None:
+            raise Refused(f"sampler: {reason}")
         own = self.pipeline.scheduler
         config = {**own.config, "_class_name": scheduler_settings.FLOW, **settings}
         if wrong := scheduler_settings.mistakes(config, sampler):

@@ -74,7 +74,7 @@ class PipelineModel:
 
     def prompted(self, sampler: Sampler) -> str | None:
         """How the pipeline's own call takes a `prompt`, in Python; None where it cannot draw what genbo draws."""
-        return "prompt"
+        return "prompt" if sampler.traits.in_diffusers else None
 
     @property
     def channels(self) -> int:

@@ -19,4 +19,4 @@ class DDIMModel(DDPMModel):
     """The pipeline takes no scheduler but DDIM's."""
 
     takes_eta = True
-    drawn_by = ("Ddim",)
+    drawn_by = ("ddim",)

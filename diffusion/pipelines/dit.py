@@ -32,7 +32,7 @@ class DiTModel(Discrete):
 
     def prompted(self, sampler: Sampler) -> str | None:
         """diffusers' own call begins Euler from noise of variance 1, not sigma_max^2; it hands on no eta, no seeds."""
-        if type(sampler).__name__ == "Euler" or sampler.stochastic:
+        if not sampler.traits.in_diffusers or sampler.traits.levels_of == "euler" or sampler.stochastic:
             return None
         return f"class_labels={'pipeline.get_label_ids([prompt])' if self.pipeline.labels else '[int(prompt)]'}"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genbo.diffusion.models.gaussian import Gaussian
-from genbo.diffusion.process import Prediction, process_of
+from genbo.diffusion.process import Prediction, effective_weights, process_of
 from genbo.diffusion.samplers.ddim import Ddim
 
 STEPS, ROWS, SHAPE = 4, 3, (3, 8, 8)
@@ -26,7 +26,7 @@ def tables(rule) -> dict[str, Tensor]:
 
 def guided(rule, options: dict[str, Tensor], kind: str = "epsilon", rows: slice = slice(None)) -> Tensor:
     """The rule over STEPS steps for options (M, T): outputs (T, B, *shape). M is 1 or a row each."""
-    weights = rule.effective_weight(options)
+    weights = effective_weights(rule, options)
     state, outputs = None, []
     for i in range(STEPS):
         cond, uncond, x_t = (2 * normal(ROWS, *SHAPE, seed=10 * i + k)[rows] for k in range(3))
@@ -42,7 +42,7 @@ def guided(rule, options: dict[str, Tensor], kind: str = "epsilon", rows: slice 
 def test_weight_1_is_the_conditional_model(rule_class, kind):
     options = tables(rule_class())
     options["weight"] = torch.ones_like(options["weight"])
-    assert torch.equal(rule_class().effective_weight(options), options["weight"])
+    assert torch.equal(effective_weights(rule_class(), options), options["weight"])
     cond = torch.stack([2 * normal(ROWS, *SHAPE, seed=10 * i) for i in range(STEPS)])
     torch.testing.assert_close(guided(rule_class(), options, kind), cond, atol=1e-10, rtol=1e-10)
 
@@ -101,7 +101,7 @@ def test_both_predictions_have_derivatives(rule_class, kind):
 
     def along(cond: Tensor, uncond: Tensor, x_t: Tensor, state: Tensor) -> Tensor:
         predict = Prediction(kind, x_t, torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64))
-        kept = state if hasattr(rule_class(), "momentum") else None
+        kept = state if rule_class.traits.keeps_state else None
         output, kept = rule_class().combine(cond, uncond, here, predict, kept)
         return (output * weights).sum() + (0 if kept is None else (kept * weights).sum())
 
@@ -111,15 +111,11 @@ def test_both_predictions_have_derivatives(rule_class, kind):
 
 def test_the_plan_sees_the_weights_of_the_run(rule_class):
     rule, steps = rule_class(), 30
-    if not hasattr(rule, "effective_at"):
-        options = tables(rule)
-        assert torch.equal(rule.effective_weight(options), options["weight"]), "so the plan reads `weight` itself"
-        return
     for n in range(20):
         numbers = {name: value * (0.5 + 0.05 * n) for name, value in vars(rule).items()}
         table = {k: torch.full((1, steps), v, dtype=torch.float64) for k, v in numbers.items()}
-        planned = [rule.effective_at(i, steps, numbers) for i in range(steps)]
-        assert planned == pytest.approx(rule.effective_weight(table)[0].tolist(), abs=1e-10)
+        planned = [rule.effective_weight(numbers, i, steps) for i in range(steps)]
+        assert planned == pytest.approx(effective_weights(rule, table)[0].tolist(), abs=1e-10)
 
 
 def test_state_is_kept_for_momentum_alone(rule_class):
@@ -128,7 +124,7 @@ def test_state_is_kept_for_momentum_alone(rule_class):
     predict = Prediction("epsilon", one, one * 0.6, one * 0.8)
     here = {name: value[:, :1].reshape(AXES) for name, value in tables(rule).items()}
     _, state = rule.combine(one, 0 * one, here, predict, None)
-    assert (state is not None) == hasattr(rule, "momentum")
+    assert (state is not None) == rule.traits.keeps_state
 
 
 def test_precision_is_the_networks(rule_class):
