@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import Prediction, effective_weights, process_of
+from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.tuned import export, load
 
 STEPS, ROWS, SHAPE = 4, 3, (3, 8, 8)
 AXES = (-1, 1, 1, 1)
@@ -142,3 +146,34 @@ def test_two_equal_predictions_are_left_alone_and_do_not_divide_by_zero(rule_cla
     output, _ = rule_class().combine(one, one.detach(), here, predict, None)
     torch.testing.assert_close(output, one)
     assert torch.autograd.grad(output.sum(), one)[0].isfinite().all()
+
+
+# -- what it declares, and a pipeline ----------------------------------------------------------------------------------
+
+
+def test_what_switches_it_is_declared(rule_class):
+    """The plan counts network passes by `switches`: the options beside `weight` that move the weight in effect."""
+    options = tables(rule_class())
+    before = effective_weights(rule_class(), options)
+
+    def moves(name: str, factor: float) -> bool:
+        return not torch.equal(effective_weights(rule_class(), {**options, name: factor * options[name]}), before)
+
+    moved = {name for name in options if moves(name, 0.5) or moves(name, 0.9)}
+    assert moved - {"weight"} == set(rule_class.traits.switches)
+
+
+def test_it_draws_from_a_pipeline_and_again_from_its_tuned_folder(rule_class, tiny_sd, tmp_path):
+    """With another weight at each step, as tuning leaves it: `genbo.load` of the folder draws the same samples."""
+    model = Diffusers(pretrained=str(tiny_sd), device="cpu", dtype="fp32").open()
+    process = process_of(model, Ddim(steps=STEPS), rule_class(weight=[3.0, 2.0, 4.0, 1.5]))
+    batch = batch_of(("a red apple", "a dog"), 2, Seed(0))
+    with torch.no_grad():
+        drawn = sample(process, batch)
+    assert drawn.shape == (2, *model.shape) and drawn.isfinite().all()
+    export(process, tmp_path / "tuned", {})
+    again = load(tmp_path / "tuned", device="cpu", dtype="fp32").process
+    assert again.rule == process.rule
+    assert all(torch.equal(again.options[name], value) for name, value in process.options.items())
+    with torch.no_grad():
+        torch.testing.assert_close(sample(again, batch), drawn)
