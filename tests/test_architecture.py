@@ -19,7 +19,7 @@ PAGE = FILE.read_text(encoding="utf-8")
 START, END = "<!-- tree -->\n\n```text\n", "```\n\n<!-- end of tree -->"
 COLUMN, WIDTH = 30, 120
 IN_FULL = re.compile(r"(cli|bilevel)(/[^/]+)?|cli/job/sections")  # folders whose files have a line each
-WRITE = "write it with `GENBO_WRITE_PAGE=1 pytest tests/test_architecture.py`, then put the new lines into words"
+WRITE = "write it with `GENBO_WRITE_PAGE=1 pytest tests/test_architecture.py`, then shorten the new lines"
 
 
 def tracked() -> list[str]:
@@ -72,7 +72,7 @@ def first_sentence(place: str) -> str:
     if file.suffix != ".py" or not file.exists():
         return ""
     doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return doc.partition("\n")[0].removesuffix(".")
+    return doc.partition("\n")[0].partition(". ")[0].removesuffix(".")
 
 
 def tree(words: Mapping[str, str]) -> Iterator[str]:
@@ -95,7 +95,8 @@ def test_the_tree_is_that_of_the_repository():
 
 
 def test_every_line_says_what_the_place_is_for():
-    assert [place for place, words in written().items() if len(words) < 10] == []
+    empty = [place for place, words in written().items() if len(words) < 10]
+    assert empty == [], f"docs/architecture.md: say in a few words what {', '.join(empty)} is for"
 
 
 def contracts() -> dict[str, list[str]]:
