@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
-from genbo.cli.report import chart, number_format
+from genbo.cli.report import chart, lambda_chart, number_format
 from genbo.cli.report.summary import shape_in_words
 from genbo.cli.run.folder import read_report, to_yaml, words_in, write_atomic
 
@@ -240,9 +240,11 @@ def curves(document: Document) -> list[tuple[str, Markup]]:
         return []
     best = search["optimum"]
     start = document["phi"]["regularization"]["start"]
-    at = chart.Strength(best["lam"], best["interval"], start, best["kind"] == "interior")
+    at = lambda_chart.Strength(best["lam"], best["interval"], start, best["kind"] == "interior")
     named = (("r1", search["upper"]), ("r2", search["lower"]), ("kl", "KL from the pretrained model, nats"))
-    return [(name, chart.over_lambda(search["curve"], key, at, name=f"{name} over lambda")) for key, name in named]
+    return [
+        (name, lambda_chart.over_lambda(search["curve"], key, at, name=f"{name} over lambda")) for key, name in named
+    ]
 
 
 def reward_chart(document: Document) -> Markup:
