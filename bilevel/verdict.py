@@ -10,13 +10,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genbo.bilevel.interval import student_t
+from genbo.bilevel.interval import of_difference, over_prompts, student_t
+from genbo.bilevel.measured import MANY_PROMPTS, Measured
 from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
+
+Verdict = Literal["better", "no measurable difference", "worse"]
 
 
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -84,7 +88,7 @@ class Comparison:
         return self.shape.gained + self.shape.lost + self.shape.unchanged
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
 
@@ -177,3 +181,40 @@ def shape_of(means: Mapping[str, float], ruined: tuple[Ruined, ...] = ()) -> Sha
     gained, lost = sum(x > 0 for x in values), sum(x < 0 for x in values)
     worst = min(means.items(), key=lambda pair: pair[1])
     return Shape(gained, lost, len(values) - gained - lost, median(values), worst, ruined)
+
+
+def compare_laws(
+    start: Measured,
+    tuned: Measured,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    shared: bool,
+    fresh_prompts: bool,
+    reliable: bool,
+) -> Comparison:
+    """A number of two laws of which `samples` in all are known, each measured for every prompt, values (C,).
+
+    `shared`: both by the same samples. With fresh prompts the interval counts prompts, else samples; without samples,
+    of laws that are known exactly, it has no width. A single prompt gets an interval of its own only where the weights
+    are `reliable` at both laws and it has two samples or more.
+    """
+    gap = tuned.value - start.value
+    counts_prompts = fresh_prompts and len(gap) > 1  # it is to hold for prompts never seen
+    interval = over_prompts(gap) if counts_prompts else of_difference(start, tuned, shared=shared)
+    means = dict(zip(prompts, gap.tolist(), strict=True))
+    each = samples // len(prompts)
+    errors = _errors_of(start, tuned, prompts, shared) if reliable and each > 1 else {}
+    by_prompts = len(gap) >= (2 if fresh_prompts else MANY_PROMPTS)
+    counted = len(gap) if by_prompts else samples
+    gains = shape_of(means, ruined_of(means, {prompt: (error, each) for prompt, error in errors.items()}))
+    return Comparison(start.mean, tuned.mean, gap.mean().item(), interval, samples, counted, gains)
+
+
+def _errors_of(start: Measured, tuned: Measured, prompts: Sequence[str], shared: bool) -> dict[str, float]:
+    """The standard error of each prompt's gain."""
+    if shared:
+        squares = (tuned - start).influence.square().sum(1)
+    else:
+        squares = start.influence.square().sum(1) + tuned.influence.square().sum(1)
+    return dict(zip(prompts, squares.sqrt().tolist(), strict=True))

@@ -500,7 +500,7 @@ def _warnings(job: Job) -> Iterator[str]:
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
     elif job.left_out:
-        from genbo.cli.report.summary import overlap
+        from genbo.cli.report.words import overlap
 
         yield overlap(job.left_out)
     elif not job.held_out_is_fresh_prompts:

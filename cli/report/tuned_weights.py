@@ -11,6 +11,8 @@ from genbo.cli.report import number_format
 if TYPE_CHECKING:
     from genbo.bilevel.verdict import Comparison
     from genbo.cli.report.held_out_side import Side
+    from genbo.cli.report.records import Remark
+    from genbo.cli.report.records_search import WeightsRow
     from genbo.diffusion.process import Process
 
 Document = dict[str, Any]
@@ -59,9 +61,10 @@ class Weights:
         before, after = (self.scores(self.at(f), level) for f in (other, factor))
         return compare(before, after, self.prompts, fresh_prompts=self.fresh_prompts)
 
-    def document(self) -> list[Document]:
+    def document(self) -> list[WeightsRow]:
         """The key `weights` of `report.json`: a row a law, against the pretrained model."""
-        from genbo.cli.report.summary import plain
+        from genbo.cli.report.comparison import row_of
+        from genbo.cli.report.records_search import WeightsRow
 
         rows = []
         for law in self.laws:
@@ -70,15 +73,15 @@ class Weights:
                 row |= {"kl": law.kl[0], "kl_se": law.kl[1]}
             for level in ("r1", "r2"):
                 row[level] = self.scores(law, level).mean().item()
-                row[f"{level}_gain"] = None if law.factor is None else plain(self.compared(law.factor, None, level))
+                row[f"{level}_gain"] = None if law.factor is None else row_of(self.compared(law.factor, None, level))
             if self.judges and law.factor is not None:
-                row["judges"] = {name: plain(self.compared(law.factor, None, name)) for name in self.judges}
-            rows.append(row)
+                row["judges"] = {name: row_of(self.compared(law.factor, None, name)) for name in self.judges}
+            rows.append(WeightsRow(**row))
         return rows
 
-    def remarks(self, upper: str, lower: str) -> Iterator[Document]:
+    def remarks(self, upper: str, lower: str) -> Iterator[Remark]:
         """Sentences: what the tuned weights did, and whether less KL is over-optimised as the curve says."""
-        from genbo.cli.report.summary import remark
+        from genbo.cli.report.trust import remark
 
         names = {"r1": upper, "r2": lower}
         opinions = {name: name for name in self.judges}

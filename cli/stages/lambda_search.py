@@ -37,7 +37,8 @@ Document = dict[str, Any]
 def whole(work: Work) -> Generator[Document, None, Document]:
     """All stages in order; each finds what an earlier process has left of it. Gives a round when it is safe."""
     from genbo.cli.plan.throughput import record_speed
-    from genbo.cli.report.lambda_summary import Searched, label
+    from genbo.cli.report.lambda_rows import label
+    from genbo.cli.report.lambda_summary import Searched
 
     banks = kept_in(work, "banks")
     last = yield from searched(work, banks)
@@ -78,7 +79,7 @@ def kept_in(work: Work, folder: str) -> Kept:
 
 def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
     """The last round; a line of the journal for each."""
-    from genbo.cli.report.lambda_summary import label, record_of
+    from genbo.cli.report.lambda_rows import label, record_of
 
     run, a = work.run, work.assembled
     run.journal.restore(Mark())  # rounds are read again from their banks, and said again
@@ -289,7 +290,7 @@ def pair_of(work: Work, banks: Sequence[Bank], prompts: tuple[str, ...], lam: fl
     both = [[solver.begin(LawContext(banks=[bank]))(at) for at in (start, lam)] for bank in banks]
     before, tuned = min(both, key=lambda laws: max(VERDICTS.index(law.fit.verdict) for law in laws))
     shared = Pair(before, tuned, True, prompts, len(prompts) * banks[0].samples, fresh)
-    if shared.speaks:
+    if shared.has_enough_samples:
         return shared
     apart = solver.begin(LawContext(banks=banks))
     return replace(shared, start=apart(start), tuned=apart(lam), shared=False)

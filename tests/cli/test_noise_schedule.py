@@ -108,21 +108,24 @@ def test_both_parts_stand_in_every_step_and_add_up(job):
             assert total == pytest.approx(direct + indirect) and direct and indirect
         assert step["apart"] > 0
     html = (Path(document["job"]["output"]) / "report.html").read_text()
-    assert "what the network answers" in html and "direct and indirect part of tau" in html
+    assert "Direct and indirect part of the gradient" in html and "direct and indirect part of tau" in html
 
 
 def test_the_report_warns_where_the_parts_disagree():
-    from genbo.cli.report.summary import _about_parts
+    from genbo.cli.report.ascent_trust import about_parts
+    from genbo.cli.report.records_report import RunReport
 
     def said(direct: list[float], indirect: list[float], apart: float) -> list[str]:
         steps = [{"direct": direct, "indirect": indirect, "apart": apart}]
-        return [remark["text"] for remark in _about_parts({"phi": {"noise_schedule": {}}, "steps": steps})]
+        phi = {"noise_schedule": {"start": 0.5, "tuned": 0.5}}
+        report = RunReport.model_validate({"phi": phi, "steps": steps})
+        return [remark.text for remark in about_parts(report)]
 
     (against, loose) = said([1.0, 2.0], [-3.0, 1.0], 0.2)
     assert against.startswith("In 1 of 2 derivatives") and "in 1 the sampler's part alone" in against
     assert "raise z_steps or gamma" in loose
     (together, agreed) = said([1.0, 2.0], [0.5, 1.0], 0.01)
-    assert "the same way" in together and "agreed to 5%" in agreed
+    assert "the same sign" in together and "agreed to 5%" in agreed
 
 
 def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
