@@ -100,8 +100,8 @@ def show_report(document: Document, folder: Path, console: Console) -> None:
     for line in paths(document["phi"], document["steps"]):
         console.print(line)
     console.print()
-    for said in document["trust"]:
-        console.print(MARKS[said["level"]], Text(said["text"]))
+    for remark in document["trust"]:
+        console.print(MARKS[remark["level"]], Text(remark["text"]))
     cost = document["cost"]
     names = {"denoiser_calls": "denoiser calls", "image_forwards": "image forwards", "image_backwards": "backwards"}
     spent = ", ".join(f"{number_format.count(cost[key])} {name}" for key, name in names.items() if key in cost)
