@@ -8,7 +8,6 @@ so that whatever loads the folder draws from the tuned model; where LoRA did it,
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genbo import schedules
+from genbo.diffusion.kinds import class_of, kind_of, kinds
 from genbo.diffusion.models._folder import class_names, components, is_network, part_of
 from genbo.diffusion.refused import Refused
-from genbo.schedules.link import Interval
+from genbo.schedules.link import Bounded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,17 +30,17 @@ if TYPE_CHECKING:
     from genbo.schedules.schedule import Schedule
 
 SCHEMA = 1
-SCHEDULES = Path(schedules.__file__).parent
+SCHEDULES = "genbo.schedules"
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
 
 def settings(process: Process) -> dict[str, Any]:
     """What the process does beyond its weights, as plain values: sampler, guidance rule and every number in it."""
-    rule = {"kind": _kind(process.rule), **_fields(process.rule)}
+    rule = {"kind": kind_of(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
         rule[name] = _one_or_all(value[0].tolist())
-    said: dict[str, Any] = {"sampler": {"kind": _kind(process.sampler), **_fields(process.sampler)}, "guidance": rule}
+    said: dict[str, Any] = {"sampler": {"kind": kind_of(process.sampler), **_fields(process.sampler)}, "guidance": rule}
     if schedule := getattr(process.model, "schedule", None):
         said["noise_schedule"] = spoken(schedule)
     if process.told:
@@ -57,7 +56,9 @@ def beyond_diffusers(process: Process) -> list[str]:
     model: Any = process.model
     if hasattr(model, "module"):
         by = (
-            [] if _kind(process.sampler) == "ddim" else [f"DDIMPipeline draws by ddim, not by {_kind(process.sampler)}"]
+            []
+            if kind_of(process.sampler) == "ddim"
+            else [f"DDIMPipeline draws by ddim, not by {kind_of(process.sampler)}"]
         )
         return [*by, *(["its call takes no class"] if model.classes else [])]
     if not hasattr(model, "pipeline"):
@@ -70,7 +71,7 @@ def _beyond_scheduler(process: Process, said: Mapping[str, Any]) -> Iterator[str
     model: Any = process.model
     if model.prompted(process.sampler) is None:
         name = type(model.pipeline).__name__
-        yield f"the call of {name} draws otherwise by {_kind(process.sampler)}, or takes no class"
+        yield f"the call of {name} draws otherwise by {kind_of(process.sampler)}, or takes no class"
     if "timesteps" in said and model.arguments(process.sampler, process.grid) is None:
         yield "its call cannot be told these time steps"
 
@@ -94,10 +95,10 @@ def spoken(schedule: Schedule) -> dict[str, Any]:
     """A schedule as a job has it: its family, and each parameter by name."""
     values = {name: value[0].tolist() for name, value in schedule.values.items()}
     links = schedule.family.links
-    parameters = {name: v if not isinstance(links[name], Interval) else v[0] for name, v in values.items()}
+    parameters = {name: v if not isinstance(links[name], Bounded) else v[0] for name, v in values.items()}
     normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
     return {
-        "family": _kind(schedule.family),
+        "family": kind_of(schedule.family),
         "parameters": parameters,
         **normalised,
         "zero_terminal": schedule.zero_terminal,
@@ -111,12 +112,11 @@ def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
     said = document.get("noise_schedule")
     if not isinstance(said, dict):
         return None
-    known, kind, parameters = _families(), said.get("family"), said.get("parameters")
-    if kind not in known or not isinstance(parameters, dict):
-        raise Refused(
-            f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {', '.join(known)}"
-        )
-    family, more = known[str(kind)], {"normalised": said["normalised"]} if "normalised" in said else {}
+    kind, parameters = said.get("family"), said.get("parameters")
+    family, more = _family(kind), {"normalised": said["normalised"]} if "normalised" in said else {}
+    if family is None or not isinstance(parameters, dict):
+        known = ", ".join(name for name in kinds(SCHEDULES) if _family(name))
+        raise Refused(f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {known}")
     try:
         made = family(**parameters, **more)
         for name, numbers in made.starts().items():
@@ -127,13 +127,13 @@ def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
     return schedule_of(made, zero_terminal=bool(said.get("zero_terminal")))
 
 
-def _families() -> dict[str, Any]:
-    """Every family in its file of the room, by the file's name."""
-    stems = sorted(file.stem for file in SCHEDULES.glob("[!_]*.py"))
-    found = {
-        stem: getattr(importlib.import_module(f"genbo.schedules.{stem}"), stem.capitalize(), None) for stem in stems
-    }
-    return {stem: family for stem, family in found.items() if hasattr(family, "starts")}
+def _family(kind: object) -> Any:
+    """The family of that name, or None: the room also has files that are no family."""
+    try:
+        found = class_of(SCHEDULES, str(kind))
+    except (KeyError, AttributeError):
+        return None
+    return found if hasattr(found, "starts") else None
 
 
 def _one_or_all(numbers: list[float]) -> float | list[float]:
@@ -173,7 +173,7 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-        document |= {"model": _kind(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
+        document |= {"model": kind_of(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
         if names := class_names(model.folder):
             document["classes"] = names
     elif hasattr(model, "module"):
@@ -410,16 +410,12 @@ def _fields(component: Any) -> dict[str, Any]:
     return asdict(component)
 
 
-def _kind(component: object) -> str:
-    return type(component).__module__.rsplit(".", 1)[1]
-
-
 def _make(room: str, options: Mapping[str, Any]) -> Any:
     """The component that {kind, options} names: a file of the room, never a name from elsewhere."""
     kind = options.get("kind")
-    known = sorted(file.stem for file in (Path(__file__).parent / room).glob("[!_]*.py"))
+    package = f"genbo.diffusion.{room}"
+    known = kinds(package)
     if kind not in known:
         raise Refused(f"genbo.json: {room} has nothing called {kind!r}; it has {', '.join(known)}")
-    module = importlib.import_module(f"genbo.diffusion.{room}.{kind}")
-    made = getattr(module, str(kind).capitalize())
+    made = class_of(package, str(kind))
     return made(**{f.name: options[f.name] for f in fields(made) if f.name in options})

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import OutOfMemory, UserMistake
 from genbo.cli.job.captions import captions
 from genbo.cli.job.job import JobMistakes, Mistake
-from genbo.cli.job.reading import Reading, named
+from genbo.cli.job.reader import Reader, named
+from genbo.cli.job.sections.data import read_data
 from genbo.cli.job.user_code import Allowed, allowed, announce
 from genbo.cli.job.yaml_nodes import Node, Place, node_of_text
 from genbo.cli.report import number_format
@@ -84,10 +85,10 @@ def run(
 def asked_for(rewards: Sequence[str], data: str | None, code: Allowed) -> tuple[list[Asked], Data | None]:
     """Rewards and data as a job writes them, by name or as a mapping; JobMistakes with all that is wrong."""
     mistakes: list[Mistake] = []
-    reading = Reading(Path.cwd(), mistakes, code)
+    reader = Reader(Path.cwd(), mistakes, code)
     nodes = [node for text in rewards if (node := node_of(text, "reward", mistakes))]
-    kinds = [reading.kind(node, "rewards", "a reward") for node in nodes]
-    against = reading.data(node_of(data, "data", mistakes)) if data is not None else None
+    kinds = [reader.kind(node, "rewards", "a reward") for node in nodes]
+    against = read_data(reader, node_of(data, "data", mistakes)) if data is not None else None
     if not rewards:
         mistakes.append(Node(None, Place("--reward")).mistake("missing; add --reward '{kind: clip, pretrained: ...}'"))
     if mistakes:

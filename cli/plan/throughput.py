@@ -113,8 +113,7 @@ def key_of(job: Job) -> str:
 
 def goes_back(estimator: Any) -> bool:
     """Whether an estimator differentiates through the sampler; one of lambda only reads what was drawn."""
-    draws = getattr(estimator, "draws", None)
-    return draws is not None and any(member is None for draw in draws(1) for member in draw)
+    return any(member is None for draw in estimator.cost(1).draws for member in draw)
 
 
 def model_digest(job: Job) -> str:

@@ -19,7 +19,7 @@ from genbo.cli.stages.finish import conclude, counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.loop import Step
+    from genbo.bilevel.loop import TuningStep
     from genbo.bilevel.problem import Problem
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import ChunkCache
@@ -101,7 +101,7 @@ def where_it_stood(context: Context) -> Checkpoint:
     return found
 
 
-def keep(context: Context, step: Step, elapsed_s: float) -> Checkpoint:
+def keep(context: Context, step: TuningStep, elapsed_s: float) -> Checkpoint:
     """The step into the journal, then the checkpoint that follows it."""
     run, names = context.run, names_of(context.assembled)
     record = record_of(step, context.assembled, names, elapsed_s)
@@ -115,7 +115,7 @@ def keep(context: Context, step: Step, elapsed_s: float) -> Checkpoint:
     return last
 
 
-def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
+def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
     """A line of `steps.jsonl`."""
     return {
         "step": step.index,
@@ -136,7 +136,7 @@ def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) 
     }
 
 
-def _parts(step: Step) -> Document:
+def _parts(step: TuningStep) -> Document:
     """Of a gradient through a network in training: what the sampler does, and what the network answers."""
     if step.indirect is None:
         return {}
@@ -184,13 +184,13 @@ def sides_of(context: Context, tuned: Tuned, networks: ChunkCache) -> tuple[Prob
     a = context.assembled
     if a.problem.learning is None:
         return a.judge, a.judge
-    learning = pretraining.apprentice_of(context)
+    learning = pretraining.response_of(context)
     found = []
     for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
         learner = (
             pretraining.from_scratch(context, networks, phi, f"scratch-{name}")
             if learning.coupled
-            else learning.learner
+            else learning.trainer
         )
         found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
     return found[0], found[1]

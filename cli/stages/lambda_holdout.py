@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from genbo.bilevel.regularization.bank import Bank
     from genbo.bilevel.regularization.bank_sampler import Sampled
+    from genbo.bilevel.regularization.context import LawSolver
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Law
     from genbo.cli.report.lambda_summary import Pair
@@ -29,8 +30,9 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Map
 
     Then the same by each judge, None where one gives no number.
     """
+    from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.rounds import pilot_samples
-    from genbo.bilevel.regularization.search import is_shifted, speaking
+    from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.plan.counts import held_out_bank
     from genbo.cli.report.lambda_summary import Pair
 
@@ -38,18 +40,18 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Map
     start, best = a.strength.start, last.optimum
     assert best is not None
     fresh = job.held_out_is_fresh_prompts
-    if not hasattr(a.lower, "samples"):
+    if a.lower.traits.on_paper:
         solve = exact(context, a.held_out)
         return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh), {}
     prompts, samples = held_out_bank(job)
     source = source_of(context, kept, prompts, "evaluate")
-    if not a.lower.free:
+    if not a.lower.traits.free:
         before, after = (at_lambda(context, source, last, lam) for lam in (start, best.lam))
-        return Pair(before, after, True, prompts, len(prompts) * a.lower.samples, fresh), {}
+        return Pair(before, after, True, prompts, len(prompts) * a.lower.drawing.samples, fresh), {}
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
-            if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
+            if a.lower.begin(LawContext(banks=banks))(lam).fit.verdict != "reliable":
                 shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(context, source, banks, best.lam)
@@ -62,18 +64,19 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Map
 
 def pair_of(context: Context, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
     """The start's lambda and this one by the samples that know both, or else each by those that know it best."""
-    from genbo.bilevel.regularization.search import speaking
+    from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.tilted import VERDICTS
     from genbo.cli.report.lambda_summary import Pair
 
     a = context.assembled
     start, fresh = a.strength.start, context.job.held_out_is_fresh_prompts
-    both = [[a.lower.solve(bank, at) for at in (start, lam)] for bank in banks]
+    solver: LawSolver = a.lower
+    both = [[solver.begin(LawContext(banks=[bank]))(at) for at in (start, lam)] for bank in banks]
     before, tuned = min(both, key=lambda laws: max(VERDICTS.index(law.fit.verdict) for law in laws))
     shared = Pair(before, tuned, True, prompts, len(prompts) * banks[0].samples, fresh)
     if shared.speaks:
         return shared
-    apart = speaking(a.lower, banks)
+    apart = solver.begin(LawContext(banks=banks))
     return replace(shared, start=apart(start), tuned=apart(lam), shared=False)
 
 
@@ -115,25 +118,17 @@ def judged_banks(
 
 def at_lambda(context: Context, source: Sampled, last: Round, lam: float) -> Law:
     """The law at lambda on held-out prompts, where it takes the network to know it."""
-    from genbo.bilevel.lower.finetune import measured
-    from genbo.diffusion.seed import Batch
+    from genbo.bilevel.regularization.context import LawContext
 
     a = context.assembled
-    if not hasattr(a.lower, "solver"):
-        law: Law = a.lower.solve(source, lam)
-        return law
-    seed = a.seed.child("finetune")
-    solver = a.lower.solver(
-        a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(last.banks or (None,))
-    )
-    each = [(c, n) for c in range(len(source.prompts)) for n in range(a.lower.samples)]
-    seeds = tuple(source.seed.child("law", c, n).value for c, n in each)
-    batch = Batch(tuple(source.prompts[c] for c, _ in each), seeds)
-    return measured(solver.tuned(lam), a.problem.process, batch, a.problem.rewards, a.lower_rewards, lam)
+    learned_from = replace(source, prompts=a.prompts)
+    solver: LawSolver = a.lower
+    return solver.begin(LawContext(learned_from, last.banks, a.seed.child("finetune"), on=source))(lam)
 
 
 def keep_shown(context: Context, source: Sampled, banks: list[Bank], lam: float) -> None:
     """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
+    from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.resample import resampled
     from genbo.cli.report.held_out_side import POINTS, is_picture
     from genbo.cli.run.tensors import write_tensors
@@ -142,7 +137,7 @@ def keep_shown(context: Context, source: Sampled, banks: list[Bank], lam: float)
     assert x is not None
     if is_picture(source.process.model.decode(x[0, :1].to(source.process.model.device, source.process.model.dtype))):
         return
-    bank = max(banks, key=lambda b: context.assembled.lower.solve(b, lam).fit.ess)
+    bank = max(banks, key=lambda b: context.assembled.lower.begin(LawContext(banks=[b]))(lam).fit.ess)
     each = max(1, POINTS // len(source.prompts))
     rows = resampled(bank, lam, each, source.seed.child("shown").generator())
     for name, points in (("start", x[:, :each]), ("tuned", rows)):

@@ -27,7 +27,7 @@ from genbo.cli.stages.laws import exact, source_of
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
     from genbo.bilevel.regularization.search import Round
-    from genbo.bilevel.regularization.tilted import Law, Solve
+    from genbo.bilevel.regularization.tilted import Law, SolveLaw
     from genbo.cli.report.lambda_summary import Pretrained, Searched
     from genbo.cli.report.summary import Tuned
 
@@ -47,7 +47,7 @@ def whole(context: Context) -> Generator[Document, None, Document]:
     reason = no_answer(last)
     beside = () if reason else bank_beside(context, last, banks)
     before = pretrained_of(context, last, beside)
-    found = partial(Searched, last, before, upper, lower, context.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
+    found = partial(Searched, last, before, upper, lower, context.job.lower.kind, a.lower.traits.meaning)  # type: ignore[union-attr]
     if reason is not None:
         end(context, first(context), found(None), [banks], "diverged", reason)
         raise Diverged(reason)
@@ -105,38 +105,36 @@ def searched(context: Context, kept: ChunkCache) -> Generator[Document, None, Ro
 
 def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
     """Of the lower solver that the job names."""
-    from genbo.bilevel.regularization.search import Budget, search, walk
+    from genbo.bilevel.regularization.search import SearchBudget, search, walk
 
     a, job = context.assembled, context.job
-    if not hasattr(a.lower, "samples"):
+    if a.lower.traits.on_paper:
         yield on_paper(context)
         return
-    if not a.lower.free:
+    if not a.lower.traits.free:
         solve, banks = solver_of(context, kept)
         yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
         return
-    budget = Budget(a.lower.samples, job.budget.steps, a.lower.precision)
+    budget = SearchBudget(a.lower.drawing.samples, job.budget.steps, a.lower.drawing.precision)
     yield from search(source_of(context, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
 
 
-def solver_of(context: Context, kept: ChunkCache) -> tuple[Solve, tuple[Bank, ...]]:
+def solver_of(context: Context, kept: ChunkCache) -> tuple[SolveLaw, tuple[Bank, ...]]:
     """A lower solver that calls the network at every lambda, and the bank that it learns from, if it does."""
+    from genbo.bilevel.regularization.context import LawContext
+
     a = context.assembled
-    source = source_of(context, kept, a.prompts, "search")
-    if not hasattr(a.lower, "solver"):
-        return partial(a.lower.solve, source), ()
-    banks = (source.draw(0, a.lower.samples, None),) if a.lower.method == "weighted" else ()
-    seed = a.seed.child("finetune")
-    solver = a.lower.solver(a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(banks or (None,)))
-    return solver, banks
+    source, drawing = source_of(context, kept, a.prompts, "search"), a.lower.drawing
+    banks = () if drawing.bank == "none" else (source.draw(0, drawing.samples, None),)
+    return a.lower.begin(LawContext(source, banks, a.seed.child("finetune"))), banks
 
 
 def bank_beside(context: Context, last: Round, kept: ChunkCache) -> tuple[Bank, ...]:
     """Samples of the pretrained model, where the lower level does not end in the tilt and so is compared with it."""
     a = context.assembled
-    if a.lower.slope != "difference" or last.optimum is None:
+    if a.lower.traits.estimator != "difference" or last.optimum is None:
         return ()
-    return (source_of(context, kept, a.prompts, "tilt").draw(0, a.lower.samples, None),)
+    return (source_of(context, kept, a.prompts, "tilt").draw(0, a.lower.drawing.samples, None),)
 
 
 def tilt_beside(context: Context, last: Round, plain: Sequence[Bank]) -> Law | None:
@@ -184,7 +182,7 @@ def pretrained_of(context: Context, last: Round, plain: Sequence[Bank]) -> Pretr
     from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.report.lambda_summary import Pretrained
 
-    if not hasattr(context.assembled.lower, "samples"):
+    if context.assembled.lower.traits.on_paper:
         law = exact(context, context.assembled.prompts)(math.inf)
         return Pretrained(law.r1.mean, law.r2.mean)
     banks = [bank for bank in (*plain, *last.banks) if not is_shifted(bank)]

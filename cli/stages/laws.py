@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from genbo.cli.run.chunk_cache import ChunkCache
@@ -10,16 +9,18 @@ from genbo.cli.stages.context import Context
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank_sampler import Sampled
-    from genbo.bilevel.regularization.tilted import Solve
+    from genbo.bilevel.regularization.context import LawSolver
+    from genbo.bilevel.regularization.tilted import SolveLaw
 
 
-def exact(context: Context, prompts: tuple[str, ...]) -> Solve:
-    from genbo.bilevel.lower.closed_form import cumulant_of
+def exact(context: Context, prompts: tuple[str, ...]) -> SolveLaw:
+    from genbo.bilevel.regularization.context import ExactWorld, LawContext
 
     job = context.job
     assert job.lower is not None
     upper, lower = ([(r.weight, r.options) for r in rewards] for rewards in (job.reward, job.lower.reward))
-    return partial(context.assembled.lower.solve, cumulant_of(job.model.options, prompts, upper, lower))
+    solver: LawSolver = context.assembled.lower
+    return solver.begin(LawContext(exact=ExactWorld(job.model.options, prompts, upper, lower)))
 
 
 def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role: str) -> Sampled:
@@ -35,7 +36,7 @@ def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role
         upper=a.problem.rewards,
         lower=a.lower_rewards,
         seed=a.seed.child(role),
-        shiftable=getattr(a.lower, "bridge", False),
+        shiftable=a.lower.drawing.bank == "shifted",
         gradients=all(getattr(part, "differentiable", True) for part in parts),
         samples_too=True,
         keep=kept,

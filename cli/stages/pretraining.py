@@ -18,7 +18,8 @@ from genbo.cli.stages.context import Context
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.training.network_trainer import Apprentice, Learner
+    from genbo.bilevel.training.network_trainer import NetworkTrainer
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
     from genbo.schedules.schedule import Schedule
 
 OFTEN = 200  # steps of training after which the network is kept
@@ -35,18 +36,18 @@ def kept_networks(context: Context) -> ChunkCache:
 
 def before(context: Context, kept: ChunkCache) -> None:
     """The network trained under the schedule that the job starts at."""
-    learning = apprentice_of(context)
-    pretrain = learning.learner.options.pretrain
-    trained(context, kept, learning.learner, learning.start, "start", pretrain, "training the network")
+    learning = response_of(context)
+    pretrain = learning.trainer.options.pretrain
+    trained(context, kept, learning.trainer, learning.start, "start", pretrain, "training the network")
 
 
-def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> Learner:
+def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> NetworkTrainer:
     """A new network, trained under the schedule at phi for as many steps as the job's budget gives its own in all."""
-    from genbo.cli.stages.build import learner_of
+    from genbo.cli.stages.build import trainer_of
 
     assert context.assembled.data is not None
-    learning, options = apprentice_of(context), context.assembled.lower
-    learner = learner_of(context.job, context.assembled.data)
+    learning, options = response_of(context), context.assembled.lower
+    learner = trainer_of(context.job, context.assembled.data)
     learner.meter = context.assembled.problem.process.meter
     steps = options.pretrain + options.steps_of_update * context.job.budget.steps
     what = f"training anew under the schedule at {name.removeprefix('scratch-')}"
@@ -54,16 +55,16 @@ def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> 
     return learner
 
 
-def apprentice_of(context: Context) -> Apprentice:
-    from genbo.bilevel.training.network_trainer import Apprentice
+def response_of(context: Context) -> ScheduleResponse:
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
 
     learning = context.assembled.problem.learning
-    assert isinstance(learning, Apprentice)
+    assert isinstance(learning, ScheduleResponse)
     return learning
 
 
 def trained(
-    context: Context, kept: ChunkCache, learner: Learner, schedule: Schedule, name: str, steps: int, what: str
+    context: Context, kept: ChunkCache, learner: NetworkTrainer, schedule: Schedule, name: str, steps: int, what: str
 ) -> None:
     """`steps` of training, in blocks; found again where an earlier process has left them."""
     place, words = kept.folder / f"{name}.safetensors", {**kept.words, "name": name, "steps": steps}

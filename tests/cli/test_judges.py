@@ -436,7 +436,7 @@ def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():
     """Influences by hand: standard errors 0.1 a prompt; five prompts, so t at 0.995 with three degrees."""
     from types import SimpleNamespace
 
-    from genbo.bilevel.regularization.tilted import Measured
+    from genbo.bilevel.measured import Measured
     from genbo.cli.report.lambda_summary import Pair
 
     def law(values: list[float], influence: float) -> Any:

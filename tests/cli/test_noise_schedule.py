@@ -179,7 +179,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
     """The third training of a step sees NaN: what the first two came to is there, and the report says it."""
     from genbo.bilevel.training import network_trainer
 
-    calls, train = [], network_trainer.Learner.train
+    calls, train = [], network_trainer.NetworkTrainer.train
 
     def poisoned(self: Any, schedule: Any, steps: int, seed: Any) -> float:
         calls.append(steps)
@@ -187,7 +187,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
             self.data = torch.full_like(self.data, float("nan"))
         return train(self, schedule, steps, seed)
 
-    monkeypatch.setattr(network_trainer.Learner, "train", poisoned)
+    monkeypatch.setattr(network_trainer.NetworkTrainer, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
     with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
         genbo.tune(document).result()

@@ -5,13 +5,13 @@ A new file is picked up by itself. One whose options have no defaults is listed 
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from importlib import import_module
 from typing import Any
 
 import pytest
+
+from genbo.diffusion.kinds import class_of, kinds
 
 ROOMS = {
     "model": "genbo.diffusion.models",
@@ -55,14 +55,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 def files(room: str) -> list[str]:
     """The kinds in a room."""
-    found = pkgutil.iter_modules(import_module(ROOMS[room]).__path__)
-    return sorted(file.name for file in found if not file.ispkg and not file.name.startswith("_"))
+    return list(kinds(ROOMS[room]))
 
 
 def options_class(room: str, kind: str) -> type[Any]:
-    name = "".join(part.capitalize() for part in kind.split("_"))
-    found: type[Any] = getattr(import_module(f"{ROOMS[room]}.{kind}"), name)
-    return found
+    return class_of(ROOMS[room], kind)
 
 
 def required(cls: type[Any]) -> list[str]:

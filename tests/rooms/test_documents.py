@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
+from genbo.diffusion.kinds import class_of
 from tests.rooms import test_estimators, test_rewards, test_tunables
 from tests.rooms.conftest import ROOMS
 
@@ -40,7 +41,7 @@ def added(tmp_path: Path) -> Iterator[Any]:
         name = f"{room.__name__}.{file.stem}"
         room.__path__ = [*places, str(file.parent)]
         undo.append((room, places, name))
-        found: type[Any] = getattr(import_module(name), file.stem.capitalize())
+        found: type[Any] = class_of(room.__name__, file.stem)
         return found
 
     yield put

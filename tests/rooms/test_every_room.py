@@ -80,10 +80,9 @@ class Blocked:
         if name.partition(".")[0] in {HEAVY}:
             raise AssertionError(name + " was imported")
 sys.meta_path.insert(0, Blocked())
-from importlib import import_module
+from genbo.diffusion.kinds import class_name, class_of
 for room, kind in {names}:
-    name = "".join(part.capitalize() for part in kind.split("_"))
-    options = getattr(import_module(room + "." + kind), name)(**{EXAMPLES}.get(name, {{}}))
+    options = class_of(room, kind)(**{EXAMPLES}.get(class_name(kind), {{}}))
     if hasattr(options, "mistakes") and "tunables" not in room:
         options.mistakes()
 """
