@@ -59,6 +59,13 @@ class Tunable(Protocol):
     def rule_option(self) -> str | None:
         """The option of the guidance rule that phi is a value of, or None where it acts elsewhere."""
 
+    @property
+    def labels(self) -> list[str]:
+        """A name for each of the P numbers, where they have names of their own; else none."""
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        """Numbers to draw phi (P,) by, for a report: a value a step as `over_steps`, or what else there is to see."""
+
     def of(self, process: Process) -> Tunable:
         """The tunable itself, where its options must see the process first.
 

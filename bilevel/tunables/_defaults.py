@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +30,13 @@ class TunableDefaults:
 
     def bounds_of(self, steps: int) -> list[tuple[float, float] | None]:
         return [None] * self.size(steps)
+
+    @property
+    def labels(self) -> list[str]:
+        return []
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {}
 
     def settled(self, phi: Tensor) -> Tensor:
         return phi

@@ -95,5 +95,8 @@ class OverSteps(TunableDefaults):
         left = [min(int(p), self.shape.knots - 2) for p in position]
         return [number(k) + (p - k) * (number(k + 1) - number(k)) for p, k in zip(position, left, strict=True)]
 
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"over_steps": self.over_steps(phi[None], steps)[0].tolist()} if len(phi) > 1 else {}
+
     def spoken(self, phi: Tensor) -> float | list[float]:
         return float(phi[0]) if self.shape == "scalar" else [float(p) for p in phi]

@@ -1,4 +1,4 @@
-"""The noise schedule: any of the parameters of a family, each through a link that keeps it in its domain.
+"""The noise schedule: any parameters of a family, each kept inside its domain by a link.
 
     phi = (the parameters named in `parameters`, one after the other);  all others stay where they start
 
@@ -213,6 +213,9 @@ class NoiseSchedule(TunableDefaults):
         links = self.links
         sizes = [(name, links[name].size) for name in self.tuned]
         return [name if size == 1 else f"{name}_{k + 1}" for name, size in sizes for k in range(size)]
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"curve": self.curve(phi)}
 
     def curve(self, phi: Tensor) -> list[list[float]]:
         """Time and log-SNR along the schedule at phi (P,)."""

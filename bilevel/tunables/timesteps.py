@@ -1,4 +1,4 @@
-"""Where the sampler of a pretrained model stops: N times between noise and image, falling for any u.
+"""The N times at which a pretrained model's sampler calls the network; they decrease for any u.
 
     t_{k+1} = t_1 + (t_image - t_1) w_k,        0 < w_1 < ... < w_{N-1} < 1
 
@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from genbo.bilevel.tunables._defaults import TunableDefaults
 from genbo.schedules.clock import Clock
@@ -154,6 +154,9 @@ class TunedTimes(Timesteps):
     def settled(self, phi: Tensor) -> Tensor:
         """phi as any scheduler can be told it: whole training steps."""
         return self.clock.settled(self.stops(phi))[..., 1:]
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"log_snr": self.log_snr(phi)}
 
     def log_snr(self, phi: Tensor) -> list[float]:
         """How much noise there is at every stop."""

@@ -191,9 +191,8 @@ def plan(job: Job) -> Plan:
 def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
     rule = job.model.guidance.options
     own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
-    effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
     at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
-    guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+    guided = [abs(rule.effective_weight(now, i, job.steps) - 1) > ROUNDING for i, now in enumerate(at)]
     return Searching(job, guided, batch, most=most)
 
 

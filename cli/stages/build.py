@@ -132,9 +132,10 @@ def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
 def _learning(job: Job, data: Splits) -> ScheduleResponse:
     """The lower level that trains the network under the schedule that is tuned."""
     from genbo.bilevel.training.schedule_response import ScheduleResponse
+    from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 
     sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
-    (name,) = (name for name, tunable in job.tune.items() if hasattr(tunable, "schedule"))
+    (name,) = (name for name, tunable in job.tune.items() if isinstance(tunable, NoiseSchedule))
     at = sum(list(sizes.values())[: list(sizes).index(name)])
     tunable = job.tune[name]
 
