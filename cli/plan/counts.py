@@ -12,32 +12,22 @@ A plan is exact: the meter of a run that comes to its end shows the same numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-from genbo.bilevel.problem import calls, samples_per_call
-from genbo.bilevel.protocols import GradientCost
-from genbo.bilevel.tunables.guidance import EDGE
-from genbo.cli.job.compatibility import remarks
-from genbo.cli.job.job import NO_PROMPT, Chosen, Job, likely_device
+from genbo.cli.job.job import Chosen, Job, likely_device
+from genbo.cli.plan import warnings
+from genbo.cli.plan.ascent_counts import ROUNDING, Stepping
 from genbo.cli.plan.cost import Cost
-from genbo.cli.plan.lambda_counts import PAIRS, PATHS, Searching, held_out_bank, opinions
+from genbo.cli.plan.lambda_counts import PAIRS, PATHS, Searching, held_out_bank
 from genbo.cli.plan.memory import Memory, memory
 from genbo.cli.plan.throughput import expected_s, record_speed
 from genbo.cli.report.number_format import duration
-from genbo.rewards._tokens import sentences
 
 __all__ = ["PAIRS", "PATHS", "Cost", "Plan", "expected_s", "held_out_bank", "plan", "record_speed"]
 
 BATCH_ON_CPU, BATCH_ON_GPU = 32, 128
-ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
-ELSEWHERE = 0.0012345678  # how far a coordinate is moved here, where only "somewhere else" matters
-OWN_CALLS, OWN_ROWS = 3, 4  # of a black box a step, at most: unconditional, conditional, perturbed ones, for each stage
-
-Member = frozenset[int] | None
-Guided = list[list[bool]]  # a member an entry, in it a step an entry
 
 
 @dataclass(frozen=True)
@@ -172,11 +162,11 @@ def plan(job: Job) -> Plan:
     device = likely_device(job.model.options)
     batch = batch_of(job, device)
     chosen = job.chosen()
-    of = _searching if job.tilts else _Counter
+    of = _searching if job.tilts else Stepping
     counter, least = (of(job, chosen.options, batch, most=most) for most in (True, False))
     training, tuning, evaluation = counter.training(), counter.tuning(), counter.evaluation()
     at_least = {"training": least.training(), "tuning": least.tuning(), **least.evaluation()}
-    if isinstance(counter, _Counter) and isinstance(least, _Counter):
+    if isinstance(counter, Stepping) and isinstance(least, Stepping):
         at_least["tuning"] = least.tuning(counter.fewest_steps())
         tuning = counter.tuning(least.tuning_steps())
     forwards = sum(evaluation.values(), training + tuning).image_forwards
@@ -194,7 +184,7 @@ def plan(job: Job) -> Plan:
         expected_s=expected_s(job, forwards),
         expected_at_least_s=expected_s(job, sum(at_least.values(), Cost()).image_forwards),
         inexact=counter.inexact(),
-        warnings=tuple(_searching_warnings(job) if isinstance(counter, Searching) else counter.warnings()),
+        warnings=tuple((warnings.of_lambda_search if job.tilts else warnings.of_ascent)(job)),
     )
 
 
@@ -211,304 +201,6 @@ def batch_of(job: Job, device: str) -> int:
     if job.model.batch != "auto":
         return int(job.model.batch)
     return BATCH_ON_GPU if device.startswith("cuda") else BATCH_ON_CPU
-
-
-class _Counter:
-    """Counts what the loop and the evaluation will draw; the least, or the `most`, where that is not known."""
-
-    def __init__(self, job: Job, estimator: Any, batch: int, *, most: bool) -> None:
-        self.job, self.batch, self.most = job, batch, most
-        self.is_blackbox = job.model.kind == "blackbox"
-        self.steps, self.samples = job.steps, job.budget.samples
-        self.estimator, self.lower = estimator, job.lower.options if job.lower else None
-        self.rule = job.model.guidance.options
-        self.gradient: GradientCost = estimator.cost(job.parameters)
-        self.draws, self.passes = self.gradient.draws, self.gradient.network_passes
-        self.differentiated = any(member is None for draw in self.draws for member in draw)
-        self.lessons = _lessons([*job.reward, *job.keep])
-        self.of_levels = any(tunable.rule_option is None for tunable in job.tune.values())
-        options = {tunable.rule_option for tunable in job.tune.values()}
-        self.weight_is_tuned = "weight" in options
-        self.switch_is_tuned = bool(options & set(self.rule.traits.switches))
-
-    # -- what is guided ------------------------------------------------------------------------------------
-
-    @cached_property
-    def numbers(self) -> list[float]:
-        """phi as the user wrote it, all tunables joined; 0 for what has no place in the guidance rule."""
-        return [n for tunable in self.job.tune.values() for n in _numbers(tunable, self.steps)]
-
-    @cached_property
-    def at_start(self) -> list[bool]:
-        return self.guided(self.numbers)
-
-    @cached_property
-    def moved(self) -> list[bool]:
-        """Anywhere else: no coordinate is where it began, and none is at 1 by chance."""
-        if self.switch_is_tuned:
-            return [self.most] * self.steps
-        return self.guided([_away(number) for number in self.numbers])
-
-    def guided(self, numbers: Sequence[float]) -> list[bool]:
-        """Which steps compute the unconditional half at these phi."""
-        return self._guided(self._options(numbers))
-
-    def _guided(self, options: Mapping[str, list[float]]) -> list[bool]:
-        steps = len(next(iter(options.values())))
-        at = [{name: values[i] for name, values in options.items()} for i in range(steps)]
-        return [abs(self.rule.effective_weight(now, i, steps) - 1) > ROUNDING for i, now in enumerate(at)]
-
-    def _options(self, numbers: Sequence[float]) -> dict[str, list[float]]:
-        """Every number of the rule, a value a step, with phi in its place."""
-        options, at = self._fixed, 0
-        for tunable in self.job.tune.values():
-            size = tunable.size(self.steps)
-            if tunable.rule_option is not None:
-                options = {**options, tunable.rule_option: tunable.spread(numbers[at : at + size], self.steps)}
-            at += size
-        return options
-
-    @property
-    def _fixed(self) -> dict[str, list[float]]:
-        """The same as the job's model has it."""
-        fixed = {n: v for n, v in vars(self.rule).items() if isinstance(v, (int, float, list))}
-        return {n: v if isinstance(v, list) else [v] * self.steps for n, v in fixed.items()}
-
-    def _member(self, member: Member, first: bool) -> list[bool]:
-        """Which steps of one member are guided: what is differentiated always is."""
-        if member is None:
-            touched = self.weight_is_tuned or self.switch_is_tuned
-            return [True] * self.steps if touched else self.at_start
-        if not first:
-            return self.moved
-        if self.switch_is_tuned and member:
-            return self.moved
-        return self.guided([_away(n) if i in member else n for i, n in enumerate(self._all_inside)])
-
-    @property
-    def _all_inside(self) -> list[float]:
-        return [self._inside(i) for i in range(len(self.numbers))]
-
-    def _inside(self, index: int) -> float:
-        """A start as the link gives it back: one that stands on a bound begins a little inside."""
-        for tunable in self.job.tune.values():
-            size = tunable.size(self.steps)
-            if index < size and tunable.rule_option is None:
-                return 0.0
-            if index < size:
-                low, high = tunable.bounds
-                edge = EDGE * (high - low)
-                return float(min(max(tunable.numbers(self.steps)[index], low + edge), high - edge))
-            index -= size
-        raise IndexError(index)
-
-    # -- what it costs -------------------------------------------------------------------------------------
-
-    def step(self, number: int) -> Cost:
-        """One step of tuning; what a step in the middle costs is known from the second."""
-        other = 0 if self.gradient.shared_samples else len(self.draws) - 1  # draws whose samples no other has
-        first, later = self._students
-        drawn = (later if number else first) + self.taught(self._new(number)) + self.taught(self.samples) * other
-        return drawn + self._answered + self._minibatches(self.lower.steps_of_update if self.lower else 0)
-
-    def _new(self, number: int) -> int:
-        """Samples of this step that no step before has drawn."""
-        pool = self.job.budget.pool
-        return self.samples if pool is None else min(self.samples, max(0, pool - number * self.samples))
-
-    def taught(self, samples: int) -> Cost:
-        """Of drawing the teachers of so many samples."""
-        return sum((self._teacher(steps, samples) for steps in self.lessons), Cost())
-
-    def _teacher(self, steps: int, samples: int) -> Cost:
-        """Of one of so many steps; it is guided as the model is."""
-        options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
-        rows = sum(1 + guided for guided in self._guided(options))
-        return Cost(calls(samples, 1, self.batch, steps), samples * rows)
-
-    @cached_property
-    def _students(self) -> tuple[Cost, Cost]:
-        """Of what the first step draws at phi, and every later one."""
-        return self._drawn(first=True), self._drawn(first=False)
-
-    def _drawn(self, *, first: bool) -> Cost:
-        total = Cost()
-        for draw in self.draws:
-            total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
-        if self.differentiated and self.parts:
-            total += self._cost([self.at_start if first else self.moved], self.samples) * self.gradient.direct_parts
-        if any(keep.relative_to_start for keep in self.job.keep):
-            total += self._cost([self.at_start], self.samples)
-        return total
-
-    def tuning(self, steps: int | None = None) -> Cost:
-        return sum((self.step(number) for number in range(self.tuning_steps() if steps is None else steps)), Cost())
-
-    def evaluation(self) -> dict[str, Cost]:
-        stays = self.job.budget.steps <= 1 + self.gradient.idle_steps  # the last step is measured and not taken
-        sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
-        judged = opinions(self.job, self.job.evaluate.samples)
-        found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
-        for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
-            found["start"] += self._teacher(steps, self.job.evaluate.samples)
-        if self.lower is None or not self.lower.coupled:
-            return found
-        each = self._minibatches(self.lower.pretrain + self.lower.steps_of_update * self.job.budget.steps)
-        return {"networks_from_scratch": each * len(sides), **found}
-
-    # -- a network in training -----------------------------------------------------------------------------
-
-    def training(self) -> Cost:
-        return self._minibatches(self.lower.pretrain) if self.lower else Cost()
-
-    def _minibatches(self, steps: int) -> Cost:
-        rows = steps * self.lower.batch if self.lower else 0
-        return Cost(steps, rows, 0, rows) if self.lower else Cost()
-
-    @cached_property
-    def _answered(self) -> Cost:
-        """Of the lower levels that tell how a network answers: their steps, and the looks at the upper objective."""
-        solves, tilted = self.gradient.solves, self.gradient.tilted_solves
-        lower = self.lower
-        if not solves or lower is None:
-            return Cost()
-        looks: int = tilted * -(-lower.z_steps // lower.z_refresh)
-        there = self._cost([self.at_start], self.samples)
-        back = Cost(2 * there.denoiser_calls, 2 * there.image_forwards, there.reward_images, there.image_forwards)
-        first = there if self.parts else Cost()
-        return self._minibatches(solves * (lower.z_steps + lower.z_batches)) + (back + first) * looks
-
-    @property
-    def parts(self) -> bool:
-        """Whether a set that is judged as a whole goes through the network in parts, and so twice where it is live."""
-        scored = (*self.job.reward, *self.job.keep)
-        return self.samples > self.batch and any(hasattr(r.options, "of_sets") for r in scored)
-
-    def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
-        """Of drawing the samples in all these members at once, and scoring them."""
-        if self.is_blackbox:
-            return self._by_its_own_call(members, samples)
-        networks = calls(samples, len(members), self.batch, 1)
-        passes = [self._passes(members[0], i) if differentiated else 1 for i in range(self.steps)]
-        rows = sum(passes[i] * (1 + guided[i]) for guided in members for i in range(self.steps))
-        goes_back = differentiated and self.gradient.goes_back
-        back = sum(self._rows_back(members[0], i) for i in range(self.steps)) if goes_back else 0
-        return Cost(networks * sum(passes), samples * rows, samples * len(members), samples * back)
-
-    def _by_its_own_call(self, members: Guided, samples: int) -> Cost:
-        """Members are calls of their own, and how often each asks the network a step is the pipeline's own matter."""
-        networks = len(members) * calls(samples, len(members), self.batch, self.steps)
-        rows = samples * len(members) * self.steps
-        each = (OWN_CALLS, OWN_ROWS) if self.most else (1, 1)
-        return Cost(networks * each[0], rows * each[1], samples * len(members))
-
-    def _passes(self, guided: list[bool], step: int) -> int:
-        """How often a step is computed: before phi has touched anything there is nothing to go back for."""
-        return self.passes if self.of_levels or any(guided[: step + 1]) else 1
-
-    def _rows_back(self, guided: list[bool], step: int) -> int:
-        """Rows of a sample that are gone back through: those of a step that is given something phi has touched."""
-        return 1 + guided[step] if self.of_levels or any(guided[:step]) else 0
-
-    def rows(self) -> int:
-        """Images in the largest call, without their unconditional halves."""
-        drawn = [(len(draw), self.samples) for draw in self.draws] + [(1, self.job.evaluate.samples)]
-        return max(m * min(samples, samples_per_call(self.batch, m)) for m, samples in drawn)
-
-    def tuning_steps(self) -> int:
-        """Steps until the budget of steps or of network calls is spent."""
-        steps, limit = self.job.budget.steps, self.job.budget.denoiser_calls
-        if limit is None:
-            return steps
-        spent = 0
-        for number in range(steps):
-            spent += self.step(number).denoiser_calls
-            if spent >= limit:
-                return number + 1
-        return steps
-
-    def fewest_steps(self) -> int:
-        """Of a run that comes to its end."""
-        return 1 if self.job.budget.minutes is not None else self.tuning_steps()
-
-    def inexact(self) -> str | None:
-        """Why there are a least and a most, if there are."""
-        reasons = []
-        if self.switch_is_tuned:
-            reasons.append("where guidance is switched on is itself tuned, and a step takes one row of a sample or two")
-        if self.is_blackbox:
-            said = f"from 1 to {OWN_CALLS} network calls a step, and from 1 to {OWN_ROWS} rows of a sample"
-            reasons.append(f"a black box draws by its own call, {said}")
-        if self.job.budget.minutes is not None:
-            reasons.append(f"the run also ends after {self.job.budget.minutes:g} minutes")
-        return "; ".join(reasons) or None
-
-    def warnings(self) -> Iterator[str]:
-        yield from _warnings(self.job)
-        if self.samples < len(set(self.job.prompts)):
-            yield f"each step draws {self.samples} of the {len(set(self.job.prompts))} prompts"
-        if self.job.evaluate.samples < len(set(self.job.held_out)):
-            held_out = len(set(self.job.held_out))
-            yield f"{self.job.evaluate.samples} held-out samples do not reach all {held_out} prompts"
-
-
-def _numbers(tunable: Any, steps: int) -> list[float]:
-    """phi at the start, or zeros for what has no place in the guidance rule: where it starts, the model knows."""
-    numbers: list[float] = tunable.numbers(steps) if tunable.rule_option else [0.0] * tunable.size(steps)
-    return numbers
-
-
-def _lessons(rewards: Sequence[Any]) -> list[int]:
-    """The steps of every teacher; those that draw the same draw once."""
-    lessons = {lesson for reward in rewards if (lesson := getattr(reward.options, "lesson", None))}
-    return [steps for steps, _ in lessons]
-
-
-def _searching_warnings(job: Job) -> Iterator[str]:
-    yield from _warnings(job)
-    prompts, samples = held_out_bank(job)
-    if len(prompts) < len(job.held_out):
-        listed = f"{len(prompts)} of the {len(job.held_out)} held-out prompts"
-        yield f"lambda is judged on {samples} samples each of {listed}; more evaluate.samples are more prompts"
-
-
-def _too_long(job: Job) -> Iterator[str]:
-    """Prompts whose ends are not read, by the text encoders of the model and of the rewards."""
-    rewards = (*job.reward, *job.keep, *(job.lower.reward if job.lower else ()))
-    parts = [part.options for part in (job.model, *rewards) if hasattr(part.options, "readers")]
-    yield from sentences([reader for part in parts for reader in part.readers()], (*job.prompts, *job.held_out))
-    if negative := getattr(job.model.options, "negative_prompt", ""):
-        for reader in job.model.options.readers():
-            if reader.too_long([negative]):
-                yield f"negative_prompt is longer than {reader.limit} tokens; its end is ignored (by {reader.name})"
-
-
-def _warnings(job: Job) -> Iterator[str]:
-    yield from remarks(job)
-    if getattr(job.model.options, "folder", job) is None:
-        name = job.model.options.pretrained
-        yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
-    if job.budget.steps == 1 and not job.tilts:
-        yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
-    if job.prompts == NO_PROMPT:
-        return
-    yield from _too_long(job)
-    scored = (*job.reward, *job.keep)
-    reads = any(getattr(each.options, "reads_prompts", False) for each in scored)
-    if getattr(job.model.options, "told_nothing", False) and not reads:
-        yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
-    if job.evaluate.prompts is None:
-        yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
-    elif job.left_out:
-        from genbo.cli.report.words import overlap
-
-        yield overlap(job.left_out)
-    elif not job.held_out_is_fresh_prompts:
-        yield "every held-out prompt is tuned on too: the verdict is on new seeds of them, not on new prompts"
-
-
-def _away(number: float) -> float:
-    return number + ELSEWHERE * (1 + abs(number))
 
 
 def _bytes(number: float) -> str:

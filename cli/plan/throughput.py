@@ -98,17 +98,17 @@ def key_of(job: Job) -> str:
 
     options = job.model.options
     backward = goes_back(job.chosen().options)
-    said: list[Any] = [
+    parts: list[Any] = [
         platform.node(),
         model_digest(job),
         likely_device(options),
         getattr(options, "dtype", "fp64"),
     ]
-    said += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
+    parts += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
     if job.lower is not None and job.tilts:  # guided samples and trainings go back, weights of a bank do not
-        said += [job.lower.document("lower"), [r.document("rewards") for r in job.lower.reward]]
-    said += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+        parts += [job.lower.document("lower"), [r.document("rewards") for r in job.lower.reward]]
+    parts += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def goes_back(estimator: Any) -> bool:
@@ -120,11 +120,11 @@ def model_digest(job: Job) -> str:
     """Of the model's options, and of its files' names and sizes where it is a folder."""
     folder = getattr(job.model.options, "folder", None)
     files = sorted(folder.rglob("*.safetensors")) if folder else []
-    said = [
+    parts = [
         job.model.document("models"),
         [(str(path.relative_to(folder)), path.stat().st_size) for path in files],
     ]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, float]:

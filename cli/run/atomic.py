@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from genbo.cli.run.disk import FULL, error_number, no_space
+from genbo.cli.run.disk import FULL, WriteFailed, error_number, no_space
 from genbo.cli.run.faults import fault
 
 
@@ -37,9 +37,7 @@ def sized(path: Path, needed: int) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        problem.filename = problem.filename or str(path)
-        problem.needed = needed  # type: ignore[attr-defined]
-        raise
+        raise WriteFailed(problem, path, needed) from problem
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Kept:
+class ChunkCache:
     """`words` say what the files belong to: others are drawn again. `between` is called after every chunk.
 
     `elapsed_s` and `cost` count all that passed through here, found or drawn.
@@ -66,9 +66,9 @@ class Kept:
             before, began = self.meter.as_dict(), time.monotonic()
             part = draw(chunk)
             spent = {key: value - before[key] for key, value in self.meter.as_dict().items()}
-            said = {**own, "cost": spent, "elapsed_s": time.monotonic() - began}
-            self._write(place, part, said)
-            self.count(said)
+            spending = {**own, "cost": spent, "elapsed_s": time.monotonic() - began}
+            self._write(place, part, spending)
+            self.count(spending)
         fault("evaluation.part")
         self.between(name, number + 1, total)
         return part
@@ -84,22 +84,22 @@ class Kept:
             self.add(words_in(place))
         return tensors
 
-    def add(self, said: Mapping[str, Any]) -> None:
+    def add(self, spending: Mapping[str, Any]) -> None:
         """Count what an earlier process spent on a file with these words."""
-        self.count(said)
-        for key, value in said["cost"].items():
+        self.count(spending)
+        for key, value in spending["cost"].items():
             setattr(self.meter, key, getattr(self.meter, key) + value)
 
     def _write(self, place: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
         write_tensors(place, {key: value.contiguous() for key, value in tensors.items()}, {**self.words, **own})
 
-    def count(self, said: Mapping[str, Any]) -> None:
+    def count(self, spending: Mapping[str, Any]) -> None:
         """What was spent just now, and is on the meter already.
 
         A count that an earlier genbo did not keep is dropped: what is left of it would be too little.
         """
-        self.elapsed_s += said["elapsed_s"]
-        spent: Mapping[str, int] = said["cost"]
+        self.elapsed_s += spending["elapsed_s"]
+        spent: Mapping[str, int] = spending["cost"]
         if spent:
             known = self.cost or spent
             self.cost = {key: self.cost.get(key, 0) + value for key, value in spent.items() if key in known}

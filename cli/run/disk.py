@@ -1,4 +1,4 @@
-"""A disk that is full, broken or not writable: told from other errors, and named in a sentence."""
+"""A disk that is full, broken or not writable: its errors become a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from genbo.cli.errors import GenboError, StorageFailed
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 BROKEN = {errno.EIO, errno.EROFS, errno.EXDEV, errno.ENODEV, errno.ESTALE}
 FORBIDDEN = {errno.EACCES, errno.EPERM}
+
+
+class WriteFailed(OSError):
+    """A write that the system refused, with the bytes that it needed."""
+
+    def __init__(self, problem: OSError, path: Path, needed: int) -> None:
+        super().__init__(problem.errno, problem.strerror, problem.filename or str(path))
+        self.needed = needed
+
+
 BLOCKS = 1_000_000  # bytes that a disk's blocks and tables may round away
 _NUMBER = re.compile(r"(?:\bos error |\bOs { code: |\[Errno )(\d+)")  # as Rust and Python write it
 
@@ -26,7 +36,7 @@ def storage(folder: Path | None = None) -> Iterator[None]:
         yield
     except GenboError:
         raise
-    except Exception as problem:  # libraries wrap what the system told them in errors of their own
+    except Exception as problem:  # libraries wrap the system's errors in errors of their own
         if (ended := _of_storage(problem, folder)) is None:
             raise
         raise ended from problem
@@ -39,10 +49,10 @@ def _of_storage(problem: BaseException, folder: Path | None) -> StorageFailed | 
     where = in_its_place(inside[0]) if inside else folder or "the run folder"
     if number in FULL:
         free = shutil.disk_usage(folder).free if folder is not None and folder.is_dir() else None
-        return no_space(where, getattr(problem, "needed", None), free)
+        return no_space(where, problem.needed if isinstance(problem, WriteFailed) else None, free)
     if number in BROKEN or (number in FORBIDDEN and inside and folder is not None):
-        said = f"writing {where} failed: {os.strerror(number or 0)}"
-        return StorageFailed(f"{said}; mend the storage, then go on with --resume", resumable=True)
+        failure = f"writing {where} failed: {os.strerror(number or 0)}"
+        return StorageFailed(f"{failure}; mend the storage, then go on with --resume", resumable=True)
     return None
 
 
@@ -76,14 +86,14 @@ def error_number(problem: BaseException) -> int | None:
     """The system's number of an error, be it Python's own or in the words of a library that met it."""
     if isinstance(problem, OSError):
         return problem.errno
-    said = str(problem)
-    if "No space left on device" in said:
+    text = str(problem)
+    if "No space left on device" in text:
         return errno.ENOSPC
-    found = _NUMBER.search(said)
+    found = _NUMBER.search(text)
     return int(found[1]) if found else None
 
 
 def _names_in(problem: BaseException) -> list[Path]:
     """The files of an error, what was written before what was read."""
-    names = (getattr(problem, "filename2", None), getattr(problem, "filename", None))
+    names = (problem.filename2, problem.filename) if isinstance(problem, OSError) else ()
     return [Path(os.fsdecode(name)).absolute() for name in names if isinstance(name, (str, bytes))]

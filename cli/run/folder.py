@@ -57,7 +57,7 @@ class Run:
 
     def status(self, state: str, reason: str | None = None, *, last_step: int, resumable: bool) -> None:
         """What a script that watches the run reads; `state` is one of STATES."""
-        said = {
+        document = {
             "schema": SCHEMA,
             "state": state,
             "reason": reason,
@@ -65,8 +65,8 @@ class Run:
             "resumable": resumable,
         }
         if state == "done" and (self.path / REPORT).is_file():
-            said["report"] = sha256_of(self.path / REPORT)
-        write_json(self.path / STATUS, said)
+            document["report"] = sha256_of(self.path / REPORT)
+        write_json(self.path / STATUS, document)
 
     def write_environment(self, environment: Document) -> list[str]:
         """Keeps what the run began on; returns what has changed since then, a sentence each."""
@@ -80,7 +80,7 @@ class Run:
         self.checkpoints.environment = to_json(self.environment)
         if kept is None:
             return [] if fresh else [f"{ENVIRONMENT} was damaged, so what the run began on is not known"]
-        before, now = (dict(flat({**said, "judges": None})) for said in (kept, environment))
+        before, now = (dict(flat({**each, "judges": None})) for each in (kept, environment))
         changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         return [f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed]
 
@@ -140,8 +140,8 @@ def _admit(path: Path, *, resume: bool, overwrite: bool, held: str | None = None
     if not is_new and not is_run(path):
         if overwrite:
             raise UserMistake(f"{path} is not a run of genbo: --overwrite leaves it alone; set another output")
-        said = "holds no genbo run to resume" if resume else "is not empty, and holds no run of genbo"
-        raise UserMistake(f"{path} {said}; set another output")
+        reason = "holds no genbo run to resume" if resume else "is not empty, and holds no run of genbo"
+        raise UserMistake(f"{path} {reason}; set another output")
     if held:
         raise in_use(path, held)
     if is_new or resume or overwrite:
@@ -214,7 +214,9 @@ def _keep_job(path: Path, document: Document) -> None:
         )
     if changes := differing(stored, document):
         listed = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" if len(changes) > 8 else "")
-        raise UserMistake(f"{path} is a run of another job ({listed}); undo that, set another output, or --overwrite")
+        raise UserMistake(
+            f"{path} was made with other settings ({listed}); use the same settings, another output, or --overwrite"
+        )
     if judges_in(stored) != judges_in(document):
         write_job(path / JOB, document)
 

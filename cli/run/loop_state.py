@@ -59,8 +59,8 @@ def state_of(words: Document, tensors: Mapping[str, Tensor], where: Path) -> Sta
     strange = [name for name in parts if name not in kinds()]
     strange += [key for key in tensors if key.split(".")[0] not in kinds()]
     if absent or strange:
-        said = [f"{name!r} is missing" for name in absent] + [f"{name!r} does not belong here" for name in strange]
-        raise ArtifactRefused(f"{where}: {'; '.join(said)}")
+        faults = [f"{name!r} is missing" for name in absent] + [f"{name!r} does not belong here" for name in strange]
+        raise ArtifactRefused(f"{where}: {'; '.join(faults)}")
     return State(**parts)
 
 
@@ -70,8 +70,8 @@ def _check_tensors(declared: Mapping[str, Any], tensors: Mapping[str, Tensor], f
     for key in tensors.keys() - declared.keys():
         raise ArtifactRefused(f"{file}: the tensor {key!r} does not belong here")
     for key, tensor in tensors.items():
-        said, found = declared[key], {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
-        if said != found:
-            raise ArtifactRefused(f"{file}: the tensor {key!r} is {found}, not {said}")
+        wanted, found = declared[key], {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
+        if wanted != found:
+            raise ArtifactRefused(f"{file}: the tensor {key!r} is {found}, not {wanted}")
         if not tensor.isfinite().all():
             raise ArtifactRefused(f"{file}: the tensor {key!r} holds numbers that are not finite")

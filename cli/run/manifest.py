@@ -60,11 +60,11 @@ def read_manifest(folder: Path) -> Document:
 def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
     """The manifest and the files of a checkpoint, each equal to its hash."""
     manifest, files = read_manifest(folder), {}
-    for name, said in manifest["files"].items():
+    for name, declared in manifest["files"].items():
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as problem:
             raise Corrupt(folder / name) from problem
-        if len(files[name]) != said["bytes"] or sha256(files[name]) != said["sha256"]:
+        if len(files[name]) != declared["bytes"] or sha256(files[name]) != declared["sha256"]:
             raise Corrupt(folder / name)
     return manifest, files

@@ -1,4 +1,4 @@
-"""Hashes, and small JSON files that carry their own: damage is told from what was written."""
+"""Hashes, and small JSON files that carry their own: what was damaged is not taken for what was written."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
     """Tensors and words in one safetensors file that can tell when it was damaged."""
     from safetensors.torch import save
 
-    said = json.dumps(strict(words), sort_keys=True)
-    write_atomic(path, save(dict(tensors), {"words": said, "sha256": _digest(tensors, said)}))
+    text = json.dumps(strict(words), sort_keys=True)
+    write_atomic(path, save(dict(tensors), {"words": text, "sha256": _digest(tensors, text)}))
 
 
 def read_tensors(path: Path, words: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -56,8 +56,8 @@ def _metadata(path: Path) -> dict[str, str]:
     """safetensors' header: eight bytes of length, then JSON."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    said = header.get("__metadata__") if isinstance(header, dict) else None
-    return said if isinstance(said, dict) else {}
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _stated(path: Path) -> str:

@@ -13,7 +13,7 @@ from genbo.cli.run.faults import fault
 from genbo.cli.run.journal import Mark
 from genbo.cli.run.json_files import strict
 from genbo.cli.run.loop_state import kinds
-from genbo.cli.stages.context import Work, counting, judges_said, names_of, time_left
+from genbo.cli.stages.context import Context, counting, judges_said, names_of, time_left
 from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
@@ -22,74 +22,74 @@ if TYPE_CHECKING:
     from genbo.bilevel.loop import TuningStep
     from genbo.bilevel.problem import Problem
     from genbo.cli.report.summary import HeldOut, Names, Tuned
-    from genbo.cli.run.chunk_cache import Kept
+    from genbo.cli.run.chunk_cache import ChunkCache
     from genbo.cli.stages.build import Assembled
 
 Document = dict[str, Any]
 
 
-def whole(work: Work) -> Generator[Document, None, Document]:
+def whole(context: Context) -> Generator[Document, None, Document]:
     """All stages in order; each finds what an earlier process has left of it. Gives a step when it is safe."""
     from genbo.cli.plan.throughput import record_speed
     from genbo.cli.report import summary
     from genbo.cli.stages import pretraining
 
-    first, anew = pretraining.kept_networks(work), pretraining.kept_networks(work)
-    if work.job.trains:
-        pretraining.before(work, first)
-    last = yield from climb(work)
-    problem, records = work.assembled.problem, work.run.journal.records
+    first, anew = pretraining.kept_networks(context), pretraining.kept_networks(context)
+    if context.job.trains:
+        pretraining.before(context, first)
+    last = yield from climb(context)
+    problem, records = context.assembled.problem, context.run.journal.records
     if gave_up(last):
         reason = why_given_up(records)
         tuned = summary.last_good(problem, records)
-        conclude(work, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
+        conclude(context, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
         raise Diverged(reason)
     tuned = summary.tuned_of(problem, records)
     tuned = replace(tuned, phi=problem.settled(tuned.phi))
-    before, after = sides_of(work, tuned, anew)
-    held_out = evaluate(work, (before, after), (problem.first(), tuned.phi), last)
+    before, after = sides_of(context, tuned, anew)
+    held_out = evaluate(context, (before, after), (problem.first(), tuned.phi), last)
     later = (anew, held_out.start, held_out.tuned)
     cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in last.state.cost.items()}
     cost = counted(cost, first.cost, *(record["cost"] for record in records), *(stage.cost for stage in later))
     elapsed_s = first.elapsed_s + last.elapsed_s + sum(stage.elapsed_s for stage in later)
     document = conclude(
-        work, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None, process=after.at(tuned.phi)
+        context, tuned, held_out, {**cost, "elapsed_s": elapsed_s}, "done", None, process=after.at(tuned.phi)
     )
-    record_speed(work.job, cost.get("image_forwards", 0), elapsed_s)
-    work.run.status("done", document["headline"], last_step=work.run.last_step, resumable=False)
+    record_speed(context.job, cost.get("image_forwards", 0), elapsed_s)
+    context.run.status("done", document["headline"], last_step=context.run.last_step, resumable=False)
     return document
 
 
-def climb(work: Work) -> Generator[Document, None, Checkpoint]:
+def climb(context: Context) -> Generator[Document, None, Checkpoint]:
     """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
     from genbo.bilevel.loop import tune as steps_of
 
-    run, a = work.run, work.assembled
-    last = where_it_stood(work)
+    run, a = context.run, context.assembled
+    last = where_it_stood(context)
     run.last_step = last.state.steps
-    work.screen.begin(run.journal.records)
+    context.screen.begin(run.journal.records)
     began = time.monotonic() - last.elapsed_s
     steps = steps_of(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, last.state)
-    work.stop_if_asked()
-    while not out_of_time(work, last):
+    context.stop_if_asked()
+    while not out_of_time(context, last):
         step = next(steps, None)
         if step is None:
             break
         fault("step.computed")
-        last = keep(work, step, time.monotonic() - began)
+        last = keep(context, step, time.monotonic() - began)
         yield run.journal.last
-        work.stop_if_asked()
+        context.stop_if_asked()
     return last
 
 
-def where_it_stood(work: Work) -> Checkpoint:
+def where_it_stood(context: Context) -> Checkpoint:
     """The newest checkpoint that holds, and the journal put back to it; else the beginning."""
     from genbo.bilevel.loop import begin
 
-    run, problem = work.run, work.assembled.problem
+    run, problem = context.run, context.assembled.problem
     found = run.last_safe_point()
     for file in run.checkpoints.skipped:
-        work.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
+        context.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
     first = begin(problem)
     if found is None:
         run.journal.restore(Mark())
@@ -101,17 +101,17 @@ def where_it_stood(work: Work) -> Checkpoint:
     return found
 
 
-def keep(work: Work, step: TuningStep, elapsed_s: float) -> Checkpoint:
+def keep(context: Context, step: TuningStep, elapsed_s: float) -> Checkpoint:
     """The step into the journal, then the checkpoint that follows it."""
-    run, names = work.run, names_of(work.assembled)
-    record = record_of(step, work.assembled, names, elapsed_s)
+    run, names = context.run, names_of(context.assembled)
+    record = record_of(step, context.assembled, names, elapsed_s)
     run.journal.append(record)
     last = Checkpoint(step.state, run.journal.mark, elapsed_s)
     run.checkpoints.save(last)
     run.last_step = step.state.steps
-    text = f"step {run.last_step} of {work.assembled.budget.steps}"
+    text = f"step {run.last_step} of {context.assembled.budget.steps}"
     run.status("running", text, last_step=run.last_step, resumable=True)
-    work.screen.step(strict(record), time_left(work, last.state.cost, elapsed_s))
+    context.screen.step(strict(record), time_left(context, last.state.cost, elapsed_s))
     return last
 
 
@@ -144,8 +144,8 @@ def _parts(step: TuningStep) -> Document:
     return {"direct": direct.tolist(), "indirect": step.indirect.tolist(), "apart": step.apart}
 
 
-def out_of_time(work: Work, last: Checkpoint) -> bool:
-    minutes = work.job.budget.minutes
+def out_of_time(context: Context, last: Checkpoint) -> bool:
+    minutes = context.job.budget.minutes
     return minutes is not None and last.state.steps > 0 and last.elapsed_s >= 60 * minutes
 
 
@@ -173,7 +173,7 @@ def _short(value: float | list[float]) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{min(value):.3g} to {max(value):.3g}"
 
 
-def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem]:
+def sides_of(context: Context, tuned: Tuned, networks: ChunkCache) -> tuple[Problem, Problem]:
     """Start and tuned as they are judged.
 
     A network that serves every schedule serves both; one that was trained for the schedules on the way has been for
@@ -181,32 +181,36 @@ def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem
     """
     from genbo.cli.stages import pretraining
 
-    a = work.assembled
+    a = context.assembled
     if a.problem.learning is None:
         return a.judge, a.judge
-    learning = pretraining.response_of(work)
+    learning = pretraining.response_of(context)
     found = []
     for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
         learner = (
-            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.trainer
+            pretraining.from_scratch(context, networks, phi, f"scratch-{name}")
+            if learning.coupled
+            else learning.trainer
         )
         found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
     return found[0], found[1]
 
 
-def evaluate(work: Work, sides: tuple[Problem, Problem], phis: tuple[Tensor, Tensor], last: Checkpoint) -> HeldOut:
+def evaluate(
+    context: Context, sides: tuple[Problem, Problem], phis: tuple[Tensor, Tensor], last: Checkpoint
+) -> HeldOut:
     """Start and tuned on the same prompts and seeds, which tuning never saw."""
     from genbo.cli.report.summary import HeldOut
     from genbo.cli.stages.holdout import evaluate_side
     from genbo.diffusion.seed import batch_of
 
-    run, a = work.run, work.assembled
-    batch = batch_of(a.held_out, work.job.evaluate.samples, a.seed.child("evaluate"))
-    judges = judges_said(work)
+    run, a = context.run, context.assembled
+    batch = batch_of(a.held_out, context.job.evaluate.samples, a.seed.child("evaluate"))
+    judges = judges_said(context)
     found = []
     for name, problem, phi in zip(("start", "tuned"), sides, phis, strict=True):
         run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
-        between = counting(work, name, len(batch), last.state.cost, last.elapsed_s)
+        between = counting(context, name, len(batch), last.state.cost, last.elapsed_s)
         found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between, judges))
-        work.stop_if_asked()
+        context.stop_if_asked()
     return HeldOut(found[0], found[1], batch.prompts, a.held_out_is_fresh_prompts)

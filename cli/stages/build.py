@@ -146,7 +146,7 @@ def _learning(job: Job, data: Splits) -> ScheduleResponse:
 
 
 def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
-    """Opens rewards; one of sets is told the data that it compares with."""
+    """Opens rewards; one of sets is given the data that it compares with."""
 
     def of(kind: Kind) -> Reward:
         reward: Any = opened(kind)
@@ -173,8 +173,8 @@ def _suits(job: Job, model: Model) -> None:
     if getattr(options, "folder", model) is not None:
         return
     here = replace(options, pretrained=str(cast("Any", model).folder))
-    for key, said in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
-        raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {said}")
+    for key, reason in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+        raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {reason}")
 
 
 def _of(process: Process, options: Any) -> Tunable:

@@ -21,7 +21,7 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Work:
+class Context:
     """What every stage needs."""
 
     run: Run
@@ -43,35 +43,38 @@ class Work:
 # -- pace ----------------------------------------------------------------------------------------------------
 
 
-def time_left(work: Work, cost: Mapping[str, int], elapsed_s: float) -> float | None:
+def time_left(context: Context, cost: Mapping[str, int], elapsed_s: float) -> float | None:
     """The plan's images that are not drawn yet, at the pace so far; a network's first training has its own clock.
 
     None where nobody knows how many there are.
     """
-    if work.planned.total_at_least.image_forwards < work.planned.image_forwards and work.job.budget.minutes is None:
+    if (
+        context.planned.total_at_least.image_forwards < context.planned.image_forwards
+        and context.job.budget.minutes is None
+    ):
         return None
     forwards = cost.get("image_forwards", 0)
-    timed = forwards - work.planned.training.image_forwards
+    timed = forwards - context.planned.training.image_forwards
     if timed <= 0:
         return None
-    left = elapsed_s / timed * max(0, work.planned.image_forwards - forwards)
-    minutes = work.job.budget.minutes
+    left = elapsed_s / timed * max(0, context.planned.image_forwards - forwards)
+    minutes = context.job.budget.minutes
     return left if minutes is None else min(left, max(0.0, 60 * minutes - elapsed_s))
 
 
 def counting(
-    work: Work, side: str, total: int, cost: Mapping[str, int], elapsed_s: float
+    context: Context, side: str, total: int, cost: Mapping[str, int], elapsed_s: float
 ) -> Callable[[str, int, int], None]:
     """Called after each chunk of `total` images: moves the bar, and stops where a signal asks for it."""
     paced = cost.get("image_forwards", 0)
 
     def between(name: str, done: int, chunks: int) -> None:
-        left = time_left(work, cost, elapsed_s)
-        drawn = work.assembled.problem.process.meter.image_forwards - paced
+        left = time_left(context, cost, elapsed_s)
+        drawn = context.assembled.problem.process.meter.image_forwards - paced
         if left is not None and paced:
             left = max(0.0, left - elapsed_s / paced * drawn)
-        work.screen.evaluating(side, round(total * done / chunks), total, left)
-        work.stop_if_asked()
+        context.screen.evaluating(side, round(total * done / chunks), total, left)
+        context.stop_if_asked()
 
     return between
 
@@ -85,9 +88,9 @@ def names_of(assembled: Assembled) -> Names:
     return Names(tuple(assembled.reward_names), tuple(assembled.constraint_names), tuple(assembled.judge_names))
 
 
-def judges_said(work: Work) -> Document | None:
+def judges_said(context: Context) -> Document | None:
     """Who the judges are, by their options and their files."""
     from genbo.cli.stages.provenance import judges_of
 
-    judges = work.job.evaluate.judges
-    return {"kinds": [j.document("rewards") for j in judges], "files": judges_of(work.assembled)} if judges else None
+    judges = context.job.evaluate.judges
+    return {"kinds": [j.document("rewards") for j in judges], "files": judges_of(context.assembled)} if judges else None

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged
 from genbo.cli.report.tuned_weights import Finetuned, Weights
-from genbo.cli.run.chunk_cache import Kept
+from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
-from genbo.cli.stages.context import Work, judges_said
+from genbo.cli.stages.context import Context, judges_said
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,21 +38,21 @@ OFTEN = 50  # steps of a training after which its state is kept
 # -- the stage -----------------------------------------------------------------------------------------------
 
 
-def tuned_weights(work: Work, last: Round, kept: Kept) -> Weights:
+def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
     """Fine-tunes at each factor of the best lambda, and draws held-out samples of all."""
     from genbo.cli.plan.counts import PAIRS
     from genbo.diffusion.seed import batch_of
 
-    a, job, best = work.assembled, work.job, last.optimum
+    a, job, best = context.assembled, context.job, last.optimum
     assert best is not None and job.finetune is not None
     batch = batch_of(a.held_out, min(job.evaluate.samples, PAIRS), a.seed.child("weights"))
     factors = (1.0, *sorted(job.finetune.also))
-    processes = {factor: trained(work, last, best.lam * factor, factor, kept) for factor in factors}
-    laws = [Finetuned(None, None, side_of(work, a.problem.process, "start", batch, kept), None)]
+    processes = {factor: trained(context, last, best.lam * factor, factor, kept) for factor in factors}
+    laws = [Finetuned(None, None, side_of(context, a.problem.process, "start", batch, kept), None)]
     for factor, process in processes.items():
         name = "tuned" if factor == 1 else f"weights-{factor:g}"
-        side = side_of(work, process, name, batch, kept)
-        laws.append(Finetuned(factor, best.lam * factor, side, path_kl(work, process, factor, batch, kept)))
+        side = side_of(context, process, name, batch, kept)
+        laws.append(Finetuned(factor, best.lam * factor, side, path_kl(context, process, factor, batch, kept)))
     return Weights(
         processes[1.0],
         tuple(laws),
@@ -76,52 +76,52 @@ def bank_at(banks: Sequence[Bank], lam: float) -> Bank:
     return min(banks, key=quality)
 
 
-def trained(work: Work, last: Round, lam: float, factor: float, kept: Kept) -> Process:
+def trained(context: Context, last: Round, lam: float, factor: float, kept: ChunkCache) -> Process:
     """The process with weights tuned at lambda, found again where an earlier process has trained them."""
     from genbo.bilevel.training.finetuning import NotFinite
     from genbo.diffusion.adapt import restore, tensors
 
-    a, folder = work.assembled, work.run.path / "weights"
+    a, folder = context.assembled, context.run.path / "weights"
     folder.mkdir(exist_ok=True)
-    place, words = folder / f"{factor:g}.safetensors", {"job": work.run.digest, "lam": lam}
+    place, words = folder / f"{factor:g}.safetensors", {"job": context.run.digest, "lam": lam}
     done = read_tensors(place, {**words, "done": True})
     if done is not None:
         kept.add(words_in(place))
-        assert work.job.finetune is not None
-        process: Process = work.job.finetune.options.adapted(a.problem.process, a.seed.child("finetune"))
+        assert context.job.finetune is not None
+        process: Process = context.job.finetune.options.adapted(a.problem.process, a.seed.child("finetune"))
         restore(process.model, done)  # type: ignore[arg-type]
         return process
     begun = read_tensors(place, {**words, "done": False})
     if begun is not None:
         kept.add(words_in(place))
-    training = training_at(work, last, lam, begun)
+    training = training_at(context, last, lam, begun)
     meter, spent, began = a.problem.process.meter, a.problem.process.meter.as_dict(), time.monotonic()
     before: Document = words_in(place) if begun is not None else {"cost": {}, "elapsed_s": 0.0}
 
-    def said(done: bool) -> Document:
+    def words_now(done: bool) -> Document:
         cost = {key: value - spent[key] + before["cost"].get(key, 0) for key, value in meter.as_dict().items()}
         elapsed_s = before["elapsed_s"] + time.monotonic() - began
         return {**words, "done": done, "cost": cost, "elapsed_s": elapsed_s}
 
     try:
         for moment in training:
-            work.screen.drawing(f"fine-tuning at lambda = {lam:.3g}", moment.step, moment.steps, None)
+            context.screen.drawing(f"fine-tuning at lambda = {lam:.3g}", moment.step, moment.steps, None)
             if moment.step % OFTEN == 0:
-                write_tensors(place, training.state(), said(False))
-            work.stop_if_asked()
+                write_tensors(place, training.state(), words_now(False))
+            context.stop_if_asked()
     except NotFinite as problem:
         raise Diverged(str(problem).replace("lower.lr", "finetune.lr")) from problem
-    write_tensors(place, tensors(training.model), said(True))
-    now = said(True)
+    write_tensors(place, tensors(training.model), words_now(True))
+    now = words_now(True)
     kept.elapsed_s += now["elapsed_s"] - before["elapsed_s"]
     return training.process
 
 
-def training_at(work: Work, last: Round, lam: float, begun: Mapping[str, Any] | None) -> Training:
+def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, Any] | None) -> Training:
     """The training before it is run."""
-    a = work.assembled
-    assert work.job.finetune is not None
-    options: Finetune = work.job.finetune.options
+    a = context.assembled
+    assert context.job.finetune is not None
+    options: Finetune = context.job.finetune.options
     seed = a.seed.child("finetune")
     if options.method == "gradient":
         return options.gradient(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
@@ -129,19 +129,19 @@ def training_at(work: Work, last: Round, lam: float, begun: Mapping[str, Any] | 
     return options.tilted(a.problem.process, a.prompts, bank, lam, seed, state=begun)
 
 
-def side_of(work: Work, process: Process, name: str, batch: Batch, kept: Kept) -> Side:
+def side_of(context: Context, process: Process, name: str, batch: Batch, kept: ChunkCache) -> Side:
     """Held-out samples of these weights, with the rewards of both levels and the judges."""
     from genbo.cli.stages.holdout import evaluate_side
 
-    a = work.assembled
+    a = context.assembled
     problem = replace(a.judge, process=process, rewards=(*a.problem.rewards, *a.lower_rewards))
-    folder, phi = work.run.path / "evaluation", a.problem.first()
-    side = evaluate_side(folder, name, problem, phi, batch, work.run.digest, kept.between, judges_said(work))
+    folder, phi = context.run.path / "evaluation", a.problem.first()
+    side = evaluate_side(folder, name, problem, phi, batch, context.run.digest, kept.between, judges_said(context))
     kept.elapsed_s += side.elapsed_s
     return side
 
 
-def path_kl(work: Work, process: Process, factor: float, batch: Batch, kept: Kept) -> tuple[float, float]:
+def path_kl(context: Context, process: Process, factor: float, batch: Batch, kept: ChunkCache) -> tuple[float, float]:
     """Mean KL of the paths from those of the pretrained model, under DDIM with eta = 1, and its standard error."""
     import torch
 
@@ -149,7 +149,7 @@ def path_kl(work: Work, process: Process, factor: float, batch: Batch, kept: Kep
     from genbo.cli.plan.counts import PATHS
     from genbo.diffusion.path_kl import sample_with_kl
 
-    base, tuned = noisy(work.assembled.problem.process), noisy(process)
+    base, tuned = noisy(context.assembled.problem.process), noisy(process)
     few = type(batch)(batch.prompts[:PATHS], batch.seeds[:PATHS])
 
     def part(chunk: Batch) -> Tensor:

@@ -10,7 +10,7 @@ from genbo.cli.run.faults import fault
 from genbo.cli.run.json_files import strict, write_json
 from genbo.cli.run.redaction import without_secrets
 from genbo.cli.run.versions import version
-from genbo.cli.stages.context import Work, names_of
+from genbo.cli.stages.context import Context, names_of
 
 if TYPE_CHECKING:
     from genbo.cli.plan.counts import Plan
@@ -22,7 +22,7 @@ Document = dict[str, Any]
 
 
 def conclude(
-    work: Work,
+    context: Context,
     tuned: Tuned,
     held_out: HeldOut | None,
     cost: Mapping[str, float],
@@ -35,7 +35,7 @@ def conclude(
     from genbo.cli.report import summary, usage
     from genbo.cli.report.html import write_report
 
-    run, a = work.run, work.assembled
+    run, a = context.run, context.assembled
     process = process or a.problem.at(tuned.phi)
     found = summary.Findings(
         problem=a.problem,
@@ -44,23 +44,26 @@ def conclude(
         tuned=tuned,
         held_out=held_out,
         cost=cost,
-        planned=planned_cost(work.planned),
+        planned=planned_cost(context.planned),
         estimator={"kind": a.estimator_name, "reason": a.estimator_reason},
-        job=work.job.document(),
+        job=context.job.document(),
         environment=run.environment,
-        reproduce=work.reproduce,
+        reproduce=context.reproduce,
         status=status,
         reason=reason,
-        notes=(*work.notes, *_drawn_otherwise(work, process)),
+        notes=(*context.notes, *_drawn_otherwise(context, process)),
         search=search,
-        left_out=work.job.left_out if held_out is not None or search is not None else (),
+        left_out=context.job.left_out if held_out is not None or search is not None else (),
     )
-    said = {**summary.document_of(found), "use": usage.use_of(process, f"{work.job.output}/tuned")}
-    said["cost"] |= {"planned_at_least": work.planned.total_at_least.document(), "inexact": work.planned.inexact}
-    document = without_secrets(strict(said))
+    result = {**summary.document_of(found), "use": usage.use_of(process, f"{context.job.output}/tuned")}
+    result["cost"] |= {
+        "planned_at_least": context.planned.total_at_least.document(),
+        "inexact": context.planned.inexact,
+    }
+    document = without_secrets(strict(result))
     if document["held_out"] is not None:
         weights = search.weights if search else None
-        export_tuned(work, weights.tuned if weights else process, document)
+        export_tuned(context, weights.tuned if weights else process, document)
     fault("report.begin")
     write_json(run.path / "report.json", document)
     fault("report.json")
@@ -74,12 +77,12 @@ def counted(cost: Mapping[str, int], *parts: Mapping[str, int]) -> dict[str, int
     return {key: value for key, value in cost.items() if all(key in part for part in parts if part)}
 
 
-def _drawn_otherwise(work: Work, process: Process) -> Iterator[str]:
+def _drawn_otherwise(context: Context, process: Process) -> Iterator[str]:
     """Where a reader's own diffusers would draw something else: a scheduler that was replaced, what it cannot do."""
     from genbo.diffusion.tuned import beyond_diffusers
 
-    remarks = getattr(work.job.model.options, "remarks", None)
-    yield from (f"Of the scheduler: {said}." for said in (remarks(process.sampler, 1.0) if remarks else ()))
+    remarks = getattr(context.job.model.options, "remarks", None)
+    yield from (f"Of the scheduler: {remark}." for remark in (remarks(process.sampler, 1.0) if remarks else ()))
     if beyond := beyond_diffusers(process):
         yield f"A plain diffusers call does not draw what was judged ({'; '.join(beyond)}): genbo.load does."
 
@@ -89,7 +92,7 @@ def planned_cost(planned: Plan) -> dict[str, float]:
     return dict(planned.total.document())
 
 
-def export_tuned(work: Work, process: Process, document: Document) -> None:
+def export_tuned(context: Context, process: Process, document: Document) -> None:
     from genbo.diffusion.tuned import export, export_bytes
 
     held_out = document["held_out"]
@@ -100,5 +103,5 @@ def export_tuned(work: Work, process: Process, document: Document) -> None:
         "held_out": {key: held_out[key] for key in ("verdict", "difference", "interval", "samples", "prompts")},
         "reproduce": document["reproduce"],
     }
-    with folder_in_place(work.run.path / "tuned", export_bytes(process)) as beside:
+    with folder_in_place(context.run.path / "tuned", export_bytes(process)) as beside:
         export(process, beside, about)

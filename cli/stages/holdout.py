@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged
 from genbo.cli.report.held_out_side import Side, shown
-from genbo.cli.run.chunk_cache import Kept
+from genbo.cli.run.chunk_cache import ChunkCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def evaluate_side(
     `judges` says who the problem's judges are: what others have scored is drawn again.
     """
     words = {"job": job, "phi": phi.tolist(), "prompts": list(batch.prompts), **({"judges": judges} if judges else {})}
-    kept = Kept(folder, words, problem.process.meter, between)
+    kept = ChunkCache(folder, words, problem.process.meter, between)
     chunks = list(problem.chunks(batch, members=1))
     size = len(chunks[0])
 

@@ -75,7 +75,7 @@ class Lines(Quiet):
 
     def drawing(self, what: str, done: int, total: int, left_s: float | None) -> None:
         if done == total:
-            self.note(f"{what}: drawn")
+            self.note(f"{what}: done")
 
 
 HEAD = ("step", "at", "reward", "gradient", "")
@@ -89,7 +89,7 @@ def row(record: Record) -> tuple[str, ...]:
         gradient = number_format.with_error(grads[0], record["grad_se"][0])
     else:
         ratio = noise_ratio(grads, record["grad_se"])
-        gradient = "—" if ratio is None else f"{number_format.number(ratio, 1)} × noise"
+        gradient = "—" if ratio is None else f"{number_format.number(ratio, 1)} standard errors"
     status = {"ok": "", "flat": "flat: the gradient is exactly zero", "non_finite": "not finite: skipped"}
     reward = number_format.with_error(record["value"], record["value_se"])
     return str(record["step"] + 1), at, reward, gradient, status.get(record["status"], str(record["status"]))

@@ -35,7 +35,7 @@ def on_what(run: Run, assembled: Assembled, screen: Quiet) -> tuple[str, ...]:
     warn_of_length(assembled, screen)
     notes = [f"{text}." for text in getattr(assembled.problem.process.model, "notes", ())]
     if changed:
-        notes.append(f"Resumed on other ground ({'; '.join(changed)}): results need not be equal bit for bit.")
+        notes.append(f"Resumed in another environment ({'; '.join(changed)}): results need not be equal bit for bit.")
     for note in notes:
         screen.note(note)
     return tuple(notes)

@@ -20,7 +20,7 @@ from genbo.cli.run.folder import Run, opened
 from genbo.cli.run.job_digest import judges_in
 from genbo.cli.run.signals import Signals
 from genbo.cli.run.status import read_report, read_status
-from genbo.cli.stages.context import Work
+from genbo.cli.stages.context import Context
 from genbo.cli.stages.endings import endings
 from genbo.cli.stages.progress import watch
 from genbo.cli.stages.provenance import on_what
@@ -121,7 +121,7 @@ def stages_of(
                 if planned.expected_s is None and planned.memory is not None:
                     screen.note(_time_by_one_call(assembled, planned))
                 whole = lambda_search.whole if job.tilts else ascent.whole
-                return (yield from whole(Work(run, job, assembled, planned, screen, signals, reproduce, notes)))
+                return (yield from whole(Context(run, job, assembled, planned, screen, signals, reproduce, notes)))
 
 
 def finished(run: Run) -> Document | None:

@@ -15,6 +15,7 @@ from genbo.cli.commands import sample, score
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.captions import captions
 from genbo.cli.job.gallery import images_of, in_number_order, uncertain
+from genbo.cli.stages import scoring
 
 COUNTED = {  # in number order, and it is certain
     "numbers": ["0.png", "1.png", "2.png", "10.png", "11.png"],
@@ -77,7 +78,7 @@ def test_twelve_prompts_for_twelve_numbers(tmp_path: Path) -> None:
     for number in range(12):
         picture(tmp_path / "images" / f"{number}.png")
     (tmp_path / "p.txt").write_text("".join(f"prompt {number}\n" for number in range(12)))
-    files, _ = score.files_of(tmp_path / "images")
+    files, _ = scoring.files_of(tmp_path / "images")
     names = [file.name for file in files]
     assert dict(zip(names, captions(tmp_path / "p.txt", None, names) or [], strict=True)) == {
         f"{number}.png": f"prompt {number}" for number in range(12)

@@ -20,6 +20,7 @@ from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
 from genbo.cli.job.captions import captions
 from genbo.cli.job.job import JobMistakes, Kind
 from genbo.cli.main import main
+from genbo.cli.stages import scoring
 from genbo.diffusion.data import Data
 from genbo.rewards.clip import Clip
 from genbo.rewards.diversity import Diversity
@@ -136,8 +137,8 @@ def test_code_of_the_users_own_is_named_with_its_hash(run: Run) -> None:
 # -- sets ------------------------------------------------------------------------------------------------------
 
 
-def asked(options: Any) -> score.Asked:
-    return score.Asked("set", Kind(kind="set", options=options))
+def asked(options: Any) -> scoring.Asked:
+    return scoring.Asked("set", Kind(kind="set", options=options))
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_a_set_is_scored_as_a_whole(options: Any, tmp_path: Path, monkeypatch: p
     for place, rows in pixels.items():
         for n, row in enumerate(rows):
             write(tmp_path / place, f"{n}.png", row)
-    one, pictures = asked(options), score.readable(tmp_path / "a")
-    rows = score.of_set(
+    one, pictures = asked(options), scoring.readable(tmp_path / "a")
+    rows = scoring.of_set(
         one, pictures, [""] * 7, Data(str(tmp_path / "b")) if one.needs_data else None, 3, torch.device("cpu")
     )
     opened = options.open()
     reward = opened.against(pixels["b"]) if one.needs_data else opened
     torch.testing.assert_close(rows, reward(pixels["a"].float() / 255), atol=1e-6, rtol=1e-5)
-    found = score.summary(one, rows)
+    found = scoring.summary(one, rows)
     assert found["of"] == "set" and found["mean"] == pytest.approx(rows.mean().item())
 
 
@@ -167,7 +168,7 @@ def test_a_set_wants_data_and_images_of_a_size(images: Path) -> None:
     assert why == "set compares a set with data, and there are none; add --data folder"
     assert score.cannot([asked(Diversity("pixels"))], None, None) == []
     with pytest.raises(UserMistake, match="the images have several sizes; bring them to one"):
-        score.of_set(asked(Diversity("pixels")), score.readable(images), [""] * 4, None, 4, torch.device("cpu"))
+        scoring.of_set(asked(Diversity("pixels")), scoring.readable(images), [""] * 4, None, 4, torch.device("cpu"))
 
 
 def test_data_are_written_as_in_a_job(run: Run, images: Path) -> None:
@@ -277,17 +278,17 @@ def test_a_folder_of_images_must_be_given(images: Path, place: str, said: str) -
 
 
 def test_scores_that_are_not_finite_are_of_named_files(images: Path) -> None:
-    pictures = score.readable(images)
+    pictures = scoring.readable(images)
     rows = torch.tensor([0.0, math.nan, 0.0, math.inf])
     with pytest.raises(ArtifactRefused, match=r"set gives no finite number for a\.png, below/c\.png; leave them out"):
-        score.refuse_nan(asked(Kid("pixels")), pictures, rows)
+        scoring.refuse_nan(asked(Kid("pixels")), pictures, rows)
 
 
 def test_short_memory_names_the_option_that_helps(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(score, "one_by_one", short)
+    monkeypatch.setattr(scoring, "one_by_one", short)
     with pytest.raises(OutOfMemory, match=r"out of memory \(CUDA out of memory\); .* a smaller --batch"):
         run("compressibility")
 

@@ -14,7 +14,7 @@ from genbo.bilevel.regularization.bank import bank_of
 from genbo.cli.plan.counts import PATHS
 from genbo.cli.report.held_out_side import Side
 from genbo.cli.report.tuned_weights import Finetuned, Weights
-from genbo.cli.run.chunk_cache import Kept
+from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.stages.finetuning import bank_at, path_kl
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
@@ -35,7 +35,7 @@ def process(mean: float, std: float) -> Process:
 def followed(base: Process, tuned: Process, folder: Path, samples: int) -> tuple[float, float]:
     """What the report says of the paths of `tuned` beside those of `base`."""
     work: Any = SimpleNamespace(assembled=SimpleNamespace(problem=SimpleNamespace(process=base)))
-    kept = Kept(folder, {}, base.meter, lambda *_: None)
+    kept = ChunkCache(folder, {}, base.meter, lambda *_: None)
     return path_kl(work, tuned, 1.0, Batch(("a",) * samples, tuple(range(samples))), kept)
 
 

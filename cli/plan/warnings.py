@@ -1,0 +1,64 @@
+"""What is worth saying of a job before it runs, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from genbo.cli.job.compatibility import remarks
+from genbo.cli.job.job import NO_PROMPT, Job
+from genbo.cli.plan.lambda_counts import held_out_bank
+from genbo.rewards._tokens import sentences
+
+
+def of_ascent(job: Job) -> Iterator[str]:
+    """Of a job that follows a gradient."""
+    yield from _of_any(job)
+    if job.budget.samples < len(set(job.prompts)):
+        yield f"each step draws {job.budget.samples} of the {len(set(job.prompts))} prompts"
+    if job.evaluate.samples < len(set(job.held_out)):
+        held_out = len(set(job.held_out))
+        yield f"only {job.evaluate.samples} of the {held_out} held-out prompts will be used; raise evaluate.samples"
+
+
+def of_lambda_search(job: Job) -> Iterator[str]:
+    """Of a job that searches for lambda."""
+    yield from _of_any(job)
+    prompts, samples = held_out_bank(job)
+    if len(prompts) < len(job.held_out):
+        listed = f"{len(prompts)} of the {len(job.held_out)} held-out prompts"
+        yield f"lambda is judged on {samples} samples each of {listed}; more evaluate.samples are more prompts"
+
+
+def _too_long(job: Job) -> Iterator[str]:
+    """Prompts whose ends are not read, by the text encoders of the model and of the rewards."""
+    rewards = (*job.reward, *job.keep, *(job.lower.reward if job.lower else ()))
+    parts = [part.options for part in (job.model, *rewards) if hasattr(part.options, "readers")]
+    yield from sentences([reader for part in parts for reader in part.readers()], (*job.prompts, *job.held_out))
+    if negative := getattr(job.model.options, "negative_prompt", ""):
+        for reader in job.model.options.readers():
+            if reader.too_long([negative]):
+                yield f"negative_prompt is longer than {reader.limit} tokens; its end is ignored (by {reader.name})"
+
+
+def _of_any(job: Job) -> Iterator[str]:
+    yield from remarks(job)
+    if getattr(job.model.options, "folder", job) is None:
+        name = job.model.options.pretrained
+        yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
+    if job.budget.steps == 1 and not job.tilts:
+        yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
+    if job.prompts == NO_PROMPT:
+        return
+    yield from _too_long(job)
+    scored = (*job.reward, *job.keep)
+    reads = any(getattr(each.options, "reads_prompts", False) for each in scored)
+    if getattr(job.model.options, "told_nothing", False) and not reads:
+        yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
+    if job.evaluate.prompts is None:
+        yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"
+    elif job.left_out:
+        from genbo.cli.report.words import overlap
+
+        yield overlap(job.left_out)
+    elif not job.held_out_is_fresh_prompts:
+        yield "every held-out prompt is tuned on too: the verdict is on new seeds of them, not on new prompts"
