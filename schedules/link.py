@@ -1,4 +1,4 @@
-"""Links: from coordinates u on the whole line to parameters that cannot leave their domain.
+"""Links: from unconstrained coordinates u to parameters that stay in their domain.
 
     a number in [a, b]            phi = a + (b - a) sigmoid(u)                 or the same for log phi
     0 < w_1 < ... < w_n < 1       log of neighbouring gaps' ratio = B tanh(u / B),      gaps summing to 1

@@ -1,4 +1,4 @@
-"""A noise schedule: from time t in [0, 1] to how much signal and how much noise there is, for M members at once.
+"""A noise schedule: from time t in [0, 1] to the scales of signal and noise, for M members at once.
 
     x_t = alpha_t x_0 + sigma_t eps,     alpha_t^2 + sigma_t^2 = 1,     log-SNR  lambda_t = log(alpha_t^2 / sigma_t^2)
 

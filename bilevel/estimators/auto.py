@@ -1,4 +1,4 @@
-"""Chooses the estimator that was measured to be the most accurate for the work, and says why."""
+"""Chooses the estimator that was measured to be the most accurate for the job, and gives the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient in lambda as a covariance: what is left of the value gap when its gamma is infinite.
+"""The derivative in lambda as a covariance of the two rewards: the limit of the value gap for infinite gamma.
 
     dF / dlog lambda = -Cov_lambda(r1, r2) / lambda,      F(lambda) = E_lambda[r1]
 

@@ -1,4 +1,4 @@
-"""The gradient in lambda as a difference of two solves: whatever law the lower level ends in, this is its slope.
+"""The derivative in lambda as a difference of two solves, for any distribution that the lower level produces.
 
     dF / dlog lambda  ~  (E[r1] at lambda e^h - E[r1] at lambda e^-h) / (2 h)
 

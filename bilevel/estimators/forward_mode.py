@@ -1,4 +1,4 @@
-"""The derivative along each coordinate, forwards with the samples: exact, constant memory, P samplings. The oracle.
+"""Exact derivatives in forward mode: constant memory, P samplings; meant to check the other estimators.
 
 Attention kernels other than the plain one have no forward derivative, so the plain one is used here; and a network in
 half precision meets a float32 tangent with an error, so it wants float32.

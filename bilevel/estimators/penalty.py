@@ -1,4 +1,4 @@
-"""The gradient where the sampled network is trained for u: what the sampler does, and what the network answers.
+"""The gradient through a network that is trained for u: the sampler's direct part and the network's response.
 
     z+- = argmin L +- f / gamma,      f = -F,  the upper objective on the same samples throughout
     dF/du ~ [d_u F(z+) + d_u F(z-)] / 2  -  (gamma / 2) [d_u L(z+) - d_u L(z-)]                bias O(1 / gamma^2)

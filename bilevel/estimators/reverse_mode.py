@@ -1,4 +1,4 @@
-"""The gradient through every step of the sampler, backwards; a step keeps nothing but x_t and is computed again.
+"""Backpropagation through every step of the sampler; each step keeps only x_t and is recomputed.
 
 Exact for a differentiable reward, at a cost that does not grow with the number of parameters. Every sample gets a copy
 of u of its own, so one backward pass gives a gradient a sample, and with it the standard error.

@@ -1,4 +1,4 @@
-"""The gradient in lambda as a gap of values: two lower solves, with the upper reward let into one of them.
+"""The derivative in lambda as a gap between two lower solves, one with a small part of the upper reward added.
 
     y = argmin -E[r2] + lambda KL,      z = argmin -E[r2] - E[r1] / gamma + lambda KL
     dF / dlog lambda  ~  -lambda gamma [KL(z || p0) - KL(y || p0)]

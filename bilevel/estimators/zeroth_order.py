@@ -1,4 +1,4 @@
-"""Differences of the objective: any reward, any network, no memory.
+"""Finite differences of the objective: for any reward and any network, without extra memory.
 
     coordinates, central     g_j = [F(u + h e_j) - F(u - h e_j)] / 2h                    2P samplings, bias O(h^2)
     coordinates, forward     g_j = [F(u + h e_j) - F(u)] / h                            P + 1, bias O(h)

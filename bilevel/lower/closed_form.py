@@ -1,4 +1,4 @@
-"""The tilted law of an exact world, on paper: from its cumulants, by derivatives.
+"""The tilted distribution of a toy model in closed form, from derivatives of its cumulants.
 
     A(t, u) = log E_p0 exp(t r2 + u r1),      t = 1 / lambda,   u = 1 / (gamma lambda), or 0 without gamma
 

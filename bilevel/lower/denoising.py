@@ -1,4 +1,4 @@
-"""Denoising training: a network that is trained under the schedule, or once under all of them.
+"""Denoising training of a network, under one schedule or once for all of them.
 
     y: AdamW on L(theta; q), with warm-up and a running average of the weights, a few steps an update of q
     z: from y's average, on L + tilt f, the same minibatches for every tilt, y's own preconditioner held fixed

@@ -1,4 +1,4 @@
-"""Fine-tuning: weights whose samples follow the tilted law, so that a tuned checkpoint exists.
+"""Fine-tuning: trains weights whose samples follow the tilted distribution.
 
     weighted    sum_i w_i E |eps(x_t) - eps|^2 over samples x_i of the pretrained model; w_i their weights at lambda
     gradient    KL(path || path of the pretrained model) - E[r2] / lambda, by gradients of r2 through every step

@@ -1,4 +1,4 @@
-"""Gradient-guided sampling: every sample climbs r2 / lambda while it is drawn, at each lambda anew.
+"""Gradient-guided sampling: every sample follows the gradient of r2 / lambda; drawn again at each lambda.
 
     eps <- eps - sigma_t grad_{x_t} h(decode(x_0(x_t))),      h = r2 / lambda,  or (r2 + r1 / gamma) / lambda
 

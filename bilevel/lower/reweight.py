@@ -1,4 +1,4 @@
-"""Samples of the pretrained model, reweighted: every lambda from one bank, without another network call.
+"""Reweighted samples of the pretrained model: one bank for every lambda, without further network calls.
 
     w_i = exp(h_i) p0/q_i / sum_j ...,     h = r2 / lambda, or (r2 + r1 / gamma) / lambda;     for each prompt by itself
 

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 1412.6980), climbing, its step decaying late and no weight decay.
+"""Adam (Kingma & Ba 1412.6980), ascending, with a step length that decays late and no weight decay.
 
 Weight decay would drag hyperparameters towards u = 0, which means nothing. The memories are short, because a run has
 tens of steps, not thousands, and because gradients fall by orders of magnitude on the way to an optimum: with

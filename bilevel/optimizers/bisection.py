@@ -1,4 +1,4 @@
-"""Bracketing and bisection on the sign of the gradient: no learning rate, one coordinate by itself.
+"""Bracketing and bisection on the sign of the gradient, for a single coordinate; no learning rate.
 
     grad > 0: low = u,   grad < 0: high = u;        u <- (low + high) / 2, or a doubled stride while a side is open
 

@@ -1,4 +1,4 @@
-"""Gradient ascent, its step decaying late."""
+"""Gradient ascent with a step length that decays late."""
 
 from __future__ import annotations
 

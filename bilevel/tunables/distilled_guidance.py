@@ -1,4 +1,4 @@
-"""Guidance that a network was distilled to be told as a number (FLUX.1 dev): one for all steps, one a step, or K knots.
+"""The distilled guidance of FLUX.1 dev, an input of the network, as a scalar, one value per step, or K knots.
 
 True guidance combines two predictions and doubles the cost of a step; a distilled network gives in one call what it
 learned that the combination would give. The link and the shapes are those of `guidance`.

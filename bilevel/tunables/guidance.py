@@ -1,4 +1,4 @@
-"""The guidance weight, or another option of the guidance rule, as a scalar, a value a step, or K knots.
+"""The guidance weight, or another option of the guidance rule, as a scalar, one value per step, or K knots.
 
     phi = low + (high - low) sigmoid(u)
 

@@ -1,4 +1,4 @@
-"""The noise schedule: any of the parameters of a family, each through a link that keeps it in its domain.
+"""The noise schedule: any parameters of a family, each kept inside its domain by a link.
 
     phi = (the parameters named in `parameters`, one after the other);  all others stay where they start
 

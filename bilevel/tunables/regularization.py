@@ -1,4 +1,4 @@
-"""Lambda, the strength of KL regularization: how dearly the lower level pays for leaving the pretrained model.
+"""The strength lambda of the KL regularization towards the pretrained model.
 
     log lambda = log low + (log high - log low) sigmoid(u)
 

@@ -1,4 +1,4 @@
-"""Where the sampler of a pretrained model stops: N times between noise and image, falling for any u.
+"""The N times at which a pretrained model's sampler calls the network; they decrease for any u.
 
     t_{k+1} = t_1 + (t_image - t_1) w_k,        0 < w_1 < ... < w_{N-1} < 1
 

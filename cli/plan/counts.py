@@ -201,9 +201,8 @@ def plan(job: Job) -> Plan:
 def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
     rule = job.model.guidance.options
     own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
-    effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
     at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
-    guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+    guided = [abs(rule.effective_weight(now, i, job.steps) - 1) > ROUNDING for i, now in enumerate(at)]
     return Searching(job, guided, batch, most=most)
 
 
@@ -223,7 +222,6 @@ class _Counter:
         self.steps, self.samples = job.steps, job.budget.samples
         self.estimator, self.lower = estimator, job.lower.options if job.lower else None
         self.rule = job.model.guidance.options
-        self.effective_at = getattr(self.rule, "effective_at", None)
         self.gradient: GradientCost = estimator.cost(job.parameters)
         self.draws, self.passes = self.gradient.draws, self.gradient.network_passes
         self.differentiated = any(member is None for draw in self.draws for member in draw)
@@ -231,8 +229,7 @@ class _Counter:
         self.of_levels = any(tunable.rule_option is None for tunable in job.tune.values())
         options = {tunable.rule_option for tunable in job.tune.values()}
         self.weight_is_tuned = "weight" in options
-        switching = set(vars(self.rule)) - {"weight"} if self.effective_at else set()
-        self.switch_is_tuned = bool(options & switching)
+        self.switch_is_tuned = bool(options & set(self.rule.traits.switches))
 
     # -- what is guided ------------------------------------------------------------------------------------
 
@@ -258,9 +255,8 @@ class _Counter:
 
     def _guided(self, options: Mapping[str, list[float]]) -> list[bool]:
         steps = len(next(iter(options.values())))
-        effective = self.effective_at or (lambda step, steps, now: now["weight"])
         at = [{name: values[i] for name, values in options.items()} for i in range(steps)]
-        return [abs(effective(i, steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+        return [abs(self.rule.effective_weight(now, i, steps) - 1) > ROUNDING for i, now in enumerate(at)]
 
     def _options(self, numbers: Sequence[float]) -> dict[str, list[float]]:
         """Every number of the rule, a value a step, with phi in its place."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from genbo.diffusion.kinds import class_of
+
 if TYPE_CHECKING:
     from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
@@ -44,11 +46,11 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     if network.classes:
         return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
     load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
-    fresh = getattr(process.sampler, "eta", 0)
-    eta = f", eta={fresh}" if fresh else ""
-    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{eta}).images"
+    traits = process.sampler.traits
+    told = "".join(f", {name}={value}" for name, value in traits.call(process.sampler).items() if value)
+    call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{told}).images"
     plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
-    ddim = type(process.sampler).__name__ == "Ddim"
+    ddim = traits.in_diffusers and traits.levels_of == "ddim"
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
 
 
@@ -61,7 +63,8 @@ def diffusers_arguments(
     """
     rule, told = said["guidance"], said.get("told", {})
     numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
-    if rule["kind"] not in ("plain", "rescaled") or not all(isinstance(n, float) for n in numbers.values()):
+    known = class_of("genbo.diffusion.guidance", rule["kind"]).traits.in_diffusers
+    if not known or not all(isinstance(n, float) for n in numbers.values()):
         return None
     if rule["weight"] == 1:
         numbers = {"weight": 1.0, **told} if "weight" in names else told  # the rule does nothing
