@@ -1,7 +1,7 @@
 """The verdict: start against tuned, on prompts and seeds that tuning never saw, paired by seed.
 
-The interval is Student's; what it counts depends on what it may speak of: see `compare`. A mean can hide what happened
-to single prompts: see `shape`.
+The interval is Student's; it counts prompts or samples, see `compare`. A mean can hide what happened to single prompts:
+see `shape`.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _derivatives(a: Tensor, t: Tensor, u: Tensor) -> tuple[Tensor, ...]:
 
 
 def cumulant_of(model: Any, prompts: Sequence[str], r1: Sequence[Weighted], r2: Sequence[Weighted]) -> Cumulant:
-    """A(t, u) of an exact world's options and of rewards' options; `why_not` must have said nothing."""
+    """A(t, u) of an exact world's options and of rewards' options; `why_not` must have given no reason."""
     of_world = _partition_of(model)
     if of_world is None:
         raise TypeError(f"{type(model).__name__} has no closed form")

@@ -249,7 +249,7 @@ class TrainedLaws:
         return law if self.bank is None else replace(law, fit=self._learned_from(lam, law.fit))
 
     def _learned_from(self, lam: float, own: Fit) -> Fit:
-        """How well the bank's samples speak of lambda, where that is worse: no training knows more than they do."""
+        """How well the bank's samples cover the law at lambda, where that is worse: training adds nothing to them."""
         from genbo.bilevel.lower.reweight import fit_of
         from genbo.bilevel.regularization.tilted import VERDICTS
 

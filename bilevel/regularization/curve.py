@@ -113,12 +113,12 @@ def optimum(solve: SolveLaw, slope: LawEstimator, curve: Sequence[Point]) -> Opt
     reach = within_reach(curve)
     if not reach:
         top = curve[-1]
-        said = "no lambda within the bounds has enough effective samples; draw more samples, or raise the upper bound"
-        return _named("out_of_reach", top, said)
+        reason = "no lambda within the bounds has enough effective samples; draw more samples, or raise the upper bound"
+        return _named("out_of_reach", top, reason)
     clear = [p for p in reach if p.sign]
     if not clear:
-        said = "the gradient is within its noise of 0 at every lambda; draw more samples, or take other rewards"
-        return _named("unclear", max(reach, key=lambda p: p.law.r1.mean), said)
+        reason = "the gradient is within its noise of 0 at every lambda; draw more samples, or take other rewards"
+        return _named("unclear", max(reach, key=lambda p: p.law.r1.mean), reason)
     found = [_closed_in(solve, slope, reach, a, b) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     found += _at_the_ends(reach, clear, whole=len(reach) == len(curve))
     best = max(found, key=lambda o: o.r1)
@@ -132,25 +132,29 @@ def _at_the_ends(reach: Sequence[Point], clear: Sequence[Point], *, whole: bool)
     first, last = reach[0], reach[-1]
     if clear[0].sign < 0 and not whole and not first.sign:
         top = max(reach, key=lambda p: p.law.r1.mean)
-        said = f"r1 rises as lambda falls to {top.lam:.3g}, and the samples do not show whether it turns there"
-        found.append(_named("out_of_reach", top, f"{said}; draw more samples"))
+        reason = f"r1 rises as lambda falls to {top.lam:.3g}, and the samples do not show whether it turns there"
+        found.append(_named("out_of_reach", top, f"{reason}; draw more samples"))
     elif clear[0].sign < 0 and not whole:
-        said = (
+        reason = (
             f"r1 still rises at lambda = {first.lam:.3g}, below which there are too few samples: the optimum lies below"
         )
-        found.append(_named("out_of_reach", first, said))
+        found.append(_named("out_of_reach", first, reason))
     elif clear[0].sign < 0 and first.sign < 0:
-        said = f"r1 never stops rising as lambda falls: the optimum is the lower bound {first.lam:g} itself"
-        found.append(_named("lower_bound", first, said))
+        reason = f"r1 never stops rising as lambda falls: the optimum is the lower bound {first.lam:g} itself"
+        found.append(_named("lower_bound", first, reason))
     elif clear[0].sign < 0:
-        said = f"r1 rises towards the lower bound {first.lam:g}, and the samples do not show whether it turns before it"
-        found.append(_named("unclear", first, f"{said}; draw more samples, or lower the bound"))
+        reason = (
+            f"r1 rises towards the lower bound {first.lam:g}, and the samples do not show whether it turns before it"
+        )
+        found.append(_named("unclear", first, f"{reason}; draw more samples, or lower the bound"))
     if clear[-1].sign > 0 and last.sign > 0:
-        said = f"r1 only ever rises with lambda: the optimum is the upper bound {last.lam:g}, no tuning at all"
-        found.append(_named("upper_bound", last, said))
+        reason = f"r1 only ever rises with lambda: the optimum is the upper bound {last.lam:g}, no tuning at all"
+        found.append(_named("upper_bound", last, reason))
     elif clear[-1].sign > 0:
-        said = f"r1 rises towards the upper bound {last.lam:g}, and the samples do not show whether it falls before it"
-        found.append(_named("unclear", last, f"{said}; draw more samples, or take other rewards"))
+        reason = (
+            f"r1 rises towards the upper bound {last.lam:g}, and the samples do not show whether it falls before it"
+        )
+        found.append(_named("unclear", last, f"{reason}; draw more samples, or take other rewards"))
     return found
 
 
@@ -161,20 +165,22 @@ def settled(curve: Sequence[Point], bounds: tuple[float, float]) -> Optimum:
     """
     clear = [p for p in curve if p.sign and p.law.fit.verdict != "refuse"]
     if not clear:
-        said = "the gradient is within its noise of 0 at every lambda so far; draw more samples, or take other rewards"
-        return _named("unclear", max(curve, key=lambda p: p.law.r1.mean), said)
+        reason = (
+            "the gradient is within its noise of 0 at every lambda so far; draw more samples, or take other rewards"
+        )
+        return _named("unclear", max(curve, key=lambda p: p.law.r1.mean), reason)
     found = [_on_a_line(a, b, curve) for a, b in pairwise(clear) if a.sign > 0 > b.sign]
     first, last = clear[0], clear[-1]
     if first.sign < 0:
         at_bound = math.log(first.lam / bounds[0]) < NEARBY
-        said = f"r1 still rises as lambda falls to {first.lam:.3g}"
+        reason = f"r1 still rises as lambda falls to {first.lam:.3g}"
         kind: Kind = "lower_bound" if at_bound else "out_of_reach"
-        found.append(_named(kind, first, f"{said}, the lower bound" if at_bound else said))
+        found.append(_named(kind, first, f"{reason}, the lower bound" if at_bound else reason))
     if last.sign > 0:
         at_bound = math.log(bounds[1] / last.lam) < NEARBY
-        said = f"r1 still rises with lambda at {last.lam:.3g}"
+        reason = f"r1 still rises with lambda at {last.lam:.3g}"
         kind = "upper_bound" if at_bound else "out_of_reach"
-        found.append(_named(kind, last, f"{said}, the upper bound" if at_bound else said))
+        found.append(_named(kind, last, f"{reason}, the upper bound" if at_bound else reason))
     best = max(found, key=lambda o: o.r1)
     others = tuple(o.lam for o in found if o is not best and o.kind == "interior")
     return Optimum(**{**vars(best), "others": others})
@@ -191,9 +197,9 @@ def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
     at = min(curve, key=lambda p: abs(math.log(p.law.lam / lam)))
     half = quantile(len(at.grad.value)) * se
     interval = (lam * math.exp(-half), lam * math.exp(half))
-    said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
+    reason = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
     named = _of_an_interval(verdict, (a, b))
-    return Optimum("interior", lam, at.law.r1.mean, named, said, se, interval, evaluations=len(curve))
+    return Optimum("interior", lam, at.law.r1.mean, named, reason, se, interval, evaluations=len(curve))
 
 
 def _named(kind: Kind, at: Point, reason: str) -> Optimum:
@@ -207,7 +213,7 @@ def _closed_in(solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], a: 
     at, factor = point(solve, slope, lam), math.exp(NEARBY)
     nearby = [point(solve, slope, x) for x in (lam / factor, lam * factor)]
     bend = (nearby[1].grad.mean - nearby[0].grad.mean) / (2 * NEARBY)
-    said = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
+    reason = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
     asked = (at, *nearby)
     ends = None if bend >= 0 else _inverted(solve, slope, reach, at, _worst(asked))
     if ends is not None:
@@ -216,11 +222,11 @@ def _closed_in(solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], a: 
             ends = _inverted(solve, slope, reach, at, _worst(asked))
     verdict = _of_an_interval(_worst(asked), asked)
     if ends is None or verdict == "refuse":
-        return Optimum("interior", lam, at.law.r1.mean, verdict, said, evaluations=evaluations)
+        return Optimum("interior", lam, at.law.r1.mean, verdict, reason, evaluations=evaluations)
     slack = EXACTLY + 2 * abs(at.law.covariance.mean / lam / bend) if exact else 0.0
     ends = (ends[0] * math.exp(-slack), ends[1] * math.exp(slack))
     log_se = math.log(ends[1] / ends[0]) / 2 / quantile(len(at.grad.value))
-    return Optimum("interior", lam, at.law.r1.mean, verdict, said, log_se, ends, evaluations=evaluations)
+    return Optimum("interior", lam, at.law.r1.mean, verdict, reason, log_se, ends, evaluations=evaluations)
 
 
 def _inverted(

@@ -109,9 +109,9 @@ class Denoise:
         """What the base adds to the loss of each row."""
         assert self.base is not None
         with torch.no_grad():
-            told = predicted_eps(self.base, drawn).to(eps.dtype)
-        known = told - drawn.eps.to(told)
-        return self.hold * _mean_square(eps - told) - 2 * (known * eps).flatten(1).mean(1)
+            before = predicted_eps(self.base, drawn).to(eps.dtype)
+        known = before - drawn.eps.to(before)
+        return self.hold * _mean_square(eps - before) - 2 * (known * eps).flatten(1).mean(1)
 
 
 def _share(logw: Tensor, by: Tensor) -> Tensor:

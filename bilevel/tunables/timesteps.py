@@ -152,7 +152,7 @@ class TunedTimes(Timesteps):
         return [float(time) for time in self.stops(phi)]
 
     def settled(self, phi: Tensor) -> Tensor:
-        """phi as any scheduler can be told it: whole training steps."""
+        """phi in whole training steps, as any scheduler takes it."""
         return self.clock.settled(self.stops(phi))[..., 1:]
 
     def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
@@ -179,7 +179,7 @@ def _start(start: str | list[float], model: Timed, process: Process) -> list[flo
 
 
 def _ends(clock: Clock) -> tuple[float, float]:
-    """The largest and the smallest sigma / alpha that the network may be told."""
+    """The largest and the smallest sigma / alpha that the network knows."""
     import torch
 
     ends = clock.log_snr(torch.tensor([clock.noisiest, clock.cleanest], dtype=torch.float64))
