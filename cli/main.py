@@ -195,11 +195,15 @@ def list_(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a job, for editors: genbo schema > job.schema.json"""
-    from genbo.cli.job import schema as command
+def schema(of: Annotated[str, typer.Argument(help="job, report, status or step")] = "job") -> None:
+    """Print the JSON schema of a job, for editors, or of what a run writes: genbo schema > job.schema.json"""
+    if of == "job":
+        from genbo.cli.job import schema as command
 
-    raise typer.Exit(command.run())
+        raise typer.Exit(command.run())
+    from genbo.cli.report import records_schema
+
+    raise typer.Exit(records_schema.run(of))
 
 
 @app.command()

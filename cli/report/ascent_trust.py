@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from genbo.bilevel.training.penalty import Hypergradient
     from genbo.cli.report.records_report import RunReport
 
-CLEAR = 2.0  # standard errors from which a gradient is told from noise
+CLEAR = 2.0  # standard errors from zero: a gradient this far is clear of the noise
 NEAR = 0.01  # of the range: nearer than this is "at the bound"
-ENOUGH = 6  # gradients of which the last can be told from the first
+ENOUGH = 6  # gradients, from which number on the last third is looked at
 
 
 def about_path(report: RunReport) -> list[Remark]:

@@ -75,7 +75,7 @@ def schedule(
 
 
 def parts(direct: Sequence[float | None], indirect: Sequence[float | None], *, name: str) -> Markup:
-    """Two parts of a derivative over the steps, with the zero that their signs are told by."""
+    """Two parts of a derivative over the steps, with a line at zero."""
     known = [v for v in (*direct, *indirect) if v is not None]
     if not known:
         return Markup("")
@@ -139,7 +139,7 @@ def curve(start: Curve, tuned: Curve, *, name: str) -> Markup:
 
 @dataclass(frozen=True)
 class Stops:
-    """Where a sampler stops: how much noise there is, and the time that the network is told."""
+    """Where a sampler stops: how much noise there is, and the time that the network gets as input."""
 
     log_snr: Sequence[float]
     times: Sequence[float]
@@ -156,8 +156,8 @@ def stops(start: Stops, tuned: Stops, *, name: str) -> Markup:
         label = frame.py(y) + (-9 if word == "start" else 17)
         parts.append(tag("text", word, x=frame.left - 8, y=frame.py(y) + 4, class_="tick end"))
         for number, (x, time) in enumerate(zip(side.log_snr, side.times, strict=True), 1):
-            said = f"step {number}: time {number_format.number(time)}, log-SNR {number_format.number(x, 2)}"
-            parts.append(frame.dot(x, y, 4, class_=f"stop {word}", title=said))
+            text = f"step {number}: time {number_format.number(time)}, log-SNR {number_format.number(x, 2)}"
+            parts.append(frame.dot(x, y, 4, class_=f"stop {word}", title=text))
         parts += [
             tag(
                 "text",
@@ -228,7 +228,7 @@ def prompts(rows: Sequence[tuple[str, float]], *, name: str, width: int = 900) -
             )
         )
     base = height - 14
-    most = (width - LEFT) // 18  # characters of a name: both must stand on one line
+    most = (width - LEFT) // 18  # characters of a name: both must fit on one line
     parts.append(tag("text", _cut(rows[0][0], most), x=frame.left, y=base, class_="tick"))
     if len(rows) > 1:
         parts.append(tag("text", _cut(rows[-1][0], most), x=width - RIGHT, y=base, class_="tick end"))
@@ -240,7 +240,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def scatter(start: Points, tuned: Points, *, name: str) -> tuple[Markup, Markup]:
-    """Samples of a world without images, on the same axes."""
+    """Samples of a toy model without images, on the same axes."""
     both = [*start, *tuned]
     x, y = padded([a for a, _ in both]), padded([b for _, b in both])
     frame = Frame(x, y, width=440, height=330)

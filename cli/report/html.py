@@ -295,7 +295,7 @@ def _shown(place: Path) -> Tensor:
 
 
 def _points(samples: Tensor) -> list[tuple[float, float]]:
-    """The first two coordinates; a world of one is spread over the height by a fixed pattern."""
+    """The first two coordinates; samples of one coordinate are spread over the height by a fixed pattern."""
     rows = samples.tolist()
     golden = (math.sqrt(5) - 1) / 2
     return [(row[0], row[1] if len(row) > 1 else (index * golden) % 1) for index, row in enumerate(rows)]

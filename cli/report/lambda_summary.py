@@ -147,7 +147,7 @@ class Searched:
             return f"{moved}, and no verdict: {report.reason or 'the run has not ended'}."
         gain = change(held_out)
         if not held_out.samples:
-            return f"{moved}: {self.upper} {gain}, known on paper: {held_out.verdict}."
+            return f"{moved}: {self.upper} {gain} in closed form: {held_out.verdict}."
         on = f"{number_format.count(held_out.samples)} held-out samples"
         if held_out.verdict is None:
             return f"{moved}, and no verdict: {on} are too few for both."
@@ -208,7 +208,7 @@ class Searched:
         if best is None:
             return []
         if self.solver == "closed_form":
-            return [remark("good", "Both laws are known on paper: no samples, no noise.")]
+            return [remark("good", "Both laws have a closed form: no samples, no noise.")]
         at = min(curve, key=lambda point: abs(point.lam - best.lam)).law
         found = _about_fit(at.fit, best)
         kl = number_format.with_error(at.kl.mean, error(at.kl))

@@ -80,7 +80,7 @@ def _lead_of_ascent(held_out: HeldOutRow) -> str:
 def _lead_of_search(held_out: HeldOutRow, lower: str) -> str:
     what = f"λ is the weight of the KL term when a model is tuned for {lower}."
     if not held_out.samples:
-        return f"{what} Both laws are known on paper here."
+        return f"{what} Both laws have a closed form here."
     fresh = "prompts and seeds" if held_out.fresh_prompts else "seeds"
     prompts = number_format.plural(held_out.prompts, "prompt")
     samples = f"{number_format.count(held_out.samples)} samples of {prompts}"

@@ -223,7 +223,7 @@ class KeptRow(ComparedRow):
 
 
 class HeldOutRow(ComparedRow):
-    """The comparison that the verdict rests on."""
+    """The comparison that the verdict is based on."""
 
     fresh_prompts: bool = False
     by_prompt: list[PromptGain] = Field(default_factory=list)  # from the greatest loss to the greatest gain

@@ -121,7 +121,7 @@ _MEANINGS: dict[tuple[str, str], tuple[Level, str]] = {  # of a judge's verdict 
     (_BETTER, _BETTER): ("good", "It confirms the gain."),
     (_BETTER, _SAME): (
         "warning",
-        "It does not confirm the gain, which may exist in the tuned reward alone. Look at the images, or raise "
+        "It does not confirm the gain, which may be limited to the tuned reward. Look at the images, or raise "
         "evaluate.samples.",
     ),
     (_BETTER, _WORSE): (

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,3 +98,21 @@ def warm() -> Iterator[Warm]:
     server = Warm()
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def strict_records() -> Iterator[None]:
+    """Whatever a run of these tests writes is in the records of the report, key by key."""
+    from genbo.cli.report import html
+    from tests.cli.records_on_disk import assert_strict
+
+    written = html.write_report
+
+    def checked(folder: Path, document: Any, place: Path | None = None) -> Path:
+        if (folder / "steps.jsonl").is_file() and (folder / "status.json").is_file():
+            assert_strict(folder)
+        return written(folder, document, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(html, "write_report", checked)
+        yield

@@ -246,7 +246,7 @@ def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
         for level in ("r1", "r2"):
             assert row[f"{level}_gain"]["difference"] == pytest.approx(row[level] - rows[0][level], abs=1e-5)
     page = (tuned / "report.html").read_text()
-    assert "What tuned weights do" in page and "at 0.1 λ" in page
+    assert "Fine-tuned weights" in page and "at 0.1 λ" in page
 
 
 def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):

@@ -176,7 +176,7 @@ def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
     found = searched(Pair(exact[0], exact[1], True, ("a",), 0, False))
     held_out, _, _ = found.compared()
     assert held_out is not None and held_out.interval == (1.0, 1.0) and held_out.verdict == "better"
-    assert "known on paper: better" in found.headline(report(held_out))
+    assert "in closed form: better" in found.headline(report(held_out))
 
 
 # -- the key `search` ------------------------------------------------------------------------------------------------
