@@ -30,6 +30,7 @@ from genbo.diffusion.tokens import unsaid
 
 if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
+    from genbo.schedules.grid import Grid
 
 Size = tuple[int, int]
 
@@ -66,6 +67,18 @@ class PipelineModel:
     def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """The network's raw prediction (B, *shape)."""
         raise NotImplementedError
+
+    def grid(self, sampler: Sampler) -> Grid:
+        """The levels that the pipeline's own settings give the sampler (M = 1, float64, on the CPU)."""
+        raise NotImplementedError
+
+    def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
+        """diffusers' scheduler for the sampler, with the pipeline's own settings, or others."""
+        raise NotImplementedError
+
+    def arguments(self, sampler: Sampler, grid: Grid) -> dict[str, list[float]] | None:
+        """What to hand to the pipeline's call to stop at these levels, by name; None where it takes nothing such."""
+        return None
 
     def takes(self, scheduler: Any) -> set[str]:
         """What a call of the pipeline can hand on to this scheduler: `timesteps`, `sigmas`, both or neither."""
