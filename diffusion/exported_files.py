@@ -1,4 +1,4 @@
-"""The files of an exported pipeline: copied from its source, and written anew where weights were trained."""
+"""The files of an exported pipeline: copied from the one it was made of, or written where weights were trained."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def load_pipeline(options: PipelineOptions) -> Model:
 
 def _place(pipeline: Any, options: PipelineOptions, device: torch.device) -> None:
     """Onto the device, whole or a part at a time; a decoder that overflows in fp16 works in fp32."""
-    vae = getattr(pipeline, "vae", None)
+    vae = pipeline.components.get("vae")
     if vae is not None and vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.to(torch.float32)
     if options.vae_tiling and vae is not None:
@@ -127,7 +127,7 @@ def _check_levels(pipeline: Any, folder: Path) -> None:
     """A scheduler's settings may be numbers, and make noise levels that are none."""
     from diffusers import SchedulerMixin
 
-    scheduler = getattr(pipeline, "scheduler", None)
+    scheduler = pipeline.components.get("scheduler")
     betas = getattr(scheduler, "betas", None)
     if not isinstance(scheduler, SchedulerMixin) or not isinstance(betas, torch.Tensor):
         return

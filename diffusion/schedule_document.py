@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.kinds import class_of, kind_of, kinds
 from genbo.diffusion.refused import Refused
-from genbo.schedules.link import Interval
+from genbo.schedules.link import Bounded
 
 if TYPE_CHECKING:
     from genbo.schedules.schedule import Schedule
@@ -19,7 +19,7 @@ def schedule_document(schedule: Schedule) -> dict[str, Any]:
     """A schedule as a job has it: its family, and each parameter by name."""
     values = {name: value[0].tolist() for name, value in schedule.values.items()}
     links = schedule.family.links
-    parameters = {name: v if not isinstance(links[name], Interval) else v[0] for name, v in values.items()}
+    parameters = {name: v if not isinstance(links[name], Bounded) else v[0] for name, v in values.items()}
     normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
     return {
         "family": kind_of(schedule.family),

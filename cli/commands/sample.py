@@ -40,8 +40,8 @@ def run(
     output: str | Path | None = None,
 ) -> int:
     """The command: one PNG an image and a contact sheet, a row a prompt; prints their paths."""
-    from genbo.cli.commands.tune import named
     from genbo.cli.report.html import contact_sheet
+    from genbo.cli.stages.endings import named
 
     if samples < 1:
         raise UserMistake(f"--samples {samples}: draw at least one")

@@ -1,4 +1,4 @@
-"""Adaptive projected guidance (Sadat et al. 2410.02416, Alg. 1), on predictions of x_0.
+"""Adaptive projected guidance (Sadat et al. 2410.02416, Alg. 1), applied to predictions of x_0.
 
 The difference d = x_0(cond) - x_0(uncond), with a running average (`momentum`, usually negative) and its norm held
 under `norm_threshold` (0: no limit), is split into a part along x_0(cond), which mostly adds saturation, and a part

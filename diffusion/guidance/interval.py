@@ -1,4 +1,4 @@
-"""Guidance in an interval of the sampling (Kynkäänniemi et al. 2404.07724): weight 1 outside [start, stop].
+"""Guidance in an interval of the sampling (Kynkäänniemi et al. 2404.07724); the weight is 1 outside.
 
 `start` and `stop` are fractions of the steps, 0 at pure noise and 1 at the sample. A step of which only a part lies
 inside gets that part of the guidance, so that both ends can be tuned by gradients.

@@ -1,4 +1,4 @@
-"""Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): guided as usual, then brought back to the spread of cond.
+"""Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): the result gets the standard deviation of cond again.
 
 guided = uncond + weight (cond - uncond),    out = rescale guided sd(cond) / sd(guided) + (1 - rescale) guided
 """

@@ -1,4 +1,4 @@
-"""Any other pipeline that diffusers ships, drawn by its own call: no gradients, no steps of genbo's own.
+"""Any other diffusers pipeline, sampled by its own call: no gradients, and only guidance can be tuned.
 
 What can be tuned of it is its guidance weight: one for all steps, or one a step where its call has
 `callback_on_step_end`. The sampler's kind names the scheduler that is put into it, with the pipeline's own settings; a

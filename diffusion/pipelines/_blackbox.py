@@ -43,14 +43,14 @@ class BlackboxModel(PipelineModel):
     prediction = "sample"
 
     def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
-        self.part = "unet" if hasattr(pipeline, "unet") else "transformer"  # type: ignore[misc]
+        self.part = "unet" if "unet" in pipeline.components else "transformer"  # type: ignore[misc]
         self.taken = inspect.signature(pipeline.__call__).parameters
         if missing := [name for name in NEEDED if name not in self.taken]:
             name = type(pipeline).__name__
             raise Refused(
                 f"pretrained: the call of {name} takes no {missing[0]}, which a black box is told; take another"
             )
-        if not hasattr(pipeline, self.part):
+        if self.part not in pipeline.components:
             raise Refused(f"pretrained: {type(pipeline).__name__} has neither unet nor transformer; take another model")
         super().__init__(pipeline, options)
 

@@ -112,7 +112,7 @@ class PipelineModel:
     @property
     def vae(self) -> Any:
         """The decoder, or None where samples are pixels."""
-        return getattr(self.pipeline, "vae", None)
+        return self.pipeline.components.get("vae")
 
     @property
     def pixels_per_latent(self) -> int:

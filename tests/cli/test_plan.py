@@ -142,7 +142,8 @@ def test_the_estimators_say_how_many_they_draw() -> None:
     for options in ESTIMATORS.values():
         chosen = job_of(options, *TUNED["per-step-from-1"]).chosen().options
         for parameters in (1, 2, 5):
-            assert sum(map(len, chosen.draws(parameters))) == chosen.trajectories(parameters)
+            cost = chosen.cost(parameters)
+            assert sum(map(len, cost.draws)) == cost.trajectories
 
 
 @pytest.mark.parametrize("shape", ["scalar", "per_step", {"knots": 2}, {"knots": 3}, {"knots": 5}])
