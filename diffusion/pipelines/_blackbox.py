@@ -125,7 +125,7 @@ class BlackboxModel(PipelineModel):
         finally:
             counting.remove()
             self.pipeline.scheduler = own
-        images = getattr(output, "images", None)
+        images = getattr(output, "images", None)  # pipelines of video or sound return other records
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise Refused(f"pretrained: {type(self.pipeline).__name__} does not draw images; take one that does")
         return images.to(self.device)

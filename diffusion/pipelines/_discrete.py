@@ -254,6 +254,7 @@ def _bound(scheduler: Any) -> float:
 
 def _final(scheduler: Any) -> Tensor:
     """The signal power at the end of the last step: 1 where the scheduler does not say otherwise."""
+    # of the two classes with a table, DDIM's alone has one
     final: Tensor = getattr(scheduler, "final_alpha_cumprod", torch.ones(()))
     return final.double()
 
