@@ -242,6 +242,7 @@ def check_words(tokenizer: Any, encoder: Any, part: Path) -> None:
             f"pretrained: the tokenizer in {part} has {tokenizer.vocab_size} tokens, but its text encoder knows "
             f"{known}; give the tokenizer that it was trained with"
         )
+    # not every text encoder has such a number in its config
     longest = getattr(encoder.config, "max_position_embeddings", None)
     if type(tokenizer).__name__ == "CLIPTokenizer" and longest and tokenizer.model_max_length > longest:
         raise Refused(

@@ -94,6 +94,7 @@ def save_merged(model: Any, folder: Path) -> None:
     merged = {**stored, **model.network.merged(stored)}
     save_file(merged, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     lora, pipeline = model.network.lora(), type(model.pipeline)
+    # diffusers has a mixin of its own for each family of LoRA, so the method is what they share
     if lora and hasattr(pipeline, "save_lora_weights"):
         pipeline.save_lora_weights(folder / "lora", **{f"{model.part}_lora_layers": lora})
 

@@ -47,7 +47,7 @@ def load_pipeline(options: PipelineOptions) -> Model:
 
 def _place(pipeline: Any, options: PipelineOptions, device: torch.device) -> None:
     """Onto the device, whole or a part at a time; a decoder that overflows in fp16 works in fp32."""
-    vae = getattr(pipeline, "vae", None)
+    vae = pipeline.components.get("vae")
     if vae is not None and vae.dtype == torch.float16 and vae.config.get("force_upcast"):
         vae.to(torch.float32)
     if options.vae_tiling and vae is not None:
@@ -109,7 +109,7 @@ def _pipeline_class(index: dict[str, Any]) -> Any:
     import diffusers
 
     name = str(index.get("_class_name"))
-    found = getattr(diffusers, name, None)
+    found = getattr(diffusers, name, None)  # a name from a file, which a newer diffusers may have
     if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
         raise Refused(f"pretrained: the installed diffusers has no {name}; update it (`pip install -U diffusers`)")
     return found
@@ -119,6 +119,7 @@ def _check_words(parts: dict[str, Any], folder: Path) -> None:
     """Each tokenizer beside the text encoder that reads it."""
     for name, tokenizer in parts.items():
         encoder = parts.get(name.replace("tokenizer", "text_encoder")) if "tokenizer" in name else None
+        # a component of diffusers or transformers; the method is what tells one that reads words
         if encoder is not None and hasattr(encoder, "get_input_embeddings"):
             check_words(tokenizer, encoder, part_of(folder, name))
 
@@ -127,8 +128,8 @@ def _check_levels(pipeline: Any, folder: Path) -> None:
     """A scheduler's settings may be numbers, and make noise levels that are none."""
     from diffusers import SchedulerMixin
 
-    scheduler = getattr(pipeline, "scheduler", None)
-    betas = getattr(scheduler, "betas", None)
+    scheduler = pipeline.components.get("scheduler")
+    betas = getattr(scheduler, "betas", None)  # schedulers of flow models have none
     if not isinstance(scheduler, SchedulerMixin) or not isinstance(betas, torch.Tensor):
         return
     where, steps = part_of(folder, "scheduler") / "scheduler_config.json", scheduler.config.get("num_train_timesteps")

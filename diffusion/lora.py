@@ -34,6 +34,7 @@ def file_of(lora: str) -> Path:
 
 def merge_lora(pipeline: Any, file: Path, scale: float) -> tuple[str, ...]:
     """Add a LoRA to the weights at its scale; the names of the components that it changed."""
+    # diffusers has a mixin of its own for each family of LoRA, so the method is what they share
     if not hasattr(pipeline, "load_lora_weights"):
         raise Refused(f"lora: diffusers loads none into a {type(pipeline).__name__}; leave it out")
     _check_finite(file)
@@ -81,7 +82,7 @@ def _as_peft_names(part: str, network: Any, tensors: Mapping[str, Tensor]) -> di
     theirs: Any = {name.removeprefix(f"{part}."): value for name, value in tensors.items()}
     if theirs and part.startswith("text_encoder"):
         theirs = convert_state_dict_to_peft(convert_state_dict_to_diffusers(theirs))
-        if not hasattr(network, "text_model"):
+        if not hasattr(network, "text_model"):  # some versions of transformers have this level
             theirs = {name.removeprefix("text_model."): value for name, value in theirs.items()}
     elif theirs and not any("lora_A" in name or ".lokr_" in name for name in theirs):
         theirs = convert_unet_state_dict_to_peft(theirs)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.kinds import class_of, kind_of, kinds
 from genbo.diffusion.refused import Refused
 from genbo.schedules.link import Bounded
+from genbo.schedules.schedule import Family
 
 if TYPE_CHECKING:
     from genbo.schedules.schedule import Schedule
 
 SCHEDULES = "genbo.schedules"
+KEYS = ("family", "parameters", "zero_terminal")  # what stands beside them are options of the family
 
 
 def schedule_document(schedule: Schedule) -> dict[str, Any]:
@@ -20,11 +23,12 @@ def schedule_document(schedule: Schedule) -> dict[str, Any]:
     values = {name: value[0].tolist() for name, value in schedule.values.items()}
     links = schedule.family.links
     parameters = {name: v if not isinstance(links[name], Bounded) else v[0] for name, v in values.items()}
-    normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
+    family: Any = schedule.family
+    options = {f.name: vars(family)[f.name] for f in fields(family) if f.name not in links}
     return {
         "family": kind_of(schedule.family),
         "parameters": parameters,
-        **normalised,
+        **options,
         "zero_terminal": schedule.zero_terminal,
     }
 
@@ -37,7 +41,7 @@ def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
     if not isinstance(said, dict):
         return None
     kind, parameters = said.get("family"), said.get("parameters")
-    family, more = _family(kind), {"normalised": said["normalised"]} if "normalised" in said else {}
+    family, more = _family(kind), {name: value for name, value in said.items() if name not in KEYS}
     if family is None or not isinstance(parameters, dict):
         known = ", ".join(name for name in kinds(SCHEDULES) if _family(name))
         raise Refused(f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {known}")
@@ -57,4 +61,4 @@ def _family(kind: object) -> Any:
         found = class_of(SCHEDULES, str(kind))
     except (KeyError, AttributeError):
         return None
-    return found if hasattr(found, "starts") else None
+    return found if Family in found.__mro__ else None

@@ -61,7 +61,7 @@ def loaded(pipeline: Any, read: Sequence[Reader]) -> list[Reader]:
     here = {known.name for known in read if known.count is not None}
     found = []
     for known in readers_of(Path(pipeline.config._name_or_path)):
-        own = getattr(pipeline, known.name.replace("text_encoder", "tokenizer"), None)
+        own = pipeline.components.get(known.name.replace("text_encoder", "tokenizer"))
         if known.name not in here and callable(own):
             found.append(Reader(known.name, known.limit, _counted_by(own)))
     return found

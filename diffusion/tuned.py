@@ -23,7 +23,9 @@ from genbo.diffusion.schedule_document import schedule_document, schedule_from
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from genbo.diffusion.process import Process
+    from genbo.diffusion.network import Network
+    from genbo.diffusion.pipelines._pipeline import PipelineModel
+    from genbo.diffusion.process import Model, Process
     from genbo.schedules.clock import Clock
     from genbo.schedules.schedule import Schedule
 
@@ -33,14 +35,28 @@ CALLED = {"rescale": "guidance_rescale"}  # an option of a rule, as diffusers' p
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
 
 
+def pipeline_of(model: Model) -> PipelineModel | None:
+    """The model, where it is a diffusers pipeline."""
+    from genbo.diffusion.pipelines._pipeline import PipelineModel
+
+    return model if isinstance(model, PipelineModel) else None
+
+
+def network_of(model: Model) -> Network | None:
+    """The model, where it is a network of one's own."""
+    from genbo.diffusion.network import Network
+
+    return model if isinstance(model, Network) else None
+
+
 def settings(process: Process) -> dict[str, Any]:
     """What the process does beyond its weights, as plain values: sampler, guidance rule and every number in it."""
     rule = {"kind": kind_of(process.rule), **_fields(process.rule)}
     for name, value in process.options.items():
         rule[name] = _one_or_all(value[0].tolist())
     said: dict[str, Any] = {"sampler": {"kind": kind_of(process.sampler), **_fields(process.sampler)}, "guidance": rule}
-    if schedule := getattr(process.model, "schedule", None):
-        said["noise_schedule"] = schedule_document(schedule)
+    if (network := network_of(process.model)) is not None:
+        said["noise_schedule"] = schedule_document(network.schedule)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
@@ -51,20 +67,20 @@ def beyond_diffusers(process: Process) -> list[str]:
 
     A network of one's own becomes a DDIMPipeline. An exact world is no pipeline, and nothing is said of it.
     """
-    model: Any = process.model
-    if hasattr(model, "module"):
+    from genbo.diffusion.process import Whole
+
+    if (network := network_of(process.model)) is not None:
         traits, kind = process.sampler.traits, kind_of(process.sampler)
         same = traits.in_diffusers and traits.levels_of == "ddim"
         by = [] if same else [f"DDIMPipeline draws by ddim, not by {kind}"]
-        return [*by, *(["its call takes no class"] if model.classes else [])]
-    if not hasattr(model, "pipeline"):
+        return [*by, *(["its call takes no class"] if network.classes else [])]
+    if (model := pipeline_of(process.model)) is None:
         return []
-    said, whole = settings(process), hasattr(model, "draw")
-    return [*_beyond_scheduler(process, said), *_beyond_guidance(said, model.names, whole=whole)]
+    said, whole = settings(process), isinstance(process.model, Whole)
+    return [*_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
 
 
-def _beyond_scheduler(process: Process, said: Mapping[str, Any]) -> Iterator[str]:
-    model: Any = process.model
+def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
     if model.prompted(process.sampler) is None:
         name = type(model.pipeline).__name__
         yield f"the call of {name} draws otherwise by {kind_of(process.sampler)}, or takes no class"
@@ -107,14 +123,16 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     float32; the scheduler is the one that the sampler's kind asks for. A model without a folder (an exact world) leaves
     `genbo.json` alone, with the numbers in it that were trained.
     """
+    from genbo.diffusion.adapt import Trainable
+
     folder.mkdir(parents=True)
-    model: Any = process.model
+    model, network = pipeline_of(process.model), network_of(process.model)
     document = {"schema": SCHEMA, **settings(process), **about}
-    if "timesteps" in document and hasattr(model, "arguments"):
+    if "timesteps" in document and model is not None:
         document["diffusers"] = model.arguments(process.sampler, process.grid)
-    if hasattr(model, "pipeline") or hasattr(model, "module"):
+    if model is not None or network is not None:
         document["beyond_diffusers"] = beyond_diffusers(process)
-    if hasattr(model, "pipeline"):
+    if model is not None:
         copy_pipeline(model.folder, folder, model.variant)
         for part in model.fused:
             save_component(getattr(model.pipeline, part), folder / part)
@@ -128,25 +146,24 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
         document |= {"model": kind_of(model.options), **{name: getattr(model.options, name) for name in KEPT_OPTIONS}}
         if names := class_names(model.folder):
             document["classes"] = names
-    elif hasattr(model, "module"):
-        save_network(model, folder, process.steps)
-        if model.classes:
-            document["classes"] = list(model.classes)
-    elif weights := getattr(model, "weights", {}):
-        document["weights"] = {name: weight.tolist() for name, weight in weights.items()}
+    elif network is not None:
+        save_network(network, folder, process.steps)
+        if network.classes:
+            document["classes"] = list(network.classes)
+    elif isinstance(process.model, Trainable) and process.model.weights:
+        document["weights"] = {name: weight.tolist() for name, weight in process.model.weights.items()}
     (folder / "genbo.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 def export_bytes(process: Process) -> int:
     """How many bytes `export` writes at least: the weights, without the small files beside them."""
-    model: Any = process.model
-    if hasattr(model, "pipeline"):
+    if (model := pipeline_of(process.model)) is not None:
         index = json.loads((model.folder / "model_index.json").read_text("utf-8"))
         parts = (model.folder / name for name, entry in index.items() if isinstance(entry, list))
         files = (file for part in parts if part.is_dir() for file, _ in files_of_variant(part, model.variant))
         return sum(file.stat().st_size for file in files)
-    module = getattr(model, "module", None)
-    return sum(tensor.nbytes for tensor in module.state_dict().values()) if module is not None else 0
+    network = network_of(process.model)
+    return sum(tensor.nbytes for tensor in network.module.state_dict().values()) if network is not None else 0
 
 
 class Tuned:
@@ -157,7 +174,8 @@ class Tuned:
 
     def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
         self.process, self.document = process, dict(document)
-        self.pipeline: Any = getattr(process.model, "pipeline", None)
+        model = pipeline_of(process.model)
+        self.pipeline: Any = model.pipeline if model is not None else None
         self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:

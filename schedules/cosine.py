@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.schedules.link import Bounded, Link
-from genbo.schedules.schedule import ENDS, between
+from genbo.schedules.schedule import ENDS, Family, between
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Family):
     start: float = 0.0
     end: float = 1.0
     tau: float = 1.0

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.schedules.link import Bounded, Link
-from genbo.schedules.schedule import ENDS, between
+from genbo.schedules.schedule import ENDS, Family, between
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Family):
     beta_start: float = 0.1
     beta_end: float = 20.0
     log_snr_max: float = 10.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genbo.schedules.link import Link, Rising
-from genbo.schedules.schedule import ENDS, Schedule
+from genbo.schedules.schedule import ENDS, Family, Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ MOST_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
-class Piecewise:
+class Piecewise(Family):
     inner: int | list[float] = 4
     log_snr_max: float = 10.0
     log_snr_min: float = -10.0

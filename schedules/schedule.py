@@ -44,7 +44,10 @@ Told = Literal["log_snr", "index"]
 
 
 class Family(Protocol):
-    """A shape; a file in `schedules/` each, whose fields are the parameters that it starts from."""
+    """A shape; a file in `schedules/` each, whose class inherits from this one.
+
+    Its fields are the parameters that it starts from, and options, which have no link.
+    """
 
     @property
     def links(self) -> Mapping[str, Link]:

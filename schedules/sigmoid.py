@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.schedules.link import Bounded, Link
-from genbo.schedules.schedule import ENDS, between
+from genbo.schedules.schedule import ENDS, Family, between
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(Family):
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0

@@ -43,14 +43,14 @@ class BlackboxModel(PipelineModel):
     prediction = "sample"
 
     def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
-        self.part = "unet" if hasattr(pipeline, "unet") else "transformer"  # type: ignore[misc]
+        self.part = "unet" if "unet" in pipeline.components else "transformer"  # type: ignore[misc]
         self.taken = inspect.signature(pipeline.__call__).parameters
         if missing := [name for name in NEEDED if name not in self.taken]:
             name = type(pipeline).__name__
             raise Refused(
                 f"pretrained: the call of {name} takes no {missing[0]}, which a black box is told; take another"
             )
-        if not hasattr(pipeline, self.part):
+        if self.part not in pipeline.components:
             raise Refused(f"pretrained: {type(pipeline).__name__} has neither unet nor transformer; take another model")
         super().__init__(pipeline, options)
 
@@ -125,7 +125,7 @@ class BlackboxModel(PipelineModel):
         finally:
             counting.remove()
             self.pipeline.scheduler = own
-        images = getattr(output, "images", None)
+        images = getattr(output, "images", None)  # pipelines of video or sound return other records
         if not isinstance(images, Tensor) or images.ndim != 4:
             raise Refused(f"pretrained: {type(self.pipeline).__name__} does not draw images; take one that does")
         return images.to(self.device)

@@ -52,7 +52,7 @@ class Discrete(PipelineModel):
         scheduler = self.scheduler(sampler)
         stopping(scheduler, sampler)
         time = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)[None]
-        if not hasattr(scheduler, "sigmas"):
+        if not _has_sigmas(scheduler):
             grid = _table_grid(scheduler, sampler.steps)
         else:
             sigmas = scheduler.sigmas.double()[None, : sampler.steps + 1]
@@ -92,7 +92,7 @@ class Discrete(PipelineModel):
         if scheduler.alphas_cumprod[-1] == 0:
             without = times == len(scheduler.alphas_cumprod) - 1
             alpha, sigma = alpha.masked_fill(without, 0.0), sigma.masked_fill(without, 1.0)
-        if not hasattr(scheduler, "sigmas"):
+        if not _has_sigmas(scheduler):
             last, scale = _final(scheduler).sqrt(), 1.0
             end = last, (1 - last**2).sqrt()
         else:
@@ -183,7 +183,7 @@ def stopping(scheduler: Any, sampler: Sampler) -> None:
         raise Refused(f"{fewer} ({first_line(error)})") from error
     times = torch.as_tensor(scheduler.timesteps)
     sound = len(times) == steps and bool(times.double().isfinite().all()) and int((times == times[0]).sum()) == 1
-    if not hasattr(scheduler, "sigmas"):
+    if not _has_sigmas(scheduler):
         sound = sound and int(times.min()) >= 0 and int(times.max()) < len(scheduler.alphas_cumprod)
     elif sound:
         sigmas = scheduler.sigmas[: steps + 1].double()
@@ -195,7 +195,9 @@ def stopping(scheduler: Any, sampler: Sampler) -> None:
 
 def _same_levels(own: Any, other: Any) -> bool:
     """Whether a scheduler of another class has made the same levels of the same betas, as far as both can be asked."""
-    table, others = (getattr(scheduler, "alphas_cumprod", None) for scheduler in (own, other))
+    table, others = (
+        getattr(scheduler, "alphas_cumprod", None) for scheduler in (own, other)
+    )  # not every class of diffusers has one
     if table is None or others is None:
         return True
     if any(scheduler.config.get("rescale_betas_zero_snr") for scheduler in (own, other)):
@@ -226,6 +228,11 @@ def _orders(config: Any, steps: int) -> tuple[int, ...]:
     return tuple(orders)
 
 
+def _has_sigmas(scheduler: Any) -> bool:
+    """Whether it keeps its levels as sigma / alpha; DDIM's and DDPM's look them up in the table of alphas."""
+    return hasattr(scheduler, "sigmas")  # diffusers' schedulers share no interface that says so
+
+
 def _is_euler(scheduler: Any) -> bool:
     return type(scheduler).__name__ == scheduler_settings.CLASSES["euler"]
 
@@ -241,19 +248,20 @@ def _unit_variance(scheduler: Any) -> bool:
 def _bound(scheduler: Any) -> float:
     """How far a prediction of x_0 may lie: diffusers' `clip_sample`, which DDIM and DDPM alone know."""
     config = scheduler.config
-    clips = not hasattr(scheduler, "sigmas") and config.clip_sample
+    clips = not _has_sigmas(scheduler) and config.clip_sample
     return float(config.clip_sample_range) if clips else math.inf
 
 
 def _final(scheduler: Any) -> Tensor:
     """The signal power at the end of the last step: 1 where the scheduler does not say otherwise."""
+    # of the two classes with a table, DDIM's alone has one
     final: Tensor = getattr(scheduler, "final_alpha_cumprod", torch.ones(()))
     return final.double()
 
 
 def _sigmas(scheduler: Any) -> Tensor:
     """sigma / alpha at the scheduler's times."""
-    if hasattr(scheduler, "sigmas"):
+    if _has_sigmas(scheduler):
         made: Tensor = scheduler.sigmas[:-1].double()
         return made
     bar: Tensor = scheduler.alphas_cumprod.double()[torch.as_tensor(scheduler.timesteps).long()]

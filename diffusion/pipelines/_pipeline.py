@@ -30,6 +30,7 @@ from genbo.diffusion.tokens import unsaid
 
 if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
+    from genbo.schedules.grid import Grid
 
 Size = tuple[int, int]
 
@@ -67,6 +68,18 @@ class PipelineModel:
         """The network's raw prediction (B, *shape)."""
         raise NotImplementedError
 
+    def grid(self, sampler: Sampler) -> Grid:
+        """The levels that the pipeline's own settings give the sampler (M = 1, float64, on the CPU)."""
+        raise NotImplementedError
+
+    def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
+        """diffusers' scheduler for the sampler, with the pipeline's own settings, or others."""
+        raise NotImplementedError
+
+    def arguments(self, sampler: Sampler, grid: Grid) -> dict[str, list[float]] | None:
+        """What to hand to the pipeline's call to stop at these levels, by name; None where it takes nothing such."""
+        return None
+
     def takes(self, scheduler: Any) -> set[str]:
         """What a call of the pipeline can hand on to this scheduler: `timesteps`, `sigmas`, both or neither."""
         taken = (inspect.signature(call).parameters for call in (self.pipeline.__call__, scheduler.set_timesteps))
@@ -99,7 +112,7 @@ class PipelineModel:
     @property
     def vae(self) -> Any:
         """The decoder, or None where samples are pixels."""
-        return getattr(self.pipeline, "vae", None)
+        return self.pipeline.components.get("vae")
 
     @property
     def pixels_per_latent(self) -> int:
