@@ -10,20 +10,17 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pkgutil import walk_packages
 
 import torch
 
-CLI = ("assemble", "climb", "fits", "heldout", "job", "kept", "overrides", "plan", "reading", "regularize", "report")
-CLI += ("result", "sentences", "show", "strength", "training", "tune", "weights")
-BILEVEL = ("answer", "evaluate", "penalty", "search", "source", "tune", "estimators.covariance")
-BILEVEL += ("estimators.zeroth_order", "lower.reweight", "optimizers.adam", "tunables.regularization")
-DIFFUSION = ("sample", "tuned", "models.gaussian", "models.mixture", "samplers.ddim", "samplers.dpmpp")
 OTHERS = ("jinja2", "rich.console", "rich.table", "ruamel.yaml", "safetensors.torch")
 OTHERS += ("torch._dynamo",)  # which the first checkpoint imports, in seconds
 
-for room, names in (("cli", CLI), ("bilevel", BILEVEL), ("diffusion", DIFFUSION)):
-    for name in names:
-        import_module(f"genbo.{room}.{name}")
+for room in ("cli", "bilevel", "diffusion"):
+    package = import_module(f"genbo.{room}")
+    for found in walk_packages(package.__path__, f"{package.__name__}."):
+        import_module(found.name)
 for name in OTHERS:
     import_module(name)
 
