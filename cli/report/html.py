@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from genbo.cli.report.summary import shape_in_words
 from genbo.cli.run.folder import read_report, to_yaml, words_in, write_atomic
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from torch import Tensor
 
 Document = dict[str, Any]
@@ -54,8 +56,9 @@ def write_report(folder: Path, document: Document, place: Path | None = None) ->
     return place
 
 
-def render(document: Document, evaluation: Path | None, title: str) -> str:
-    """The whole page."""
+@cache
+def page() -> Template:
+    """The page's template, compiled once a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -75,8 +78,13 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         "change": lambda row: number_format.change(row["difference"], row["interval"]),
         "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
     }
+    return environment.get_template("report.html.j2")
+
+
+def render(document: Document, evaluation: Path | None, title: str) -> str:
+    """The whole page."""
     pictures, worlds = drawn(document, evaluation)
-    return environment.get_template("report.html.j2").render(
+    return page().render(
         d=document,
         policy=POLICY,
         title=title,
