@@ -23,13 +23,6 @@ def blocks(language: str) -> list[str]:
 
 def test_the_python_runs(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    smaller = (("steps: 20, samples: 32", "steps: 2, samples: 8"), ("held-out, samples: 128", "held-out, samples: 16"))
-    job = tmp_path / "examples" / "guidance.yaml"
-    text = job.read_text()
-    for whole, part in smaller:
-        assert whole in text
-        text = text.replace(whole, part)
-    job.write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain, ours = blocks("python")

@@ -376,9 +376,7 @@ def test_show_what_is_no_run_is_a_mistake(workplace: Path) -> None:
 
 
 def test_the_rooms_below_are_not_loaded_to_show(done: Path) -> None:
-    code = (
-        f"import sys; from genbo.cli.commands import show; show.run({str(done)!r}); assert 'torch' not in sys.modules"
-    )
+    code = f"import sys; from genbo.cli.commands.show import run; run({str(done)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
