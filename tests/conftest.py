@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -51,6 +52,8 @@ WATCH = str(Path(guard.__file__).parent)
 PLACES = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place not in ("", WATCH)]
 os.environ["PYTHONPATH"] = os.pathsep.join([WATCH, *PLACES])
 guard.watch()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from genbo.cli.run.status import read_report
 from genbo.cli.run.tensors import words_in
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
     from torch import Tensor
 
 SIDE_PX = 192  # of a small image, scaled up; larger ones are scaled down to WIDE_PX
@@ -64,34 +65,32 @@ def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, tit
     """The whole page of a record, or of the object of a `report.json`."""
     report = RunReport.model_validate(document)
     pictures, points = drawn(report, evaluation)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            d=report,
-            words=page_words.words_for(report),
-            policy=POLICY,
-            title=title,
-            tone=_tone(report.verdict),
-            shaped=any(row.is_shaped for row in report.rewards.values()),
-            lead=page_words.lead(report),
-            verdict_chart=verdict_chart(report.held_out),
-            opinions=[(name, _tone(row.verdict), verdict_chart(row), row) for name, row in report.judges.items()],
-            phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
-            reward_chart=reward_chart(report.steps),
-            curves=curves(report),
-            parts=parts_chart(report),
-            valley=valley_chart(report),
-            prompt_charts=prompt_charts(report),
-            pictures=pictures,
-            points=points,
-            job=to_yaml(report.job).decode().split("\n", 1)[1],
-            environment=to_yaml(report.environment).decode().split("\n", 1)[1],
-        )
+    return page().render(
+        d=report,
+        words=page_words.words_for(report),
+        policy=POLICY,
+        title=title,
+        tone=_tone(report.verdict),
+        shaped=any(row.is_shaped for row in report.rewards.values()),
+        lead=page_words.lead(report),
+        verdict_chart=verdict_chart(report.held_out),
+        opinions=[(name, _tone(row.verdict), verdict_chart(row), row) for name, row in report.judges.items()],
+        phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
+        reward_chart=reward_chart(report.steps),
+        curves=curves(report),
+        parts=parts_chart(report),
+        valley=valley_chart(report),
+        prompt_charts=prompt_charts(report),
+        pictures=pictures,
+        points=points,
+        job=to_yaml(report.job).decode().split("\n", 1)[1],
+        environment=to_yaml(report.environment).decode().split("\n", 1)[1],
     )
 
 
-def _environment() -> Environment:
+@cache
+def page() -> Template:
+    """The page's template, compiled once a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -113,7 +112,7 @@ def _environment() -> Environment:
         "change": words.change,
         "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
     }
-    return environment
+    return environment.get_template("report.html.j2")
 
 
 def _tone(verdict: str | None) -> str:

@@ -28,6 +28,7 @@ def stop(number, frame):
     if received:
         os._exit(128 + number)
     received.append(number)
+    open("received", "w").close()
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, stop)
 with open("log", "a") as file:
@@ -37,7 +38,7 @@ if how.startswith("exit"):
 if how == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 open("ready", "w").close()
-for _ in range(3000):
+for _ in range(60_000):
     time.sleep(0.01)
     if received and how == "safe point":
         sys.exit({{signal.SIGTERM: 75, signal.SIGINT: 130}}[received[0]])
@@ -62,14 +63,13 @@ def run(jobs: list[Path], capsys: pytest.CaptureFixture[str], *options: str) -> 
 
 
 def sent(*numbers: int) -> threading.Thread:
-    """A thread that sends this process signals once the job is ready."""
+    """A thread that sends this process signals: one once the job is ready, the next once the job has had the first."""
 
     def send() -> None:
-        while not Path("ready").exists():
-            time.sleep(0.005)
-        for number in numbers:
+        for number, awaited in zip(numbers, ("ready", "received"), strict=False):
+            while not Path(awaited).exists():
+                time.sleep(0.005)
             os.kill(os.getpid(), number)
-            time.sleep(0.1)
 
     thread = threading.Thread(target=send)
     thread.start()

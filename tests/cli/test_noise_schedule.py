@@ -29,7 +29,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(1)
 
     def of(lower: dict[str, Any] = BROAD, **changed: Any) -> dict[str, Any]:
-        model = {"kind": "unet", "channels": [8, 16], "sampler": {"kind": "ddim", "steps": 3}, "batch": 40}
+        model = {"kind": "unet", "channels": [8], "sampler": {"kind": "ddim", "steps": 3}, "batch": 40}
         return {
             "version": 1,
             "data": "digits",

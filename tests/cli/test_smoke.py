@@ -64,7 +64,7 @@ def job(workplace: Path, tiny_sd: Path, tiny_clip: Path):
 
 def test_a_job_from_check_to_images(job, workplace, genbo):
     path, run = job("guidance"), workplace / "runs" / "guidance"
-    planned = json.loads(apart("check", str(path), "--json"))["plan"]
+    planned = json.loads(genbo("check", str(path), "--json"))["plan"]
     apart("tune", str(path), "--quiet")
     shown = json.loads(genbo("show", str(run), "--json"))
     assert shown["verdict"] in ("better", "worse", "no measurable difference")
@@ -105,5 +105,5 @@ def test_the_other_commands_answer(workplace, genbo):
     (workplace / "new.yaml").write_text(genbo("init", "guidance"))
     genbo("check", "new.yaml")
     assert json.loads(genbo("schema"))["$schema"]
-    assert "clip" in apart("list", "rewards")
+    assert "clip" in genbo("list", "rewards")
     assert "torch" in genbo("doctor")

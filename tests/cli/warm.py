@@ -23,6 +23,7 @@ for room in ("cli", "bilevel", "diffusion"):
         import_module(found.name)
 for name in OTHERS:
     import_module(name)
+import_module("genbo.cli.report.html").page()  # which compiles the template
 
 
 def child(order: dict) -> None:
