@@ -10,17 +10,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genbo.bilevel.interval import student_t
+from genbo.bilevel.interval import of_difference, over_prompts, student_t
+from genbo.bilevel.measured import MANY_PROMPTS, Measured
 from genbo.bilevel.problem import Problem
 from genbo.diffusion.seed import Batch
 
+Verdict = Literal["better", "no measurable difference", "worse"]
+
 
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """What each scorer sees, and images (n, C, H, W), at phi (P,), a chunk of the batch at a time."""
+    """Samples at phi (P,) without gradients, a chunk of the batch at a time, on the CPU.
+
+    Yields:
+        What each scorer sees, scores (n,) or the features (n, D) of a set reward; and images (n, C, H, W) in [0, 1].
+    """
 
     def one(chunk: Batch) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad():
@@ -54,14 +62,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two means of a score, their difference and its interval."""
+    """Two means of a score, their difference and its interval.
+
+    Attributes:
+        start: mean over prompts at the start.
+        tuned: the same at the tuned values.
+        difference: tuned minus start; above 0 is better.
+        interval: low and high of the difference.
+        samples: on each side.
+        groups: what the interval counts, prompts or samples.
+        shape: how the difference lies over prompts.
+    """
 
     start: float
     tuned: float
     difference: float
     interval: tuple[float, float]
     samples: int
-    groups: int  # what the interval counts: prompts, or samples
+    groups: int
     shape: Shape
 
     @property
@@ -70,7 +88,7 @@ class Comparison:
         return self.shape.gained + self.shape.lost + self.shape.unchanged
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Verdict:
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
 
@@ -78,11 +96,21 @@ class Comparison:
 def compare(
     start: Tensor, tuned: Tensor, prompts: Sequence[str], *, fresh_prompts: bool = True, level: float = 0.95
 ) -> Comparison:
-    """Scores (N,) of the same samples at the start and tuned, and what can be said of their difference.
+    """Start against tuned on the same samples, by Student's interval of the paired difference.
 
-    Every prompt counts the same. With fresh prompts the interval speaks of prompts never seen: it counts prompts, since
-    samples of one are not independent. Without, it speaks of new seeds of these very prompts: it counts samples within
-    their prompts. ValueError where there are fewer than two of what it counts.
+    Every prompt counts the same. With fresh prompts the interval holds for prompts like these: it counts prompts, since
+    samples of one prompt are not independent. Without, it holds for new seeds of these very prompts: it counts samples
+    within their prompts.
+
+    Args:
+        start: scores (N,) at the start.
+        tuned: scores (N,) of the same prompts and seeds at the tuned values.
+        prompts: of each sample, N of them, in any order.
+        fresh_prompts: whether tuning never saw these prompts.
+        level: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: where there are fewer than two of what the interval counts.
     """
     groups = list(dict.fromkeys(prompts))
     of = torch.tensor([groups.index(p) for p in prompts])
@@ -153,3 +181,40 @@ def shape_of(means: Mapping[str, float], ruined: tuple[Ruined, ...] = ()) -> Sha
     gained, lost = sum(x > 0 for x in values), sum(x < 0 for x in values)
     worst = min(means.items(), key=lambda pair: pair[1])
     return Shape(gained, lost, len(values) - gained - lost, median(values), worst, ruined)
+
+
+def compare_laws(
+    start: Measured,
+    tuned: Measured,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    shared: bool,
+    fresh_prompts: bool,
+    reliable: bool,
+) -> Comparison:
+    """A number of two laws of which `samples` in all are known, each measured for every prompt, values (C,).
+
+    `shared`: both by the same samples. With fresh prompts the interval counts prompts, else samples; without samples,
+    of laws that are known exactly, it has no width. A single prompt gets an interval of its own only where the weights
+    are `reliable` at both laws and it has two samples or more.
+    """
+    gap = tuned.value - start.value
+    counts_prompts = fresh_prompts and len(gap) > 1  # it is to hold for prompts never seen
+    interval = over_prompts(gap) if counts_prompts else of_difference(start, tuned, shared=shared)
+    means = dict(zip(prompts, gap.tolist(), strict=True))
+    each = samples // len(prompts)
+    errors = _errors_of(start, tuned, prompts, shared) if reliable and each > 1 else {}
+    by_prompts = len(gap) >= (2 if fresh_prompts else MANY_PROMPTS)
+    counted = len(gap) if by_prompts else samples
+    gains = shape_of(means, ruined_of(means, {prompt: (error, each) for prompt, error in errors.items()}))
+    return Comparison(start.mean, tuned.mean, gap.mean().item(), interval, samples, counted, gains)
+
+
+def _errors_of(start: Measured, tuned: Measured, prompts: Sequence[str], shared: bool) -> dict[str, float]:
+    """The standard error of each prompt's gain."""
+    if shared:
+        squares = (tuned - start).influence.square().sum(1)
+    else:
+        squares = start.influence.square().sum(1) + tuned.influence.square().sum(1)
+    return dict(zip(prompts, squares.sqrt().tolist(), strict=True))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from genbo.diffusion.kinds import class_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +42,7 @@ class Lesson:
         """What the teacher is drawn by, where this is the student's."""
         if self.sampler is None:
             return replace(own, steps=self.steps)  # type: ignore[type-var]
-        made: Sampler = getattr(import_module(f"genbo.diffusion.samplers.{self.sampler}"), self.sampler.capitalize())(
-            steps=self.steps
-        )
+        made: Sampler = class_of("genbo.diffusion.samplers", self.sampler)(steps=self.steps)
         return made
 
 

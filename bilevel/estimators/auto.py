@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 
 SLOPES = {
     "covariance": "lambda moves the mean of r1 by its covariance with r2: no bias, no step",

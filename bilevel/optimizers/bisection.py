@@ -17,7 +17,7 @@ from annotated_types import Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.problem import Facts
+    from genbo.bilevel.protocols import Facts
 
 
 @dataclass(frozen=True)

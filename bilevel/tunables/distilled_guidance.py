@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.tunables._spread import Spread
+from genbo.bilevel.tunables._spread import OverSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ TOLD_AS = "guidance"
 
 
 @dataclass(frozen=True)
-class DistilledGuidance(Spread):
+class DistilledGuidance(OverSteps):
     """`start` is a number, or a list of one number a step (per_step) or a knot (knots)."""
 
     start: float | list[float] = 3.5

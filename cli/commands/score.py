@@ -23,11 +23,12 @@ from genbo.cli.errors import ArtifactRefused, OutOfMemory, UserMistake
 from genbo.cli.job.captions import captions, listed, spoken
 from genbo.cli.job.gallery import images_of
 from genbo.cli.job.job import JobMistakes, Kind, Mistake
-from genbo.cli.job.reading import Reading, named
+from genbo.cli.job.reader import Reader, named
+from genbo.cli.job.sections.data import read_data
 from genbo.cli.job.user_code import Allowed, allowed, announce
 from genbo.cli.job.yaml_nodes import Node, Place, node_of_text
 from genbo.cli.report import number_format
-from genbo.cli.run.folder import to_json
+from genbo.cli.run.json_files import to_json
 from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
@@ -120,10 +121,10 @@ def run(
 def asked_for(rewards: Sequence[str], data: str | None, code: Allowed) -> tuple[list[Asked], Data | None]:
     """Rewards and data as a job writes them, by name or as a mapping; JobMistakes with all that is wrong."""
     mistakes: list[Mistake] = []
-    reading = Reading(Path.cwd(), mistakes, code)
+    reader = Reader(Path.cwd(), mistakes, code)
     nodes = [node for text in rewards if (node := node_of(text, "reward", mistakes))]
-    kinds = [reading.kind(node, "rewards", "a reward") for node in nodes]
-    against = reading.data(node_of(data, "data", mistakes)) if data is not None else None
+    kinds = [reader.kind(node, "rewards", "a reward") for node in nodes]
+    against = read_data(reader, node_of(data, "data", mistakes)) if data is not None else None
     if not rewards:
         mistakes.append(Node(None, Place("--reward")).mistake("missing; add --reward '{kind: clip, pretrained: ...}'"))
     if mistakes:
@@ -224,7 +225,7 @@ def scored(
     """What `--json` prints, with a row for each image."""
     import torch
 
-    from genbo.cli.commands.tune import named as as_ends
+    from genbo.cli.stages.endings import named as as_ends
 
     with as_ends(), torch.no_grad():
         place, rows = place_of(device), {}

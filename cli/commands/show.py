@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
-from genbo.cli.report import number_format, root_words
-from genbo.cli.run.folder import SCHEMA, holder, is_run, read_journal, read_report, read_status, to_json
+from genbo.cli.report import number_format, words
+from genbo.cli.report.records import ComparedRow, PhiValue, Status, StepRecord
+from genbo.cli.report.records_report import CostRecord, RunReport
+from genbo.cli.run.folder import is_run
+from genbo.cli.run.journal import read_journal
+from genbo.cli.run.json_files import to_json
+from genbo.cli.run.layout import SCHEMA
+from genbo.cli.run.lock import holder
+from genbo.cli.run.status import read_report, read_status
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 Document = dict[str, Any]
 SHOWN = {"step", "phi", "value", "value_se", "grad", "grad_se", "status"}  # of a line of the journal
@@ -32,9 +41,9 @@ def run(folder: str | Path, *, as_json: bool = False) -> int:
 
     console = Console(highlight=False)
     if "headline" in document:
-        show_report(document, folder, console)
+        show_report(RunReport.read(document, folder / "report.json"), folder, console)
     else:
-        show_unfinished(document, folder, console)
+        show_unfinished(Status.read(document, folder / "status.json"), document["steps"], folder, console)
     return 0
 
 
@@ -59,7 +68,7 @@ def state_of(folder: Path) -> Document:
     status = read_status(folder)
     if status is None:
         steps, held = read_journal(folder / "steps.jsonl"), holder(folder)
-        why = "status.json is damaged" if (folder / "status.json").exists() else "it ended before it began"
+        why = "status.json is damaged" if (folder / "status.json").exists() else "it ended before its first step"
         status = {"state": "running" if held else "interrupted", "reason": why, "last_step": len(steps)}
         return {"schema": SCHEMA, **status, "resumable": True}
     if status["state"] == "running" and holder(folder) is None:
@@ -69,121 +78,108 @@ def state_of(folder: Path) -> Document:
 
 def last_lines(document: Document, folder: Path) -> str:
     """The end of `genbo tune`: the verdict, the values, the place of the report."""
-    values = [f"{name}: {values_in_full(value)}" for name, value in document["phi"].items()]
-    return "\n".join([document["headline"], *values, f"report: {folder / 'report.html'}"])
+    report = RunReport.read(document, folder / "report.json")
+    values = [f"{name}: {values_in_full(value)}" for name, value in report.phi.items()]
+    return "\n".join([report.headline, *values, f"report: {folder / 'report.html'}"])
 
 
-def values_in_full(value: Document) -> str:
-    tuned, se = value["tuned"], value["se"]
-    if not isinstance(tuned, list):
-        return number_format.with_error(tuned, se) + root_words.in_full(value)
-    return ", ".join(number_format.with_error(t, e) for t, e in zip(tuned, se, strict=True))
+def values_in_full(value: PhiValue) -> str:
+    """Every number with its error bar, and a single one with its interval."""
+    if not isinstance(value.tuned, list):
+        se = None if isinstance(value.se, list) else value.se
+        return number_format.with_error(value.tuned, se) + words.interval_or_reason(value)
+    return ", ".join(number_format.with_error(t, e) for t, e in zip(value.tuned, _listed(value.se), strict=True))
 
 
 # -- a finished run ------------------------------------------------------------------------------------------
 
 
-def show_report(document: Document, folder: Path, console: Console) -> None:
+def show_report(report: RunReport, folder: Path, console: Console) -> None:
     from rich.text import Text
 
-    tone = {"better": "bold green", "worse": "bold red"}.get(document["verdict"], "bold")
-    console.print(Text(document["verdict"] or f"no verdict ({document['status']})", style=tone))
-    console.print(Text(document["headline"]), "")
-    console.print(values_table(document), "")
-    if document["rewards"] or document["keep"]:
-        console.print(rewards_table(document), "")
-    for line in paths(document["phi"], document["steps"]):
+    tone = {"better": "bold green", "worse": "bold red"}.get(str(report.verdict), "bold")
+    console.print(Text(report.verdict or f"no verdict ({report.status})", style=tone))
+    console.print(Text(report.headline), "")
+    console.print(values_table(report), "")
+    if report.rewards or report.keep:
+        console.print(rewards_table(report), "")
+    for line in paths(tuple(report.phi), report.steps):
         console.print(line)
     console.print()
-    for said in document["trust"]:
-        console.print(MARKS[said["level"]], Text(said["text"]))
-    cost = document["cost"]
-    names = {"denoiser_calls": "denoiser calls", "image_forwards": "image forwards", "image_backwards": "backwards"}
-    spent = ", ".join(f"{number_format.count(cost[key])} {name}" for key, name in names.items() if key in cost)
-    console.print(Text(f"\ncost: {spent}, {number_format.duration(cost['elapsed_s'])}", style="dim"))
+    for remark in report.trust:
+        console.print(MARKS[remark.level], Text(remark.text))
+    console.print(Text(f"\ncost: {spent(report.cost)}", style="dim"))
     console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
 
 
-def values_table(document: Document) -> Any:
+def spent(cost: CostRecord) -> str:
+    """The counts that are known, and the time."""
+    counts = {
+        "denoiser calls": cost.denoiser_calls,
+        "image forwards": cost.image_forwards,
+        "image backwards": cost.image_backwards,
+    }
+    known = [f"{number_format.count(count)} {name}" for name, count in counts.items() if count is not None]
+    return ", ".join([*known, number_format.duration(cost.elapsed_s)])
+
+
+def values_table(report: RunReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "start", "tuned", "bounds"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, value in document["phi"].items():
-        if "labels" in value:
-            for label, *numbers in zip(value["labels"], value["start"], value["tuned"], value["se"], strict=True):
-                table.add_row(
-                    escape(f"{name}.{label}"),
-                    number_format.number(numbers[0]),
-                    number_format.with_error(*numbers[1:]),
-                    "",
-                )
+    for name, value in report.phi.items():
+        if value.labels:
+            rows = zip(value.labels, *map(_listed, (value.start, value.tuned, value.se)), strict=True)
+            for label, start, tuned, se in rows:
+                after = number_format.with_error(tuned, se)
+                table.add_row(escape(f"{name}.{label}"), number_format.number(start), after, "")
             continue
-        bounds = "" if value["bounds"] is None else escape(f"[{value['bounds'][0]:g}, {value['bounds'][1]:g}]")
-        table.add_row(
-            escape(name),
-            number_format.spoken(value["start"]),
-            number_format.spoken(value["tuned"], value["se"]),
-            bounds,
-        )
+        bounds = "" if value.bounds is None else escape(f"[{value.bounds[0]:g}, {value.bounds[1]:g}]")
+        before, after = number_format.numbers(value.start), number_format.numbers(value.tuned, value.se)
+        table.add_row(escape(name), before, after, bounds)
     return table
 
 
-def rewards_table(document: Document) -> Any:
+def _listed(value: float | Sequence[float | None] | None) -> Sequence[float | None]:
+    return value if isinstance(value, Sequence) else [value]
+
+
+def rewards_table(report: RunReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    every = [*document["rewards"].values(), *document["keep"].values(), *document.get("judges", {}).values()]
-    prompts = "up / down" if any(map(_counts, every)) else ""  # how many prompts gained and lost
+    rows: list[tuple[str, ComparedRow, str]] = [(name, row, row.verdict or "") for name, row in report.rewards.items()]
+    for name, kept in report.keep.items():
+        rows.append((f"keep {name} ≥ {number_format.number(kept.at_least)}", kept, kept.outcome))
+    rows += [(f"judge {name}", row, row.verdict or "no verdict") for name, row in report.judges.items()]
     for name in ("held out", "start", "tuned", "difference,\n95 % interval"):
         table.add_column(name, justify="left" if name == "held out" else "right", no_wrap=True)
     table.add_column("")
+    prompts = "up / down" if any(_counts(row) for _, row, _ in rows) else ""  # how many prompts gained and lost
     table.add_column(prompts, justify="right", no_wrap=True)
-    for name, row in document["rewards"].items():
-        gain = escape(number_format.change(row["difference"], row["interval"]))
-        start, tuned = number_format.number(row["start"]), number_format.number(row["tuned"])
-        table.add_row(escape(name), start, tuned, gain, row["verdict"], _counts(row))
-    for name, row in document["keep"].items():
-        gain = escape(number_format.change(row["difference"], row["interval"]))
-        end = "kept" if row["held"] else "broken" if row["broken"] else "within noise"
-        label = f"keep {name} ≥ {number_format.number(row['at_least'])}"
-        table.add_row(
-            escape(label),
-            number_format.number(row["start"]),
-            number_format.number(row["tuned"]),
-            gain,
-            end,
-            _counts(row),
-        )
-    for name, row in document.get("judges", {}).items():
-        gain = escape(number_format.change(row["difference"], row["interval"]))
-        label, end = f"judge {name}", row["verdict"] or "no verdict"
-        table.add_row(
-            escape(label),
-            number_format.number(row["start"]),
-            number_format.number(row["tuned"]),
-            gain,
-            end,
-            _counts(row),
-        )
+    for label, row, end in rows:
+        start, tuned = number_format.number(row.start), number_format.number(row.tuned)
+        table.add_row(escape(label), start, tuned, escape(words.change(row)), end, _counts(row))
     return table
 
 
-def _counts(row: Document) -> str:
+def _counts(row: ComparedRow) -> str:
     """How many prompts gained and lost, where there is more than one."""
-    return f"{row['gained']} / {row['lost']}" if row.get("prompts", 0) > 1 and "gained" in row else ""
+    return f"{row.gained} / {row.lost}" if row.is_shaped else ""
 
 
-def paths(names: Sequence[str], steps: Sequence[Document]) -> list[Any]:
+def paths(names: Sequence[str], steps: Sequence[StepRecord]) -> list[Text]:
     """A sparkline for each scalar hyperparameter and for the reward."""
     from rich.text import Text
 
-    rows = [(n, [s["phi"][n] for s in steps]) for n in names]
-    drawn = [(n, values) for n, values in rows if values and not isinstance(values[0], list)]
-    drawn.append(("reward", [s["value"] for s in steps]))
+    rows = [(n, [s.phi[n] for s in steps]) for n in names]
+    drawn = [(n, [v for v in values if not isinstance(v, list)]) for n, values in rows]
+    drawn = [(n, values) for n, values in drawn if len(values) == len(steps)]
+    drawn.append(("reward", [s.value for s in steps]))
     width = max(len(name) for name, _ in drawn)
     return [
         Text.assemble((f"{name:<{width}}  ", "dim"), number_format.sparkline(values), f"  {_ends(values)}")
@@ -199,16 +195,16 @@ def _ends(values: Sequence[float | None]) -> str:
 # -- a run under way, stopped or failed ----------------------------------------------------------------------
 
 
-def show_unfinished(document: Document, folder: Path, console: Console) -> None:
+def show_unfinished(status: Status, records: Sequence[Document], folder: Path, console: Console) -> None:
     from rich.text import Text
 
     from genbo.cli.stages.progress import table
 
-    console.print(Text(document["state"], style="bold"), Text(document["reason"] or ""))
-    steps = document["steps"]
-    if steps:
-        console.print(table(steps[-10:]), "")
-        for line in paths(tuple(steps[-1]["phi"]), steps):
+    console.print(Text(status.state, style="bold"), Text(status.reason or ""))
+    if records:
+        steps = [StepRecord.read(record, folder / "steps.jsonl") for record in records]
+        console.print(table(records[-10:]), "")
+        for line in paths(tuple(steps[-1].phi), steps):
             console.print(line)
-    if document["state"] != "running" and document["resumable"]:
-        console.print(Text(f"the same `genbo tune` command with --resume goes on after step {document['last_step']}"))
+    if status.state != "running" and status.resumable:
+        console.print(Text(f"to continue after step {status.last_step}, run the same command with --resume"))

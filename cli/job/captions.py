@@ -18,7 +18,7 @@ from pathlib import Path
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.gallery import uncertain
 from genbo.cli.job.prompt_files import NAMES, TEXTS, Row, cells_of, column, rows_of
-from genbo.cli.job.reading import MAX_PROMPT, MAX_PROMPTS_BYTES
+from genbo.cli.job.sections.prompts import MAX_PROMPT, MAX_PROMPTS_BYTES
 
 NAMED = 5  # that one sentence names
 HEADS = ("file", "prompt")

@@ -8,19 +8,19 @@ model here, so the rooms themselves know nothing of pydantic.
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
-from importlib import import_module
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, create_model
 from pydantic import Field as ModelField
+
+from genbo.diffusion import kinds as rooms
 
 ROOMS = {
     "models": "genbo.diffusion.models",
@@ -50,20 +50,14 @@ HIDDEN = {  # options that the job does not write: `guidance.rescale:` is the ke
 # -- what there is ---------------------------------------------------------------------------------------
 
 
-@cache
 def kinds(room: str) -> tuple[str, ...]:
     """The names that a room's files give, in order."""
-    places = import_module(ROOMS[room]).__path__
-    found = {m.name for m in pkgutil.iter_modules(places) if not m.ispkg and not m.name.startswith("_")}
-    return tuple(sorted(found))
+    return rooms.kinds(ROOMS[room])
 
 
-@cache
 def options_of(room: str, kind: str) -> type[Any]:
-    """The dataclass of one kind; its file is imported here."""
-    name = "".join(part.capitalize() for part in kind.split("_"))
-    found: type[Any] = getattr(import_module(f"{ROOMS[room]}.{kind}"), name)
-    return found
+    """The dataclass of one kind; its file is imported here. Raises `KeyError` where there is no such kind."""
+    return rooms.class_of(ROOMS[room], kind)
 
 
 def help_line(room: str, kind: str) -> str:

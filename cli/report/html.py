@@ -18,44 +18,80 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
-from genbo.cli.report import chart, number_format
-from genbo.cli.report.summary import shape_in_words
-from genbo.cli.run.folder import read_report, to_yaml, words_in, write_atomic
+from genbo.cli.report import chart, lambda_chart, number_format, page_words, words
+from genbo.cli.report.records import ComparedRow, PhiValue, StepRecord
+from genbo.cli.report.records_report import RunReport
+from genbo.cli.run.atomic import write_atomic
+from genbo.cli.run.job_file import to_yaml
+from genbo.cli.run.status import read_report
+from genbo.cli.run.tensors import words_in
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from torch import Tensor
 
-Document = dict[str, Any]
 SIDE_PX = 192  # of a small image, scaled up; larger ones are scaled down to WIDE_PX
 WIDE_PX = 320
 LONGEST = 300  # characters of a prompt that are shown
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+TONES: Mapping[str | None, str] = {"better": "better", "worse": "worse"}
 
 
 def run(folder: str | Path, output: str | Path | None = None) -> int:
     """The command: report.html again from what the run left, into its folder or elsewhere."""
     folder = Path(folder)
     if not (folder / "report.json").is_file():
-        raise UserMistake(f"{folder} has no report.json: it is not a run that came to its end")
+        raise UserMistake(f"{folder} has no report.json, so there is nothing to report: the run did not finish")
     document = read_report(folder)
     if document is None:
         raise ArtifactRefused(f"{folder / 'report.json'} is damaged; `genbo tune` with --resume writes it again")
+    report = RunReport.read(document, folder / "report.json")
     try:
-        print(write_report(folder, document, None if output is None else Path(output)))
+        print(write_report(folder, report, None if output is None else Path(output)))
     except OSError as problem:
         raise UserMistake(f"the report cannot be written: {problem}") from problem
     return 0
 
 
-def write_report(folder: Path, document: Document, place: Path | None = None) -> Path:
+def write_report(folder: Path, document: RunReport | Mapping[str, Any], place: Path | None = None) -> Path:
     """`report.html` of the run, whole or not at all."""
     place = place or folder / "report.html"
     write_atomic(place, render(document, folder / "evaluation", folder.name).encode("utf-8", "replace"))
     return place
 
 
-def render(document: Document, evaluation: Path | None, title: str) -> str:
-    """The whole page."""
+def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, title: str) -> str:
+    """The whole page of a record, or of the object of a `report.json`."""
+    report = RunReport.model_validate(document)
+    pictures, points = drawn(report, evaluation)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            d=report,
+            words=page_words.words_for(report),
+            policy=POLICY,
+            title=title,
+            tone=_tone(report.verdict),
+            shaped=any(row.is_shaped for row in report.rewards.values()),
+            lead=page_words.lead(report),
+            verdict_chart=verdict_chart(report.held_out),
+            opinions=[(name, _tone(row.verdict), verdict_chart(row), row) for name, row in report.judges.items()],
+            phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
+            reward_chart=reward_chart(report.steps),
+            curves=curves(report),
+            parts=parts_chart(report),
+            valley=valley_chart(report),
+            prompt_charts=prompt_charts(report),
+            pictures=pictures,
+            points=points,
+            job=to_yaml(report.job).decode().split("\n", 1)[1],
+            environment=to_yaml(report.environment).decode().split("\n", 1)[1],
+        )
+    )
+
+
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -70,83 +106,30 @@ def render(document: Document, evaluation: Path | None, title: str) -> str:
         "duration": number_format.duration,
         "number": number_format.number,
         "pasted": number_format.pasted,
+        "plural": number_format.plural,
         "tight": tight,
-        "shape": shape_in_words,
-        "change": lambda row: number_format.change(row["difference"], row["interval"]),
+        "tone": _tone,
+        "shape": words.shape_in_words,
+        "change": words.change,
         "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
     }
-    pictures, worlds = drawn(document, evaluation)
-    return environment.get_template("report.html.j2").render(
-        d=document,
-        policy=POLICY,
-        title=title,
-        tone=TONES.get(document["verdict"], "none"),
-        tones=TONES,
-        shaped=any(row.get("prompts", 1) > 1 and "gained" in row for row in document["rewards"].values()),
-        lead=lead(document),
-        verdict_chart=verdict_chart(document["held_out"]),
-        opinions=[
-            (name, TONES.get(row["verdict"], "none"), verdict_chart(row), row)
-            for name, row in document.get("judges", {}).items()
-        ],
-        phis=[phi_view(name, value, document) for name, value in document["phi"].items()],
-        reward_chart=reward_chart(document),
-        curves=curves(document),
-        parts=parts_chart(document),
-        valley=valley_chart(document),
-        prompt_charts=prompt_charts(document),
-        pictures=pictures,
-        worlds=worlds,
-        job=to_yaml(document["job"]).decode().split("\n", 1)[1],
-        environment=to_yaml(document["environment"]).decode().split("\n", 1)[1],
-    )
+    return environment
 
 
-TONES = {"better": "better", "worse": "worse"}
-
-
-def lead(document: Document) -> str:
-    """What the headline means, for someone who reads one line more."""
-    held_out = document["held_out"]
-    if held_out is None:
-        return "The held-out evaluation was not made, so there is nothing to conclude about the images."
-    if document["search"]:
-        return lead_of_search(document)
-    what = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
-    pairs = f"{number_format.count(held_out['samples'])} pairs"
-    if (prompts := [row["prompt"] for row in held_out["by_prompt"]]) != [""]:
-        pairs += f" from {number_format.plural(len(prompts), 'prompt')}"
-    return (
-        f"Start and tuned were drawn from the same noise, on {what} that tuning never saw: {pairs}. "
-        "The brackets are the 95 % interval of the mean difference."
-    )
-
-
-def lead_of_search(document: Document) -> str:
-    """The same for a search for lambda."""
-    held_out, search = document["held_out"], document["search"]
-    what = f"λ is the strength of the KL term at which a model is tuned for {search['lower']}."
-    if not held_out["samples"]:
-        return f"{what} Both laws are known on paper here."
-    fresh = "prompts and seeds" if held_out["fresh_prompts"] else "seeds"
-    samples = (
-        f"{number_format.count(held_out['samples'])} samples of {number_format.plural(held_out['prompts'], 'prompt')}"
-    )
-    return (
-        f"{what} Both λ were compared on {fresh} that the search never saw: {samples}, weighted as the tuned model "
-        "would draw them. The brackets are the 95 % interval of the difference."
-    )
+def _tone(verdict: str | None) -> str:
+    """The class that colours a verdict."""
+    return TONES.get(verdict, "none")
 
 
 # -- charts --------------------------------------------------------------------------------------------------
 
 
-def verdict_chart(row: Document | None) -> Markup:
+def verdict_chart(row: ComparedRow | None) -> Markup:
     """The interval of a difference, of the reward's or of a judge's."""
-    if row is None or None in (row["difference"], *row["interval"]):
+    if row is None or row.difference is None or row.interval[0] is None or row.interval[1] is None:
         return Markup("")
-    low, high = row["interval"]
-    return chart.difference(low, row["difference"], high, name="difference, tuned minus start, with its interval")
+    low, high = row.interval[0], row.interval[1]
+    return chart.difference(low, row.difference, high, name="difference, tuned minus start, with its interval")
 
 
 @dataclass(frozen=True)
@@ -154,7 +137,7 @@ class PhiView:
     """A hyperparameter as the page shows it."""
 
     name: str
-    value: Mapping[str, Any]
+    value: PhiValue
     path: Markup
     schedule: Markup
     stops: Markup
@@ -162,100 +145,107 @@ class PhiView:
     curve: Markup
 
 
-def phi_view(name: str, value: Mapping[str, Any], document: Document) -> PhiView:
-    walked = [step["phi"][name] for step in document["steps"]]
-    if isinstance(value["tuned"], list):
+def phi_view(name: str, value: PhiValue, steps: Sequence[StepRecord]) -> PhiView:
+    walked = [step.phi[name] for step in steps]
+    nothing = Markup("")
+    if isinstance(value.tuned, list):
         rows = [row for row in walked if isinstance(row, list)]
-        stairs = Markup("")
-        if "tuned_over_steps" in value:
-            both = value["start_over_steps"], value["tuned_over_steps"]
-            stairs = chart.schedule(*both, value["se"], name=f"{name} over the steps")
         walk = chart.bundle(rows, name=f"path of {name}")
-        return PhiView(name, value, walk, stairs, stops_chart(name, value), True, curve_chart(name, value))
+        stairs, stops, curve = stairs_chart(name, value), stops_chart(name, value), curve_chart(name, value)
+        return PhiView(name, value, walk, stairs, stops, True, curve)
     drawing = chart.path(
-        walked,
+        [None if isinstance(point, list) else point for point in walked],
         None,
         name=f"path of {name}",
-        start=value["start"],
-        answer=value["tuned"],
-        answer_se=value["se"],
+        start=None if isinstance(value.start, list) else value.start,
+        answer=value.tuned,
+        answer_se=None if isinstance(value.se, list) else value.se,
     )
-    return PhiView(name, value, drawing, Markup(""), Markup(""), False, Markup(""))
+    return PhiView(name, value, drawing, nothing, nothing, False, nothing)
 
 
-def stops_chart(name: str, value: Mapping[str, Any]) -> Markup:
+def stairs_chart(name: str, value: PhiValue) -> Markup:
+    """The value at each step of the sampler, before and after."""
+    if value.start_over_steps is None or value.tuned_over_steps is None:
+        return Markup("")
+    errors = value.se if isinstance(value.se, list) else None
+    return chart.schedule(value.start_over_steps, value.tuned_over_steps, errors, name=f"{name} over the steps")
+
+
+def stops_chart(name: str, value: PhiValue) -> Markup:
     """Where the sampler's steps stop, before and after."""
-    if "tuned_log_snr" not in value:
+    if value.start_log_snr is None or value.tuned_log_snr is None:
         return Markup("")
-    sides = (chart.Stops(value[f"{side}_log_snr"], value[side]) for side in ("start", "tuned"))
-    return chart.stops(*sides, name=f"{name}, start and tuned")
+    assert isinstance(value.start, list) and isinstance(value.tuned, list)
+    start, tuned = chart.Stops(value.start_log_snr, value.start), chart.Stops(value.tuned_log_snr, value.tuned)
+    return chart.stops(start, tuned, name=f"{name}, start and tuned")
 
 
-def curve_chart(name: str, value: Mapping[str, Any]) -> Markup:
+def curve_chart(name: str, value: PhiValue) -> Markup:
     """The noise schedule, before and after."""
-    if "tuned_curve" not in value:
+    if value.start_curve is None or value.tuned_curve is None:
         return Markup("")
-    return chart.curve(value["start_curve"], value["tuned_curve"], name=f"{name}, start and tuned")
+    return chart.curve(value.start_curve, value.tuned_curve, name=f"{name}, start and tuned")
 
 
-def parts_chart(document: Document) -> list[tuple[str, Markup]]:
+def parts_chart(report: RunReport) -> list[tuple[str, Markup]]:
     """Of a network in training: direct and indirect part of every derivative over the steps, a chart a parameter."""
-    records = [r for r in document["steps"] if r.get("indirect")]
-    if not records:
+    pairs = [(step.direct, step.indirect) for step in report.steps if step.direct and step.indirect]
+    if not pairs:
         return []
-    labels = document["phi"]["noise_schedule"]["labels"]
+    labels = report.phi["noise_schedule"].labels or []
     found = []
-    for k, label in enumerate(labels[: len(records[0]["indirect"])]):
-        sides = [[r[part][k] for r in records] for part in ("direct", "indirect")]
-        found.append((label, chart.parts(*sides, name=f"direct and indirect part of {label}")))
+    for k, label in enumerate(labels[: len(pairs[0][1])]):
+        direct, indirect = [direct[k] for direct, _ in pairs], [indirect[k] for _, indirect in pairs]
+        found.append((label, chart.parts(direct, indirect, name=f"direct and indirect part of {label}")))
     return found
 
 
-def valley_chart(document: Document) -> Markup:
+def valley_chart(report: RunReport) -> Markup:
     """Of two parameters the plane, with the ellipse or the valley; of more, the weakest direction."""
-    answer = document.get("answer")
-    if not answer or len(answer["labels"]) < 2 or document["status"] != "done":
+    answer = report.answer
+    if answer is None or len(answer.labels) < 2 or report.status != "done":
         return Markup("")
-    labels = answer["labels"]
+    labels = answer.labels
     if len(labels) == 2:
-        walked = [_numbers(step["phi"].values())[-2:] for step in document["steps"]]
-        point = _numbers(value["tuned"] for value in document["phi"].values())[-2:]
-        lines = {key: answer[key] and [(x, y) for x, y in answer[key]] for key in ("valley", "ellipse")}
-        pairs = [(x, y) for x, y in walked if x is not None and y is not None]
-        return chart.plane(pairs, (point[0], point[1]), **lines, axes=labels, name=f"{labels[0]} and {labels[1]}")
-    if not answer["undetermined"]:
+        walked = [_numbers(step.phi.values())[-2:] for step in report.steps]
+        x, y = _numbers(value.tuned for value in report.phi.values())[-2:]
+        path = [(a, b) for a, b in walked if a is not None and b is not None]
+        assert x is not None and y is not None
+        lines = {"valley": answer.valley, "ellipse": answer.ellipse}
+        return chart.plane(path, (x, y), **lines, axes=labels, name=f"{labels[0]} and {labels[1]}")
+    if not answer.undetermined:
         return Markup("")
-    return chart.loadings(answer["undetermined"][0], name="a direction that is not determined")
+    return chart.loadings(answer.undetermined[0], name="a direction that is not determined")
 
 
-def _numbers(values: Iterable[float | list[float]]) -> list[float]:
+def _numbers(values: Iterable[float | list[float] | None]) -> list[float | None]:
     """One after the other."""
     return [x for value in values for x in (value if isinstance(value, list) else [value])]
 
 
-def curves(document: Document) -> list[tuple[str, Markup]]:
+def curves(report: RunReport) -> list[tuple[str, Markup]]:
     """Of a search for lambda: r1, r2 and KL over lambda."""
-    search = document["search"]
-    if not search or search["optimum"] is None:
+    search = report.search
+    if search is None or search.optimum is None:
         return []
-    best = search["optimum"]
-    start = document["phi"]["regularization"]["start"]
-    at = chart.Strength(best["lam"], best["interval"], start, best["kind"] == "interior")
-    named = (("r1", search["upper"]), ("r2", search["lower"]), ("kl", "KL from the pretrained model, nats"))
-    return [(name, chart.over_lambda(search["curve"], key, at, name=f"{name} over lambda")) for key, name in named]
+    best, start = search.optimum, report.phi["regularization"].start
+    assert not isinstance(start, list)
+    at = lambda_chart.Strength(best.lam, best.interval, start, best.kind == "interior")
+    named = (("r1", search.upper), ("r2", search.lower), ("kl", "KL from the pretrained model, nats"))
+    rows = [point.model_dump() for point in search.curve]
+    return [(name, lambda_chart.over_lambda(rows, key, at, name=f"{name} over lambda")) for key, name in named]
 
 
-def reward_chart(document: Document) -> Markup:
-    steps = document["steps"]
-    return chart.path([s["value"] for s in steps], [s["value_se"] for s in steps], name="path of the reward")
+def reward_chart(steps: Sequence[StepRecord]) -> Markup:
+    return chart.path([s.value for s in steps], [s.value_se for s in steps], name="path of the reward")
 
 
-def prompt_charts(document: Document) -> list[Markup]:
+def prompt_charts(report: RunReport) -> list[Markup]:
     """One for a wide page and one for a phone, where the wide one would be too small to read."""
-    held_out = document["held_out"]
-    if held_out is None or len(held_out["by_prompt"]) < 3:
+    if report.held_out is None or len(report.held_out.by_prompt) < 3:
         return []
-    rows = [(row["prompt"], row["difference"]) for row in held_out["by_prompt"]]
+    rows = [(row.prompt, row.difference) for row in report.held_out.by_prompt]
     return [chart.prompts(rows, name="mean difference of every held-out prompt", width=width) for width in (900, 440)]
 
 
@@ -274,14 +264,14 @@ class Picture:
     tuned: str
 
 
-def drawn(document: Document, evaluation: Path | None) -> tuple[list[Picture], tuple[Markup, Markup] | None]:
-    """The pairs of images, or the two clouds of samples of a world that has none."""
-    if evaluation is None or document["held_out"] is None:
+def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[Picture], tuple[Markup, Markup] | None]:
+    """The pairs of images, or the two clouds of points of a toy model without images."""
+    if evaluation is None or report.held_out is None:
         return [], None
     places = [evaluation / f"{name}.safetensors" for name in ("start", "tuned")]
     if not all(place.is_file() for place in places):
         return [], None
-    from genbo.cli.stages.holdout import shown_samples
+    from genbo.cli.report.held_out_side import shown_samples
 
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:
@@ -299,7 +289,9 @@ def _shown(place: Path) -> Tensor:
     try:
         return load(place.read_bytes())["shown"]
     except (SafetensorError, KeyError) as problem:
-        raise ArtifactRefused(f"{place} is damaged; go on with --resume, which draws it again") from problem
+        raise ArtifactRefused(
+            f"{place} is damaged; run `genbo tune` with --resume, which draws the images again"
+        ) from problem
 
 
 def _points(samples: Tensor) -> list[tuple[float, float]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 MINUS = "−"
-FEW = 3  # numbers that are all said
+FEW = 3  # numbers that are all written
 
 
 def decimals(error: float | None, value: float = 0.0) -> int:
@@ -53,7 +53,7 @@ def change(difference: float | None, bounds: Sequence[float | None] | None) -> s
     return f"{number(difference, places, sign=True)} {interval(bounds, places)}"
 
 
-def spoken(value: float | Sequence[float], error: float | Sequence[float | None] | None = None) -> str:
+def numbers(value: float | Sequence[float], error: float | Sequence[float | None] | None = None) -> str:
     """A hyperparameter: a number with its error bar, a few of them, or the range of a longer list."""
     if isinstance(value, (int, float)):
         return with_error(float(value), error if isinstance(error, (int, float)) else None)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from genbo.cli.report import number_format
-from genbo.cli.report.summary import noise_ratio
+from genbo.cli.report.words import noise_ratio
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -83,7 +83,7 @@ HEAD = ("step", "at", "reward", "gradient", "")
 
 def row(record: Record) -> tuple[str, ...]:
     """A step as the cells of `HEAD`; the last says what went wrong, if anything."""
-    at = ", ".join(f"{name} {number_format.spoken(value)}" for name, value in record["phi"].items())
+    at = ", ".join(f"{name} {number_format.numbers(value)}" for name, value in record["phi"].items())
     grads = record["grad"]
     if len(grads) == 1:
         gradient = number_format.with_error(grads[0], record["grad_se"][0])

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Interval
+
+from genbo.diffusion.numbers import N
+from genbo.diffusion.traits import GuidanceTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rescaled:
+    traits: ClassVar[GuidanceTraits] = GuidanceTraits(in_diffusers=True)
+
     weight: float | list[float] = 5.0
     rescale: Annotated[float, Interval(ge=0, le=1)] = 0.7
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         return options["weight"]
 
     def combine(

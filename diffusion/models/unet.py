@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
 
-from genbo.diffusion.models._damage import part_damages
+from genbo.diffusion.damage import part_damages
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:

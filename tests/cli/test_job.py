@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genbo.cli.errors import UserMistake
+from genbo.cli.job import sections
+from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.job import Job, JobMistakes, read_job
-from genbo.cli.run.folder import to_yaml
+from genbo.cli.job.schema import job_schema
+from genbo.cli.run.job_file import to_yaml
 
 WORLD: dict[str, Any] = {
     "version": 1,
@@ -393,3 +396,22 @@ def test_any_override(text: str) -> None:
         assert isinstance(read_job(WORLD, [text]), Job)
     except JobMistakes as found:
         assert found.mistakes
+
+
+# -- one file a key ----------------------------------------------------------------------------------------
+
+
+def test_every_key_is_a_file_and_every_file_is_a_key() -> None:
+    """`sections/` holds each key once, under its own name; and a job has a field for each and no other."""
+    files = {file.stem for file in Path(sections.__path__[0]).glob("[!_]*.py")}
+    assert [section.key for section in SECTIONS] == list(dict.fromkeys(section.key for section in SECTIONS))
+    assert {section.key for section in SECTIONS} == files
+    assert all(type(section).__module__.endswith(f".{section.key}") for section in SECTIONS)
+    assert {section.field for section in SECTIONS} == set(Job.model_fields)
+    assert list(job_schema()["properties"]) == [section.key for section in SECTIONS]
+
+
+def test_a_resolved_job_is_written_in_the_order_of_the_keys() -> None:
+    written = list(read_job(WORLD).document())
+    assert written == [section.key for section in SECTIONS if section.key in written]
+    assert {section.key for section in SECTIONS} - set(written) == {"data", "lower", "finetune"}

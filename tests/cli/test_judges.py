@@ -17,8 +17,11 @@ from genbo.cli.commands import batch, show, tune
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.job.schema import job_schema
 from genbo.cli.plan.counts import plan
-from genbo.cli.report import html, summary
-from genbo.cli.run.folder import digest_of
+from genbo.cli.report import html, trust, words
+from genbo.cli.report.records import ComparedRow, HeldOutRow
+from genbo.cli.report.records_report import RunReport
+from genbo.cli.run.job_digest import digest_of
+from genbo.cli.stages.run import Result
 from genbo.rewards import bundled
 
 MODEL: dict[str, Any] = {"kind": "mixture", "sampler": {"kind": "ddim", "steps": 5}, "batch": 16}
@@ -259,7 +262,7 @@ B, N, W = "better", "no measurable difference", "worse"
     ],
 )
 def test_the_headline_says_who_does_not_confirm(verdict, judges, said):
-    assert summary.opinions(verdict, "clip", {name: {"verdict": v} for name, v in judges.items()}) == said
+    assert words.opinions(verdict, "clip", {name: ComparedRow(verdict=v) for name, v in judges.items()}) == said
 
 
 @pytest.mark.parametrize(
@@ -270,10 +273,10 @@ def test_every_pair_of_verdicts_has_its_meaning(done, verdict, judge, level):
     document = copy.deepcopy(report_of(done))
     document["verdict"] = verdict
     document["judges"] = {"emoji-judge": {**document["judges"]["linear"], "verdict": judge, "ruined": []}}
-    (said,) = summary.about_judges(document)
-    assert said["level"] == level
-    assert said["text"].startswith("emoji-judge judges the same images, and tuning never saw it: ")
-    assert f"{document['judges']['emoji-judge']['gained']} prompts gained" in said["text"]
+    (said,) = trust.about_judges(RunReport.model_validate(document))
+    assert said.level == level
+    assert said.text.startswith("emoji-judge judges the same images, and tuning never saw it: ")
+    assert f"{document['judges']['emoji-judge']['gained']} prompts gained" in said.text
 
 
 def test_every_page_shows_them(done, capsys):
@@ -283,10 +286,10 @@ def test_every_page_shows_them(done, capsys):
     shown = capsys.readouterr().out
     assert "judge quadratic-2" in shown and "judge linear" in shown and "2 / 0" in shown
     page = html.render(document, None, "run")
-    assert "What judges say" in page and ">linear</bdi>: no measurable difference" in page
+    assert "<h2>Judges</h2>" in page and ">linear</bdi>: no measurable difference" in page
     cells = batch._cells({"job": "a", "exit_code": 0, "status": "done", "report": document})
     assert cells[4] == "better; quadratic-2: better; linear: no measurable difference"
-    assert tune.Result(done, document).judges == {"quadratic-2": "better", "linear": "no measurable difference"}
+    assert Result(done, document).judges == {"quadratic-2": "better", "linear": "no measurable difference"}
 
 
 def test_a_report_from_before_there_were_judges_is_still_drawn(done):
@@ -296,8 +299,8 @@ def test_a_report_from_before_there_were_judges_is_still_drawn(done):
     for row in rows:
         for key in ("counted", "gained", "lost", "unchanged", "median", "worst", "ruined", "left_out"):
             row.pop(key, None)
-    assert "What judges say" not in html.render(document, None, "run")
-    assert summary.about_held_out(document)
+    assert "<h2>Judges</h2>" not in html.render(document, None, "run")
+    assert trust.about_held_out(RunReport.model_validate(document))
     assert batch._cells({"job": "a", "exit_code": 0, "status": "done", "report": document})[4] == "better"
 
 
@@ -338,16 +341,17 @@ def test_a_ruined_prompt_is_a_warning_however_good_the_mean_is(done):
     document = report_of(done)
     ruined = {"prompt": "key", "difference": -0.2, "interval": [-0.3, -0.1], "samples": 8}
     document["held_out"] |= {"ruined": [ruined], "gained": 9, "lost": 1, "prompts": 10}
-    texts = [said["text"] for said in summary.about_held_out(document) if said["level"] == "warning"]
+    remarks = trust.about_held_out(RunReport.model_validate(document))
+    texts = [said.text for said in remarks if said.level == "warning"]
     assert texts == ["The prompt 'key' is clearly worse, whatever the mean is: −0.20 [−0.30, −0.10] (8 samples)."]
 
 
 @pytest.mark.parametrize(("gained", "lost", "level"), [(62, 66, "warning"), (64, 64, "warning"), (66, 62, "note")])
 def test_a_mean_that_most_prompts_do_not_share_is_a_warning(done, gained, lost, level):
     held_out = {**report_of(done)["held_out"], "gained": gained, "lost": lost, "prompts": 128, "median": -0.0002}
-    (said,) = summary._about_shape(held_out)
-    assert said["level"] == level
-    assert f"{gained} of 128 prompts gained and {lost} lost (median −0.000200, worst" in said["text"]
+    (said,) = trust.about_shape(HeldOutRow.model_validate(held_out))
+    assert said.level == level
+    assert f"{gained} of 128 prompts gained and {lost} lost (median −0.000200, worst" in said.text
 
 
 # -- a search for lambda -----------------------------------------------------------------------------------------------
@@ -414,21 +418,22 @@ def test_tuned_weights_are_judged_too():
     """Rows of scores by hand: one upper reward, two lower ones with weights, then the judge."""
     from typing import cast
 
-    from genbo.cli.stages.finetuning import Law, Weights
+    from genbo.cli.report.tuned_weights import Finetuned
+    from genbo.cli.stages.finetuning import Weights
     from genbo.cli.stages.holdout import Side
 
-    def law(factor: float | None, scores: list[list[float]]) -> Law:
-        return Law(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
+    def law(factor: float | None, scores: list[list[float]]) -> Finetuned:
+        return Finetuned(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
 
     before = [[1.0, 1.0, 2.0, 2.0], [0.0] * 4, [0.0] * 4, [5.0, 6.0, 5.0, 6.0]]
     after = [[2.0, 2.0, 3.0, 3.1], [1.0] * 4, [10.0] * 4, [4.0, 5.1, 4.1, 5.0]]
     laws = (law(None, before), law(1.0, after))
     weights = Weights(cast(Any, None), laws, ("a", "b", "c", "d"), (2.0,), (1.0, 0.5), True, ("judge",))
     row = weights.document()[1]
-    assert row["r2"] == pytest.approx(1 + 5) and row["r1"] == pytest.approx(2 * 2.525)
-    assert row["judges"]["judge"]["difference"] == pytest.approx(-0.95)
-    assert (row["judges"]["judge"]["verdict"], row["judges"]["judge"]["lost"]) == ("worse", 4)
-    assert "judge −0.95" in next(weights.remarks("r1", "r2"))["text"]
+    assert row.r2 == pytest.approx(1 + 5) and row.r1 == pytest.approx(2 * 2.525)
+    assert row.judges["judge"].difference == pytest.approx(-0.95)
+    assert (row.judges["judge"].verdict, row.judges["judge"].lost) == ("worse", 4)
+    assert "judge −0.95" in next(weights.remarks("r1", "r2")).text
 
 
 def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():

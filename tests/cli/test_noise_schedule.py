@@ -15,7 +15,7 @@ from genbo.cli.commands import show
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report.held_out_side import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
@@ -108,21 +108,24 @@ def test_both_parts_stand_in_every_step_and_add_up(job):
             assert total == pytest.approx(direct + indirect) and direct and indirect
         assert step["apart"] > 0
     html = (Path(document["job"]["output"]) / "report.html").read_text()
-    assert "what the network answers" in html and "direct and indirect part of tau" in html
+    assert "Direct and indirect part of the gradient" in html and "direct and indirect part of tau" in html
 
 
 def test_the_report_warns_where_the_parts_disagree():
-    from genbo.cli.report.summary import _about_parts
+    from genbo.cli.report.ascent_trust import about_parts
+    from genbo.cli.report.records_report import RunReport
 
     def said(direct: list[float], indirect: list[float], apart: float) -> list[str]:
         steps = [{"direct": direct, "indirect": indirect, "apart": apart}]
-        return [remark["text"] for remark in _about_parts({"phi": {"noise_schedule": {}}, "steps": steps})]
+        phi = {"noise_schedule": {"start": 0.5, "tuned": 0.5}}
+        report = RunReport.model_validate({"phi": phi, "steps": steps})
+        return [remark.text for remark in about_parts(report)]
 
     (against, loose) = said([1.0, 2.0], [-3.0, 1.0], 0.2)
     assert against.startswith("In 1 of 2 derivatives") and "in 1 the sampler's part alone" in against
     assert "raise z_steps or gamma" in loose
     (together, agreed) = said([1.0, 2.0], [0.5, 1.0], 0.01)
-    assert "the same way" in together and "agreed to 5%" in agreed
+    assert "the same sign" in together and "agreed to 5%" in agreed
 
 
 def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
@@ -161,7 +164,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
         name, nth = point.split(":")
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
-        monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+        monkeypatch.setattr("genbo.cli.run.faults._passed", {})
         with pytest.raises(Preempted):
             genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True
@@ -179,7 +182,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
     """The third training of a step sees NaN: what the first two came to is there, and the report says it."""
     from genbo.bilevel.training import network_trainer
 
-    calls, train = [], network_trainer.Learner.train
+    calls, train = [], network_trainer.NetworkTrainer.train
 
     def poisoned(self: Any, schedule: Any, steps: int, seed: Any) -> float:
         calls.append(steps)
@@ -187,7 +190,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
             self.data = torch.full_like(self.data, float("nan"))
         return train(self, schedule, steps, seed)
 
-    monkeypatch.setattr(network_trainer.Learner, "train", poisoned)
+    monkeypatch.setattr(network_trainer.NetworkTrainer, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
     with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
         genbo.tune(document).result()

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from genbo.cli.errors import UserMistake
-from genbo.cli.report import chart, html, number_format, summary
-from genbo.cli.run.folder import write_tensors
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report import chart, html, number_format, words
+from genbo.cli.report.held_out_side import shown_samples
+from genbo.cli.report.records_report import RunReport
+from genbo.cli.run.tensors import write_tensors
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -160,7 +161,7 @@ def test_it_says_what_the_object_says(plain: dict) -> None:
 
 def test_images_are_encoded_anew_and_in_pairs(tmp_path: Path, plain: dict) -> None:
     evaluation = images_in(tmp_path / "evaluation", ["a", "b"])
-    pictures, worlds = html.drawn(plain, evaluation)
+    pictures, worlds = html.drawn(RunReport.model_validate(plain), evaluation)
     assert worlds is None
     assert [p.prompt for p in pictures] == ["a", "b"]
     assert all(p.start.startswith("data:image/jpeg;base64,") and p.start != p.tuned for p in pictures)
@@ -260,5 +261,5 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
 
 
 def test_the_ratio_to_noise() -> None:
-    assert summary.noise_ratio([3.0, -3.0], [1.0, 1.0]) == pytest.approx(3)
-    assert summary.noise_ratio([3.0, 1.0], [0.0, None]) is None
+    assert words.noise_ratio([3.0, -3.0], [1.0, 1.0]) == pytest.approx(3)
+    assert words.noise_ratio([3.0, 1.0], [0.0, None]) is None

@@ -10,7 +10,8 @@ import torch
 
 from genbo.bilevel.problem import Constraint, Problem
 from genbo.bilevel.tunables.guidance import Guidance, Knots
-from genbo.cli.report.summary import Findings, HeldOut, Names, Tuned, document_of, last_good, noise_ratio, tuned_of
+from genbo.cli.report.summary import Findings, HeldOut, Names, Tuned, document_of, last_good, tuned_of
+from genbo.cli.report.words import noise_ratio
 from genbo.cli.stages.holdout import Side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian

@@ -8,12 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genbo.bilevel.measured import Relative
 from genbo.bilevel.regularization.bank import bank_of
 from genbo.bilevel.regularization.curve import Optimum, Point
 from genbo.bilevel.regularization.search import Round
-from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured, Relative
-from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched, record_of, row_of
-from genbo.cli.report.summary import remark
+from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured
+from genbo.cli.report.lambda_rows import point_of, record_of
+from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched
+from genbo.cli.report.records_report import RunReport
+from genbo.cli.report.records_search import WeightsRow
+from genbo.cli.report.trust import remark
 
 GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
 SOME = Fit(ess=100.0, max_weight=0.03, khat=0.6, samples=1000.0)
@@ -104,12 +108,9 @@ def searched(of: Pair | None, **optimum) -> Searched:
     return Searched(last, Pretrained(0.0, 0.0), "clip", "aesthetic", "reweight", "the tilt", of)
 
 
-def document(found: Searched, held_out) -> dict:
+def report(held_out) -> RunReport:
     lam = {"start": 3.0, "tuned": 0.7, "se": 0.1, "bounds": [0.1, 10.0]}
-    return {
-        "phi": {"regularization": lam}, "held_out": held_out, "status": "done", "reason": None,
-        "job": {"prompts": ["z"], "reward": []}, "judges": {},
-    }  # fmt: skip
+    return RunReport(phi={"regularization": lam}, held_out=held_out, job={"prompts": ["z"], "reward": []})
 
 
 BETTER = (law([1.0], [LEFT], lam=3.0), law([9.0], [LEFT], lam=0.7))
@@ -118,10 +119,10 @@ BETTER = (law([1.0], [LEFT], lam=3.0), law([9.0], [LEFT], lam=0.7))
 def test_samples_that_speak_of_both_give_the_verdict_of_the_upper_reward():
     found = searched(pair(*BETTER))
     held_out, rewards, keep = found.compared()
-    assert held_out is not None and held_out["verdict"] == "better" and held_out["difference"] == 8 and not keep
-    assert [row["verdict"] for row in rewards.values()] == ["better", "", ""], "of r2 and KL none is better or worse"
-    assert found.headline(document(found, held_out)).endswith(": better.")
-    assert held_out["by_prompt"] == [{"prompt": "a", "difference": 8.0, "samples": 4}]
+    assert held_out is not None and held_out.verdict == "better" and held_out.difference == 8 and not keep
+    assert [row.verdict for row in rewards.values()] == ["better", "", ""], "of r2 and KL none is better or worse"
+    assert found.headline(report(held_out)).endswith(": better.")
+    assert held_out.document()["by_prompt"] == [{"prompt": "a", "difference": 8.0, "samples": 4}]
 
 
 @pytest.mark.parametrize(("start", "tuned"), [(REFUSED, GOOD), (GOOD, REFUSED), (REFUSED, REFUSED)])
@@ -130,8 +131,8 @@ def test_where_samples_cannot_speak_of_one_of_them_there_is_no_verdict(start, tu
     """However clear the difference looks: what one sample says is no evidence."""
     found = searched(pair(law([1.0], [LEFT], start), law([9.0], [LEFT], tuned), shared=shared))
     held_out, _, _ = found.compared()
-    assert held_out is not None and held_out["verdict"] is None
-    said = document(found, held_out)
+    assert held_out is not None and held_out.verdict is None
+    said = report(held_out)
     headline = found.headline(said)
     assert "no verdict" in headline and "better" not in headline
     assert remark(
@@ -141,15 +142,15 @@ def test_where_samples_cannot_speak_of_one_of_them_there_is_no_verdict(start, tu
 
 def test_doubtful_samples_still_give_a_verdict():
     found = searched(pair(law([1.0], [LEFT], SOME), law([9.0], [LEFT], GOOD)))
-    assert found.pair is not None and found.pair.speaks
+    assert found.pair is not None and found.pair.has_enough_samples
     held_out, _, _ = found.compared()
-    assert held_out is not None and held_out["verdict"] == "better"
+    assert held_out is not None and held_out.verdict == "better"
 
 
 def test_without_held_out_laws_there_is_no_verdict_and_no_row():
     found = searched(None)
     assert found.compared() == (None, {}, {})
-    assert "no verdict" in found.headline(document(found, None))
+    assert "no verdict" in found.headline(report(None))
 
 
 def test_what_is_said_of_the_samples_is_of_the_lambda_nearest_to_the_answer():
@@ -162,7 +163,7 @@ def test_what_is_said_of_the_samples_is_of_the_lambda_nearest_to_the_answer():
     )
     found = searched(None)
     found = replace(found, last=replace(found.last, curve=curve))
-    texts = [line["text"] for line in found.trust(document(found, None))]
+    texts = [line.text for line in found.trust(report(None))]
     assert any("effective size 100, largest weight 0.03" in text for text in texts)
     assert any("4.00 ± 0.10 nats of KL" in text for text in texts)
 
@@ -174,8 +175,8 @@ def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
     ]
     found = searched(Pair(exact[0], exact[1], True, ("a",), 0, False))
     held_out, _, _ = found.compared()
-    assert held_out is not None and held_out["interval"] == [1.0, 1.0] and held_out["verdict"] == "better"
-    assert "known on paper: better" in found.headline(document(found, held_out))
+    assert held_out is not None and held_out.interval == (1.0, 1.0) and held_out.verdict == "better"
+    assert "known on paper: better" in found.headline(report(held_out))
 
 
 # -- the key `search` ------------------------------------------------------------------------------------------------
@@ -184,8 +185,8 @@ def test_laws_that_are_known_on_paper_have_no_width_and_no_samples():
 class Rows:
     """Tuned weights whose rows are known."""
 
-    def document(self) -> list[dict]:
-        return [{"factor": 1.0}]
+    def document(self) -> list[WeightsRow]:
+        return [WeightsRow(factor=1.0)]
 
 
 def test_the_search_as_an_object():
@@ -198,7 +199,11 @@ def test_the_search_as_an_object():
     last = Round(banks, curve, replace(best, interval=(0.5, 0.9), log_se=0.1, others=(2.5,)), "spent", "r1 is highest")
     tilt = law([1.0], lam=0.8, fit=SOME)
     known = Pretrained(-1.0, 2.0)
-    said = Searched(last, known, "clip", "style", "guided", "its own law", None, Rows(), tilt).document()
+    said = (
+        Searched(last, known, "clip", "style", "guided", "its own law", None, Rows(), tilt)
+        .document()
+        .model_dump(exclude_unset=True)
+    )
     assert [row["lam"] for row in said["curve"]] == [0.5, 1, 2, 4] and said["reach"] == [1, 4]
     assert said["pretrained"] == {"r1": -1.0, "r2": 2.0} and said["samples"] == [64, 128]
     wanted = {"kind": "interior", "lam": 0.7, "interval": (0.5, 0.9), "log_se": 0.1, "others": [2.5], "r1": 3.0}
@@ -207,7 +212,7 @@ def test_the_search_as_an_object():
     assert (said["upper"], said["lower"], said["solver"], said["after"]) == ("clip", "style", "guided", "spent")
     assert said["pretrained_reason"] is None
     none, unknown = replace(last, optimum=None, curve=curve[:1]), Pretrained(reason="no plain samples")
-    without = Searched(none, unknown, "clip", "style", "guided", "law", None).document()
+    without = Searched(none, unknown, "clip", "style", "guided", "law", None).document().model_dump(exclude_unset=True)
     assert without["pretrained_reason"] == "no plain samples"
     assert [without[key] for key in ("optimum", "reach", "pretrained", "tilt", "weights")] == [None] * 5
 
@@ -221,7 +226,7 @@ def test_a_row_of_the_curve_has_every_mean_beside_its_own_error():
         for name, x, se in (("r1", 1.0, 0.1), ("r2", 2.0, 0.2), ("kl", 3.0, 0.3))
     }
     at = Law(lam=0.5, gamma=None, covariance=parts["r1"], r1_sd=1.0, fit=SOME, **parts)
-    row = row_of(Point(0.5, at, Measured(numbers([4.0]), numbers([[0.4]]))))
+    row = point_of(Point(0.5, at, Measured(numbers([4.0]), numbers([[0.4]])))).document()
     means = {"r1": 1.0, "r2": 2.0, "kl": 3.0, "grad": 4.0}
     assert {name: row[name] for name in means} == means
     assert [row[f"{name}_se"] for name in means] == pytest.approx([0.1, 0.2, 0.3, 0.4])
@@ -232,7 +237,7 @@ def test_a_row_of_the_curve_has_the_wider_error_bar_of_a_kl():
     """0.1 of 1 is (e^0.3 - 1) / 3, as an error of the logarithm."""
     zero = Measured(numbers([0.0]), numbers([[0.0]]))
     kl = Relative(numbers([1.0]), numbers([[0.1]]))
-    row = row_of(Point(0.5, Law(0.5, None, zero, zero, kl, zero, 1.0, SOME), zero))
+    row = point_of(Point(0.5, Law(0.5, None, zero, zero, kl, zero, 1.0, SOME), zero)).document()
     assert row["kl"] == 1 and row["kl_se"] == pytest.approx(math.expm1(0.3) / 3)
 
 

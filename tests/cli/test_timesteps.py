@@ -13,7 +13,8 @@ from genbo.cli.commands import init, show, tune
 from genbo.cli.job.job import read_job
 from genbo.cli.plan.counts import plan
 from genbo.cli.report import chart, html
-from genbo.cli.stages.context import diffusers_arguments
+from genbo.cli.report.records import PhiValue, StepRecord
+from genbo.cli.report.usage import diffusers_arguments
 
 ROOT = Path(__file__).parents[2]
 JOB: dict[str, Any] = {
@@ -122,14 +123,14 @@ def test_times_that_stand_close_are_written_once() -> None:
 
 
 def test_a_report_of_guidance_has_no_such_chart() -> None:
-    value = {"start": 1.0, "tuned": 2.0, "se": 0.1, "bounds": [0, 20]}
-    assert html.phi_view("guidance", value, {"steps": [{"phi": {"guidance": 1.0}}]}).stops == ""
+    value = PhiValue(start=1.0, tuned=2.0, se=0.1, bounds=(0, 20))
+    assert html.phi_view("guidance", value, [StepRecord(phi={"guidance": 1.0})]).stops == ""
 
 
 def test_error_bars_of_times_pass_through_their_link() -> None:
     """Times hang together: each one's error has all coordinates in it, by the link's own Jacobian."""
+    from genbo.bilevel.found import through_link
     from genbo.bilevel.root_estimate import Answer
-    from genbo.cli.report.summary import _through_link
     from genbo.cli.stages.build import assemble
 
     problem = assemble(read_job(JOB)).problem
@@ -137,7 +138,8 @@ def test_error_bars_of_times_pass_through_their_link() -> None:
     se = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     draws = u + se * torch.randn(40_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 20
     expected = problem.value(draws).std(0) * 20
-    found = _through_link(problem, Answer(u, se, "mean"))
-    assert found == pytest.approx(expected.tolist(), rel=0.02)
+    slope = torch.autograd.functional.jacobian(problem.value, u)
+    found = through_link(slope, Answer(u, se, "mean"))
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=0.02)
     unknown = Answer(u, torch.tensor([0.1, torch.nan, 0.1, 0.1], dtype=torch.float64), "mean")
-    assert _through_link(problem, unknown) == [None] * 4
+    assert through_link(slope, unknown).isnan().tolist() == [True] * 4

@@ -23,10 +23,10 @@ from diffusers import DiffusionPipeline
 
 from genbo.bilevel.tunables.distilled_guidance import DistilledGuidance
 from genbo.bilevel.tunables.timesteps import Timesteps
+from genbo.diffusion import scheduler_settings
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.diffusers import Diffusers
-from genbo.diffusion.pipelines import _settings
 from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.sample import sample
@@ -429,7 +429,7 @@ def test_the_page_lists_what_was_compared():
 
 def test_the_page_lists_the_settings():
     rows = ["| scheduler | any value | only these values | ignored |", "|---|---|---|---|"]
-    for name, understood in _settings.UNDERSTOOD.items():
+    for name, understood in scheduler_settings.UNDERSTOOD.items():
         only = (f"`{key}`: {', '.join(map(str, values))}" for key, values in sorted(understood.only.items()))
         followed, idle = (
             ", ".join(f"`{key}`" for key in sorted(keys)) for keys in (understood.followed, understood.idle)

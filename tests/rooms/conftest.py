@@ -1,17 +1,18 @@
 """Finds every file of every room: a test that takes `reward_class` runs for each file in `rewards/`.
 
-A new file is picked up by itself. One whose options have no defaults is listed in `EXAMPLES`.
+A new file is picked up by itself. One whose options have no defaults has an example: in `EXAMPLES`, in the class itself
+(`example: ClassVar[Mapping[str, Any]]`), or that of the class that it inherits from.
 """
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from importlib import import_module
 from typing import Any
 
 import pytest
+
+from genbo.diffusion.kinds import class_of, kinds
 
 ROOMS = {
     "model": "genbo.diffusion.models",
@@ -55,14 +56,19 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 def files(room: str) -> list[str]:
     """The kinds in a room."""
-    found = pkgutil.iter_modules(import_module(ROOMS[room]).__path__)
-    return sorted(file.name for file in found if not file.ispkg and not file.name.startswith("_"))
+    return list(kinds(ROOMS[room]))
 
 
 def options_class(room: str, kind: str) -> type[Any]:
-    name = "".join(part.capitalize() for part in kind.split("_"))
-    found: type[Any] = getattr(import_module(f"{ROOMS[room]}.{kind}"), name)
-    return found
+    return class_of(ROOMS[room], kind)
+
+
+def example_of(cls: type[Any]) -> dict[str, Any]:
+    """Options for the tests of a kind: its own, or those of the nearest class that it inherits from."""
+    for base in cls.__mro__:
+        if base.__name__ in EXAMPLES or "example" in vars(base):
+            return EXAMPLES.get(base.__name__) or dict(vars(base)["example"])
+    return {}
 
 
 def required(cls: type[Any]) -> list[str]:
@@ -85,9 +91,9 @@ def example(request: pytest.FixtureRequest) -> Callable[[type[Any]], Any]:
     """An instance of a room's dataclass: its defaults, and the example's options where it has none."""
 
     def build(cls: type[Any]) -> Any:
-        options = EXAMPLES.get(cls.__name__, {})
+        options = example_of(cls)
         missing = sorted(set(required(cls)) - set(options))
-        assert not missing, f"{cls.__name__} needs {missing}: add them to EXAMPLES in {__file__}"
+        assert not missing, f"{cls.__name__} needs {missing}: give it an `example` of them"
         return cls(**{k: str(request.getfixturevalue(v)) if v in FIXTURES else v for k, v in options.items()})
 
     return build

@@ -1,0 +1,25 @@
+"""The device and the precision that a model will likely run in, guessed without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def likely_gpu() -> bool:
+    """Whether a GPU is likely to be there."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
+
+
+def likely_device(options: Any) -> str:
+    """The device of a model's options, guessed where they leave it open with `auto`."""
+    device = str(getattr(options, "device", "cpu"))
+    return ("cuda" if likely_gpu() else "cpu") if device == "auto" else device
+
+
+def likely_half(options: Any) -> bool:
+    """Whether the network will run in half precision."""
+    dtype = getattr(options, "dtype", "fp32")
+    return dtype in ("bf16", "fp16") or (dtype == "auto" and likely_device(options).startswith("cuda"))

@@ -1,0 +1,141 @@
+"""What a job says, with every default filled in and no mistakes in it.
+
+A job's `document` can be read back to an equal job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from genbo.bilevel.protocols import Chooser, Facts
+from genbo.cli.job import catalog
+from genbo.cli.job.grammar import SECTIONS
+from genbo.cli.job.hardware import likely_half
+from genbo.cli.job.kind import FROZEN, Kind
+from genbo.cli.job.section import Level
+from genbo.cli.job.sections.budget import BudgetJob
+from genbo.cli.job.sections.evaluate import EvaluateJob
+from genbo.cli.job.sections.finetune import WeightsJob
+from genbo.cli.job.sections.keep import KeepJob
+from genbo.cli.job.sections.lower import LowerJob
+from genbo.cli.job.sections.model import ModelJob
+from genbo.cli.job.sections.prompts import Prompts
+from genbo.cli.job.sections.reward import RewardJob
+from genbo.diffusion.data import Data
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An estimator, and why it is this one."""
+
+    name: str
+    options: Any
+    reason: str
+
+
+class Job(BaseModel):
+    """A job without mistakes."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    model: ModelJob
+    prompt_list: Prompts
+    tune: dict[str, Any]
+    reward: tuple[RewardJob, ...]
+    data: Data | None = None
+    lower: LowerJob | None = None
+    finetune: WeightsJob | None = None
+    keep: tuple[KeepJob, ...] = ()
+    estimator: Kind
+    optimizer: Kind
+    budget: BudgetJob
+    evaluate: EvaluateJob
+    seed: int = 0
+    output: str = "runs/tune"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.prompt_list.texts
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The prompts of the evaluation: those of its list that nothing is tuned on, or all where there are none."""
+        tuned_on = set(self.prompts)
+        return tuple(text for text in self.listed if text not in tuned_on) or self.listed
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The evaluation's list as it is written."""
+        return (self.evaluate.prompts or self.prompt_list).texts
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Prompts of that list that are tuned on as well, where they are left out of the evaluation."""
+        judged_on = set(self.held_out)
+        return tuple(dict.fromkeys(text for text in self.listed if text not in judged_on))
+
+    @property
+    def held_out_is_fresh_prompts(self) -> bool:
+        return not set(self.held_out) & set(self.prompts)
+
+    @property
+    def steps(self) -> int:
+        """Of the sampler."""
+        return int(self.model.sampler.options.steps)
+
+    @property
+    def tilts(self) -> bool:
+        """Whether the lower level is a law at a strength lambda, which is searched for."""
+        return self.lower is not None and self.lower.tilts
+
+    @property
+    def trains(self) -> bool:
+        """Whether the lower level trains the network that is sampled."""
+        return self.lower is not None and self.lower.trains
+
+    @property
+    def level(self) -> Level:
+        """The lower level, as far as other keys depend on it."""
+        if self.lower is None or not self.lower.tilts:
+            return Level(exists=self.lower is not None)
+        return Level(exists=True, tilts=True, free=self.lower.options.traits.free)
+
+    @property
+    def parameters(self) -> int:
+        return sum(tunable.size(self.steps) for tunable in self.tune.values())
+
+    def document(self) -> dict[str, Any]:
+        """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
+        written = {s.key: s.written(getattr(self, s.field), self.level) for s in SECTIONS}
+        return {key: value for key, value in written.items() if value is not None}
+
+    def digest(self) -> str:
+        """The sha256 of the canonical JSON of the document without its output."""
+        document = {key: value for key, value in self.document().items() if key != "output"}
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def facts(self, half_precision: bool | None = None) -> Facts:
+        """What the estimator may know; the precision is guessed where the model has not been opened."""
+        rewards = [*self.reward, *self.keep]
+        return Facts(
+            parameters=self.parameters,
+            slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
+            coupled=self.trains and self.lower is not None and self.lower.options.coupled,
+            differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
+            differentiable_model=getattr(self.model.options, "differentiable", True),
+            half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
+        )
+
+    def chosen(self, half_precision: bool | None = None) -> Chosen:
+        """The estimator itself where the job names one, else what `auto` chooses."""
+        if not isinstance(self.estimator.options, Chooser):
+            return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
+        name, options, reason = self.estimator.options.choose(self.facts(half_precision))
+        return Chosen(name, catalog.options_of("estimators", name)(**options), reason)

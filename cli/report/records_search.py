@@ -1,0 +1,89 @@
+"""The key `search` of `report.json`: what a search for lambda found."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from genbo.cli.report.records import ComparedRow, Number, Record
+
+FitVerdict = Literal["reliable", "doubtful", "refuse"]
+
+
+class CurvePoint(Record):
+    """Means at a lambda with their standard errors, and whether the samples can be relied on there."""
+
+    lam: Number
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # nats
+    kl_se: Number | None = None
+    grad: Number | None = None
+    grad_se: Number | None = None
+    verdict: FitVerdict = "reliable"
+    ess: Number | None = None  # effective size; None is without end
+    max_weight: Number | None = None
+    khat: Number | None = None  # of the Pareto tail
+
+
+class PretrainedMeans(Record):
+    """Both rewards without any tuning."""
+
+    r1: Number | None = None
+    r2: Number | None = None
+
+
+class OptimumRecord(Record):
+    """The lambda that was found."""
+
+    kind: str  # interior | lower_bound | upper_bound | out_of_reach | flat
+    lam: Number
+    r1: Number | None = None
+    verdict: FitVerdict = "reliable"
+    reason: str = ""
+    interval: tuple[Number, Number] | None = None
+    log_se: Number | None = None
+    others: list[Number] = Field(default_factory=list)  # lower maxima
+    evaluations: int = 0  # solves of the lower level that it took
+
+
+class TiltRecord(Record):
+    """The tilt of the same E[r2], where the numbers are those of another law."""
+
+    lam: Number
+    verdict: FitVerdict = "reliable"
+
+
+class WeightsRow(Record):
+    """Fine-tuned weights on held-out noise, against the pretrained model."""
+
+    factor: Number | None = None  # of the lambda that was found; None is the pretrained model
+    lam: Number | None = None
+    kl: Number | None = None
+    kl_se: Number | None = None
+    r1: Number | None = None
+    r1_gain: ComparedRow | None = None
+    r2: Number | None = None
+    r2_gain: ComparedRow | None = None
+    judges: dict[str, ComparedRow] = Field(default_factory=dict)
+
+
+class SearchRecord(Record):
+    """What a search for lambda found."""
+
+    upper: str
+    lower: str
+    solver: str = ""
+    law: str = ""
+    curve: list[CurvePoint] = Field(default_factory=list)
+    reach: Annotated[list[Number], Field(min_length=2, max_length=2)] | None = None  # lambdas between reliable ends
+    pretrained: PretrainedMeans | None = None
+    pretrained_reason: str | None = None
+    optimum: OptimumRecord | None = None
+    tilt: TiltRecord | None = None
+    after: str | None = None
+    samples: list[int] = Field(default_factory=list)  # of each bank
+    weights: list[WeightsRow] | None = None
