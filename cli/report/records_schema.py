@@ -8,7 +8,7 @@ from typing import Any
 from genbo.cli.errors import UserMistake
 from genbo.cli.report.records import Record, Status, StepRecord
 from genbo.cli.report.records_report import RunReport
-from genbo.cli.run.folder import SCHEMA
+from genbo.cli.run.layout import SCHEMA
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RECORDS: dict[str, tuple[type[Record], str]] = {
