@@ -129,7 +129,7 @@ def test_from_the_job_to_the_tuned_folder_and_back(cosine_ramp, tiny_sd, tiny_cl
 
     file = result.folder / "tuned" / "genbo.json"
     file.write_text(file.read_text(encoding="utf-8").replace("cosine_ramp", "cosine_rump"), encoding="utf-8")
-    with pytest.raises(Refused, match=r"nothing called 'cosine_rump'; it has apg, cosine_ramp, interval"):
+    with pytest.raises(Refused, match=r"unknown guidance kind 'cosine_rump'; choose from apg, cosine_ramp, interval"):
         genbo.load(result.folder, device="cpu")
 
 
