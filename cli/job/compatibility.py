@@ -114,7 +114,7 @@ def lowest_weight(job: Job) -> float:
 
 def learned(job: Job, root: Node) -> Iterator[Misfit]:
     """A network of one's own needs a lower level that trains it and data; a noise schedule needs both."""
-    learns, schedule = hasattr(job.model.options, "learns"), job.tune.get("noise_schedule")
+    learns, schedule = job.model.learns, job.tune.get("noise_schedule")
     if learns and job.lower is None:
         message = "missing; a network of your own has to be trained: write lower: {kind: denoising}"
         yield root, message, "lower"
@@ -261,7 +261,7 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
             yield root.find(key), f"{reward.kind} {message}", None
         elif not getattr(reward.options, "needs_data", True):
             continue
-        elif job.data is None and not hasattr(job.model.options, "learns"):
+        elif job.data is None and not job.model.learns:
             message = (
                 f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
             )
@@ -276,7 +276,7 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
         here = f"{_overlap(job)}{message}"
         yield root.find(["evaluate", "samples"]), f"{here}; take {samples - samples % drawn}", "evaluate.samples"
     wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
-    if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
+    if job.data is not None and not wants and not job.model.learns:
         yield root.find(["data"]), "nothing in this job uses data; delete it, or add a reward such as kid", None
 
 
