@@ -26,7 +26,7 @@ import genbo
 from benchmarks.overhead import about, forget_peak, peak_gib
 from genbo.bilevel.interval import student_t
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import Learner
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
@@ -68,12 +68,12 @@ class Trainer:
         self.data = Data(path).open()
         self.device = device
         self.train = self.data.train.to(device)
-        self.one: Learner | None = None
+        self.one: NetworkTrainer | None = None
 
-    def learner(self, seed: int) -> Learner:
+    def trainer(self, seed: int) -> NetworkTrainer:
         network = Unet(channels=CHANNELS, attention=True, seed=seed, device=self.device).open(self.train)
         options = Denoising(noise_levels="schedule", batch=128, lr=1e-3, compile="on", capture="on")
-        fresh = options.open(network.module, self.train.signed())
+        fresh = options.begin(NetworkContext(network.module, self.train.signed()))
         if self.one is None:
             self.one = fresh
         else:
@@ -85,14 +85,14 @@ class Trainer:
         tunable = NoiseSchedule(**options)
         schedule = tunable.schedule(tunable.first(SAMPLING[0]))
         forget_peak()
-        began, learner = time.perf_counter(), self.learner(seed)
-        learner.meter = Meter()
-        loss = learner.train(schedule, steps, Seed(seed).child("scratch"))
-        found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began, **learner.meter.as_dict()}
+        began, trainer = time.perf_counter(), self.trainer(seed)
+        trainer.meter = Meter()
+        loss = trainer.train(schedule, steps, Seed(seed).child("scratch"))
+        found: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - began, **trainer.meter.as_dict()}
         batch = batch_of([""], SAMPLES, Seed(seed).child("drawn"))
         for n in SAMPLING:
             began = time.perf_counter()
-            process = process_of(learner.network(schedule), Ddim(steps=n), Plain(weight=1.0), batch=AT_ONCE)
+            process = process_of(trainer.network(schedule), Ddim(steps=n), Plain(weight=1.0), batch=AT_ONCE)
             with torch.no_grad():
                 parts = [reward.features(process.model.decode(sample(process, c))) for c in batch.chunks(AT_ONCE)]
             rows = -reward.rows(torch.cat(parts))

@@ -24,15 +24,16 @@ from benchmarks.overhead import about, forget_peak, measure, peak_gib, seconds
 from benchmarks.published import FULL, Published, tiny
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.loop import Budget, Step, tune
+from genbo.bilevel.loop import Budget, TuningStep, tune
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.problem import Problem
 from genbo.bilevel.regularization.bank import Bank, mistakes
-from genbo.bilevel.regularization.bank_sampler import Sampled, Weighted
+from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.search import walk
 from genbo.bilevel.regularization.tilted import Law
+from genbo.bilevel.scoring import Weighted
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.load import quicken
 from genbo.diffusion.models.diffusers import Diffusers
@@ -107,7 +108,7 @@ def outer_step(bench: Bench) -> Figures:
     process = bench.process(2 * SAMPLES)
     problem = Problem(process, (bench.published.tunable,), tuple(bench.reward(0.2, 0.5, 0.8)))
     steps = tune(problem, ZerothOrder(), Adam(), PROMPTS, Budget(steps=1, samples=SAMPLES), Seed(0))
-    made: list[Step] = []
+    made: list[TuningStep] = []
     spent_s = seconds(lambda: made.append(next(steps)), bench.device)
     (step,) = made
     return {

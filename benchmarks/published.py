@@ -17,7 +17,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Tunable
+from genbo.bilevel.protocols import Tunable
 from genbo.bilevel.tunables.distilled_guidance import DistilledGuidance
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.diffusion.guidance.plain import Plain

@@ -26,7 +26,8 @@ from genbo.bilevel.loop import Budget, tune
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.problem import Problem
-from genbo.bilevel.training.network_trainer import Apprentice
+from genbo.bilevel.training.network_trainer import NetworkContext
+from genbo.bilevel.training.schedule_response import ScheduleResponse
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
@@ -60,11 +61,11 @@ def problem(way: dict[str, Any], reward: Fid, device: str) -> Problem:
     splits = Data("digits", size=28).open()
     network = Unet(channels=[32, 64, 64], attention=True, device=device).open(splits.train)
     options = Denoising(batch=MINIBATCH, steps=TRAINED, **way)
-    learner = options.open(network.module, splits.train.to(network.device).signed())
+    trainer = options.begin(NetworkContext(network.module, splits.train.to(network.device).signed()))
     tunable = NoiseSchedule(parameters=PARAMETERS)
-    learning = Apprentice(learner, tunable.schedule, tunable.schedule(tunable.first(STEPS)))
+    learning = ScheduleResponse(trainer, tunable.schedule, tunable.schedule(tunable.first(STEPS)))
     process = process_of(learning.model(), Ddim(steps=STEPS), Plain(weight=1.0), batch=2 * SAMPLES)
-    learner.meter = process.meter
+    trainer.meter = process.meter
     distance = reward.open(network.device).against(splits.validation.pixels)
     return Problem(process, (tunable,), ((1.0, distance),), learning=learning)
 

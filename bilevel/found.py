@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,11 +25,21 @@ REACH = 2.0  # spreads of the path: how far a valley is drawn to either side
 
 @dataclass(frozen=True)
 class Found:
-    """In phi: (P,), standard errors and intervals (P, 2) with NaN where there are none, and a kind for each.
+    """The answer of a climb in phi.
 
-    `free` (P, F) has a column for each direction that is not determined, its largest entry 1. For two parameters,
-    `combination` is the one that is determined, its coefficients (P,), value and standard error; `valley` and `ellipse`
-    are lines (n, 2) to draw. `coupled` are those that are undetermined because they move with one at its bound.
+    Attributes:
+        phi: the best values, (P,).
+        se: their standard errors, (P,), NaN where there is none.
+        interval: low and high of a 95 % interval, (P, 2), NaN where there is none.
+        method: "root" of the fitted gradient field, or "mean" of the last steps.
+        kinds: what each number is, P of them: interior, at a bound, undetermined or unsettled.
+        causes: why an unsettled number is, None elsewhere.
+        free: (P, F), a column for each direction that is not determined, its largest entry 1.
+        combination: for two parameters of which one direction is determined, that one: its coefficients (P,), its value
+            and its standard error.
+        valley: the line along the other direction, (n, 2), to draw.
+        ellipse: the 95 % region of two determined parameters, (n, 2), to draw.
+        coupled: which numbers are undetermined because they move with one that is at its bound.
     """
 
     phi: Tensor
@@ -49,14 +58,22 @@ class Found:
 def found(
     problem: Problem, u: Sequence[Tensor], grad: Sequence[Tensor], grad_se: Sequence[Tensor], *, width: float = 0.0
 ) -> Found:
-    """The answer of a run from its usable steps, each (P,); `width` is that of their estimates."""
+    """The answer of a climb from its usable steps.
+
+    Args:
+        problem: whose links carry the answer from u to phi.
+        u: where each step stood, (P,) in float64.
+        grad: the gradient seen there, (P,).
+        grad_se: its standard error, (P,); NaN or 0 where it is not known.
+        width: half the stretch of u over which each gradient is an average (`Estimate.width`).
+    """
     seen = domain(problem, torch.stack([*u]))
     here = answer(u, grad, grad_se, constrained=bool(problem.constraints), domain=seen, width=width)
     return in_phi(problem, here)
 
 
 def domain(problem: Problem, u: Tensor) -> Domain:
-    """A path (n, P) as its links see it."""
+    """A path u (n, P) in phi, with dphi/du where a number has a coordinate of its own, else NaN."""
     slopes = [_slope(problem, row) for row in u]
     alone = torch.stack([_alone(s) for s in slopes]).all(0)
     slope = torch.stack([s.diagonal() for s in slopes])
@@ -66,19 +83,9 @@ def domain(problem: Problem, u: Tensor) -> Domain:
 def bounds(problem: Problem) -> Tensor:
     """(P, 2): low and high of each number, NaN where it has none."""
     rows: list[tuple[float, float]] = []
-    for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
-        rows += _bounds(tunable, size)
+    for tunable in problem.tunables:
+        rows += [pair or (torch.nan, torch.nan) for pair in tunable.bounds_of(problem.process.steps)]
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _bounds(tunable: Any, size: int) -> list[tuple[float, float]]:
-    nothing = (torch.nan, torch.nan)
-    if hasattr(tunable, "links"):  # a family of parameters
-        links = [tunable.links[name] for name in tunable.tuned]
-        rows = [[(link.low, link.high) if hasattr(link, "low") else nothing] * link.size for link in links]
-        return [row for part in rows for row in part]
-    given = getattr(tunable, "bounds", None)
-    return [(float(given[0]), float(given[1]))] * size if isinstance(given, Sequence) and given else [nothing] * size
 
 
 def _slope(problem: Problem, u: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from genbo.bilevel.regularization.tilted import MANY_PROMPTS, Measured, Relative
+from genbo.bilevel.measured import MANY_PROMPTS, Measured, Relative
 
 LEVEL = 0.95
 PART = 4  # the whole is so many times as large as a part

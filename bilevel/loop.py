@@ -5,8 +5,8 @@
     u      <- optimizer(u, grad)
     price  <- max(0, integral + PROPORTIONAL gap)             a constraint each (Stooke et al. 2007.03964, PI control)
 
-It prints nothing, writes nothing and stops nothing but itself: each `Step` carries the `State` that follows it, and the
-same state given back goes on exactly there. The samples of step k depend on the seed and on k alone.
+The loop prints nothing and writes nothing. Each `TuningStep` carries the `State` that follows; given back, that state
+goes on exactly there. The samples of step k depend on the seed and on k alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Estimate, Estimator, Optimizer, Problem
+from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
+from genbo.bilevel.protocols import Estimate, Optimizer
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step
@@ -26,10 +27,14 @@ PATIENCE = 3  # steps without a usable gradient after which the loop gives up
 
 @dataclass(frozen=True)
 class Budget:
-    """`samples` a step; `steps` or `denoiser_calls`, whichever is reached first, ends the run.
+    """How much the loop may spend; it ends at `steps` or at `denoiser_calls`, whichever comes first.
 
-    With a `pool` the samples of all steps come from that many, in turn: what belongs to a sample whatever phi is, such
-    as a teacher's, is then made once.
+    Attributes:
+        steps: at most so many, 0 or more.
+        samples: of each step, 1 or more; 2 or more give a standard error.
+        denoiser_calls: network calls after which no further step begins; None for no limit.
+        pool: where given, the samples of all steps come from that many, in turn: what belongs to a sample whatever phi
+            is, such as a teacher's sample, is then made once. None draws new samples at each step.
     """
 
     steps: int = 20
@@ -40,7 +45,19 @@ class Budget:
 
 @dataclass(frozen=True)
 class State:
-    """All that the loop knows after `steps` steps; tensors in float64, on the CPU, but for those of a network."""
+    """All that the loop knows after `steps` steps; tensors in float64, on the CPU, but for those of a network.
+
+    Attributes:
+        u: the point of the next step, (P,).
+        steps: how many have been taken.
+        optimizer: the optimizer's own tensors.
+        estimator: the estimator's own tensors.
+        multipliers: the price of each constraint in the next gradient, (C,), 0 or more.
+        integral: the integral part of each price, (C,), 0 or more.
+        learning: the weights and the training state of a network that is trained between steps.
+        wasted: steps in a row, up to this one, without a usable gradient.
+        cost: what the process' meter has counted so far.
+    """
 
     u: Tensor
     steps: int = 0
@@ -54,24 +71,43 @@ class State:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: where it stood (`phi`, `u`), what it saw there, and the `state` that follows."""
+class TuningStep:
+    """One step: where it stood, what it saw there, and the state that follows.
+
+    Attributes:
+        index: 0 for the first.
+        phi: where it stood, (P,).
+        u: the same in coordinates, (P,).
+        grad: of the weighted objective in u, (P,).
+        grad_se: its standard error over the samples, (P,); 0 or NaN where it is not known.
+        scores: rewards, then constraints, averaged over the samples, (K,).
+        value: the upper objective, the weighted sum of the rewards.
+        value_se: its standard error over the samples.
+        gaps: each constraint minus its level, (C,); below 0 it is violated.
+        multipliers: as they stood in the gradient, (C,).
+        status: "ok"; "non_finite" where a score or the gradient is no number; "flat" where the gradient is exactly 0.
+            The point moves after "ok" alone.
+        state: what follows, to go on from.
+        indirect: the part of `grad` that a network in training answers with, (P,), where there is one.
+        apart: the distance of two estimates of that answer, relative to the gradient's length.
+        width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
+    """
 
     index: int
-    phi: Tensor  # (P,)
-    u: Tensor  # (P,)
-    grad: Tensor  # (P,), of the weighted objective, in u
+    phi: Tensor
+    u: Tensor
+    grad: Tensor
     grad_se: Tensor
-    scores: Tensor  # (K,), rewards then constraints, averaged over the samples
-    value: float  # the upper objective: the weighted sum of the rewards
+    scores: Tensor
+    value: float
     value_se: float
-    gaps: Tensor  # (C,), constraint minus its level: negative is violated
-    multipliers: Tensor  # (C,), as they stood in the gradient
-    status: str  # ok | non_finite | flat
+    gaps: Tensor
+    multipliers: Tensor
+    status: str
     state: State
-    indirect: Tensor | None = None  # (P,), the part of `grad` that a network in training answers with
-    apart: float | None = None  # how far two estimates of that answer stood from each other, of the gradient's length
-    width: float = 0.0  # half the stretch of u over which each coordinate of `grad` is an average
+    indirect: Tensor | None = None
+    apart: float | None = None
+    width: float = 0.0
 
 
 def begin(problem: Problem) -> State:
@@ -82,14 +118,30 @@ def begin(problem: Problem) -> State:
 
 def tune(
     problem: Problem,
-    estimator: Estimator,
+    estimator: SampleEstimator,
     optimizer: Optimizer,
     prompts: Sequence[str],
     budget: Budget,
     seed: Seed,
     state: State | None = None,
-) -> Iterator[Step]:
-    """Steps until the budget is spent or `PATIENCE` steps in a row had no usable gradient."""
+) -> Iterator[TuningStep]:
+    """Climbs the upper objective, and yields each step as it is taken.
+
+    Args:
+        problem: what is tuned, of what, for what.
+        estimator: of the gradient in u; it must be able to follow the problem (`protocols.cannot_follow`).
+        optimizer: takes the step in u.
+        prompts: shared out evenly among the samples of a step.
+        budget: when to end.
+        seed: every sample of step k depends on it and on k alone.
+        state: where an earlier loop has left off; by default the start that the tunables name.
+
+    Yields:
+        Steps until the budget is spent, or `PATIENCE` steps in a row had no usable gradient.
+
+    Raises:
+        TrainingDiverged: where a network that is trained between steps leaves the finite numbers.
+    """
     state = state or begin(problem)
     meter, learning = problem.process.meter, problem.learning
     if learning is not None and state.learning:
@@ -116,19 +168,19 @@ def batch_of_step(prompts: Sequence[str], budget: Budget, seed: Seed, step: int)
 
 def _step(
     problem: Problem,
-    estimator: Estimator,
+    estimator: SampleEstimator,
     optimizer: Optimizer,
     batch: Batch,
     budget: Budget,
     seed: Seed,
     state: State,
-) -> Step:
+) -> TuningStep:
     problem.prepare(batch)
     if problem.learning is not None:
         problem.learning.update(problem.value(state.u), seed.child("train"))
     reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     weights = torch.cat([reward_weights, state.multipliers])
-    estimate, estimator_state = estimator(problem, state.u, batch, weights, seed, state.estimator)
+    estimate = estimator(problem, SamplesAt(state.u, batch, weights, seed, state.estimator))
     scores = estimate.scores.mean(1)
     per_sample = reward_weights @ estimate.scores[: len(reward_weights)]
     gaps = _gaps(problem, scores, batch)
@@ -136,13 +188,13 @@ def _step(
     status = _status(estimate)
     after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1, learning=_learned(problem))
     if status != "non_finite":  # a first one-point step has no gradient yet, and is what the second one needs
-        after = replace(after, estimator=estimator_state)
+        after = replace(after, estimator=dict(estimate.state))
     if status == "ok":
         u, optimizer_state = optimizer.step(state.u, estimate.grad, state.optimizer, state.steps / budget.steps)
         after = replace(after, u=u, optimizer=optimizer_state, wasted=0)
         multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
         after = replace(after, multipliers=multipliers, integral=integral)
-    return Step(
+    return TuningStep(
         index=state.steps,
         phi=problem.value(state.u),
         u=state.u,

@@ -12,136 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from genbo.bilevel.protocols import Estimate, Estimator, Learning, Tunable
+from genbo.bilevel.scoring import OfSets, Reward, Taught, WholeSet
 from genbo.diffusion.teacher import Lesson, Teachers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.bilevel.training.penalty import TwoLevel
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
 
 T = TypeVar("T")
-
-
-class Tunable(Protocol):
-    """A hyperparameter phi and the link u -> phi; a file in `bilevel/tunables/` each, whose fields are its options.
-
-    Options that must see the process to become a tunable have `of(process)`, which gives it. A tunable whose numbers
-    cannot all be written down has `settled(phi)`, the nearest phi that can.
-    """
-
-    @property
-    def name(self) -> str:
-        """Its key under `tune:` in the job."""
-
-    def size(self, steps: int) -> int:
-        """How many numbers phi has, for a sampler of `steps` steps."""
-
-    def first(self, steps: int) -> Tensor:
-        """phi at the start, (P,), exactly as the user wrote it."""
-
-    def coordinates(self, phi: Tensor) -> Tensor:
-        """phi (..., P) -> u, the inverse of `value`."""
-
-    def value(self, u: Tensor) -> Tensor:
-        """u (..., P) -> phi, inside its domain for every u."""
-
-    def embed(self, process: Process, phi: Tensor) -> Process:
-        """A new process with phi, (M, P), in its place."""
-
-    def spoken(self, phi: Tensor) -> float | list[float]:
-        """phi (P,) as a person writes it in a job: a number, or a list."""
-
-
-class Reward(Protocol):
-    """How good an image is; higher is better. Files in `rewards/` hold options and open such an object."""
-
-    differentiable: bool
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """(B, C, H, W) in [0, 1] and B prompts -> (B,) in float32 or float64, each row by itself."""
-
-
-@runtime_checkable
-class Taught(Reward, Protocol):
-    """A reward that holds each sample against what the same noise becomes in more steps."""
-
-    steps: int
-    sampler: str | None  # the kind of the teacher's sampler, where it is another than the job's
-    latent: bool  # whether samples are compared, and not the images that they decode to
-
-    def beside(self, mine: Tensor, teachers: Tensor) -> Tensor:
-        """Both (B, ...), row by row of the same noise -> (B,); differentiable in `mine`."""
-
-
-@runtime_checkable
-class OfSets(Reward, Protocol):
-    """A reward of all samples together, such as a distance to data, given to each in shares whose mean is the reward.
-
-    Called with images it takes them for the whole set.
-    """
-
-    of_sets: bool
-
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D), each image by itself: a set may be seen in parts."""
-
-    def rows(self, features: Tensor) -> Tensor:
-        """(N, D) of the whole set -> (N,)."""
-
-    def pull(self, features: Tensor) -> Tensor:
-        """N times the gradient of the reward in every feature, (N, D)."""
-
-    def shares(self, live: Tensor, rows: Tensor, pull: Tensor) -> Tensor:
-        """`rows` and `pull` of the whole set at these n samples -> (n,), with their gradients in `live` (n, D)."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What rewards of sets say of a whole batch, by their place among the scorers: rows (N,) and pulls (N, D)."""
-
-    rows: Mapping[int, Tensor]
-    pulls: Mapping[int, Tensor]
-
-    def part(self, here: slice) -> Whole:
-        """At these samples."""
-        return Whole({k: v[here] for k, v in self.rows.items()}, {k: v[here] for k, v in self.pulls.items()})
-
-
-class Learning(Protocol):
-    """A lower level that trains the very network that is sampled: theta(phi) = argmin L(theta; phi).
-
-    Its weights and their training state are its own; `state` and `load` carry them through a checkpoint.
-    """
-
-    @property
-    def coupled(self) -> bool:
-        """Whether L has phi in it at all."""
-
-    @property
-    def moves(self) -> bool:
-        """Whether `update` trains at all."""
-
-    def update(self, phi: Tensor, seed: Seed) -> None:
-        """A few steps of training at phi (P,)."""
-
-    def state(self) -> dict[str, Tensor]:
-        """All that it takes to go on."""
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
-
-    def model(self, theta: Any = None) -> Model:
-        """The network to sample from, with other weights than its own where they are given."""
-
-    def answers(
-        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Any], Tensor], seed: Seed
-    ) -> TwoLevel[Any]:
-        """The two levels in coordinates u, with `value` the link u -> phi, where `wanted` (u, theta) is made small."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +43,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Hold the mean of a reward at or above a level: `at_least`, or the start's own level plus `at_least`."""
+    """Hold the mean of a reward at or above a level.
+
+    Attributes:
+        name: its key under `keep:` in the job.
+        reward: whose mean over the samples is held.
+        at_least: the level, in the reward's own units.
+        relative_to_start: whether the level is that of the start plus `at_least`, measured on the same noise.
+    """
 
     name: str
     reward: Reward
@@ -168,91 +59,39 @@ class Constraint:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What an estimator must know to say whether it can work; known before anything is loaded."""
+class SamplesAt:
+    """Where an estimator is asked for a gradient, and on which samples.
 
-    parameters: int
-    differentiable_reward: bool = True
-    differentiable_model: bool = True
-    half_precision: bool = False
-    coupled: bool = False  # whether the sampled network is trained for phi, so that it answers a change of it
-    slope: str | None = None  # where lambda is tuned: the estimator that its lower solver is followed by
-
-    @property
-    def tilted(self) -> bool:
-        """Whether what is sampled is the law that a lower level ends in."""
-        return self.slope is not None
-
-
-SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: auto"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A gradient in u of the objective, and what was seen on the way.
-
-    `scores` is (K, N): every reward and constraint (rows) of every sample (columns), averaged over the members, which
-    stand around u. `grad_se` is the standard error of each coordinate over the samples. Where the sampled network
-    answers a change of u, `indirect` is the part of `grad` that comes of its answer, and `apart` tells how far two
-    estimates of it stood from each other. `width` is half the stretch of u over which each coordinate of `grad` is an
-    average, which a difference is: 0 for a derivative.
+    Attributes:
+        u: the point, (P,) in float64.
+        batch: N prompts and seeds.
+        weights: (K,), of each reward and constraint: the objective is sum_k weights_k mean_n score_kn.
+        seed: of whatever else the estimator draws.
+        state: what it gave back at the step before, empty at first.
     """
 
-    grad: Tensor
-    grad_se: Tensor
-    scores: Tensor
-    indirect: Tensor | None = None
-    apart: float | None = None
-    width: float = 0.0
+    u: Tensor
+    batch: Batch
+    weights: Tensor
+    seed: Seed
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Estimator(Protocol):
-    """A gradient from samples; a file in `bilevel/estimators/` each, whose fields are its options."""
-
-    def why_not(self, facts: Facts) -> str | None:
-        """None, or a sentence: why it cannot work here, and what to do instead."""
-
-    def trajectories(self, parameters: int) -> int:
-        """How many samplings of every sample one gradient takes."""
-
-    def network_passes(self) -> int:
-        """Network calls a sampling step: 1, or 2 where the step is computed again on the way back."""
-
-    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
-        """The samplings of one gradient, for the plan: a list for each that goes through the network by itself.
-
-        In it a member an entry: which coordinates of u are moved there, or None where u is differentiated.
-        """
-
-    def __call__(
-        self,
-        problem: Problem,
-        u: Tensor,
-        batch: Batch,
-        weights: Tensor,
-        seed: Seed,
-        state: Mapping[str, Tensor],
-    ) -> tuple[Estimate, dict[str, Tensor]]:
-        """The gradient at u (P,) of sum_k weights_k mean_n score_kn, by samples of `batch`.
-
-        `state` is what the estimator itself returned at the step before, empty at first.
-        """
-
-
-class Optimizer(Protocol):
-    """u, gradient, state -> u, state; a file in `bilevel/optimizers/` each. It climbs: objectives here go up."""
-
-    def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
+SampleEstimator: TypeAlias = "Estimator[Problem, SamplesAt, Estimate]"
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is tuned, of what, for what. phi, u and scores are in float64, whatever the network computes in.
 
-    `judges` score what is drawn and steer nothing: the held-out evaluation alone has any.
+    Attributes:
+        process: turns noise into samples.
+        tunables: put phi into the process, each a stretch of it, in this order.
+        rewards: the upper objective is their weighted sum; weights may be negative.
+        constraints: what must not get worse.
+        teachers: the samples of rewards that compare with another sampler, kept so that they are drawn once.
+        learning: the lower level, where it trains the network that is sampled.
+        judges: score what is drawn and steer nothing; the held-out evaluation alone has any.
     """
 
     process: Process
@@ -280,11 +119,11 @@ class Problem:
         return torch.cat([t.first(self.process.steps) for t in self.tunables])
 
     def coordinates(self, phi: Tensor) -> Tensor:
-        """phi (..., P) -> u (..., P)."""
+        """phi (..., P) -> u (..., P), the inverse of `value`; a phi on a bound begins a little inside."""
         return self._each("coordinates", phi)
 
     def value(self, u: Tensor) -> Tensor:
-        """u (..., P) -> phi (..., P)."""
+        """u (..., P), any numbers -> phi (..., P) inside its domain; differentiable."""
         return self._each("value", u)
 
     def _each(self, link: str, x: Tensor) -> Tensor:
@@ -294,7 +133,7 @@ class Problem:
         return torch.cat([getattr(t, link)(part) for t, part in zip(self.tunables, parts, strict=True)], dim=-1)
 
     def at(self, phi: Tensor) -> Process:
-        """The process at phi: (P,) or, for M members at once, (M, P)."""
+        """The process at phi: (P,), or (M, P) for M members that are sampled together. Differentiable in phi."""
         process = self.process
         phi = phi if phi.ndim == 2 else phi[None]
         for tunable, part in zip(self.tunables, phi.split(self.sizes, dim=-1), strict=True):
@@ -317,7 +156,10 @@ class Problem:
         return batch.chunks(samples_per_call(self.process.batch, members))
 
     def drawn(self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False) -> Drawn:
-        """Samples and images at phi, all members in one call of the network; differentiable in phi."""
+        """Samples and images at phi (M, P), all members in one call of the network; differentiable in phi.
+
+        `paired` and `checkpoint` are as in `live_scores`.
+        """
         from genbo.diffusion.sample import sample
 
         process = self.at(phi)
@@ -358,9 +200,9 @@ class Problem:
         pairs = zip(self.scorers, seen, strict=True)
         return torch.stack([(r.rows(x) if isinstance(r, OfSets) else x).double() for r, x in pairs])
 
-    def in_parts(self, phi: Tensor, batch: Batch, one: Callable[[Batch, Whole | None], T]) -> Iterator[T]:
+    def in_parts(self, phi: Tensor, batch: Batch, one: Callable[[Batch, WholeSet | None], T]) -> Iterator[T]:
         """`one` of every part of a batch, with what rewards of sets say of the whole of it at phi (P,), if need be."""
-        known: list[Whole] = []
+        known: list[WholeSet] = []
 
         def of(here: slice) -> T:
             part = batch.part(here)
@@ -372,7 +214,7 @@ class Problem:
 
         return self.process.room.over(len(batch), self.process.batch, 1, of)
 
-    def _whole(self, phi: Tensor, batch: Batch) -> Whole:
+    def _whole(self, phi: Tensor, batch: Batch) -> WholeSet:
         """All samples drawn once more, for what is said of the set alone."""
         import torch
 
@@ -383,14 +225,28 @@ class Problem:
         columns = zip(*self.process.over(batch, one), strict=True)
         pairs = [(k, r, torch.cat(x)) for (k, r), x in zip(enumerate(self.scorers), columns, strict=True)]
         sets = [(k, r, x) for k, r, x in pairs if isinstance(r, OfSets)]
-        return Whole({k: r.rows(x) for k, r, x in sets}, {k: r.pull(x) for k, r, x in sets})
+        return WholeSet({k: r.rows(x) for k, r, x in sets}, {k: r.pull(x) for k, r, x in sets})
 
     def live_scores(
-        self, phi: Tensor, chunk: Batch, *, paired: bool = False, checkpoint: bool = False, whole: Whole | None = None
+        self,
+        phi: Tensor,
+        chunk: Batch,
+        *,
+        paired: bool = False,
+        checkpoint: bool = False,
+        whole: WholeSet | None = None,
     ) -> Tensor:
-        """Scores (K, N) of one chunk at one phi (1, P), or at one a sample when paired; differentiable in phi.
+        """Scores of one chunk, differentiable in phi.
 
-        Rewards of sets take the chunk for the whole set, unless `whole` says at these samples what all of it says.
+        Args:
+            phi: (1, P); or (N, P), a row a sample, when `paired`.
+            chunk: N samples that fit into one call of the network.
+            paired: whether sample n is drawn at row n of phi.
+            checkpoint: whether steps of the sampler are computed again on the way back, to save memory.
+            whole: what set rewards give these samples as part of a larger set; by default the chunk is the whole set.
+
+        Returns:
+            (K, N) in float64, on the model's device.
         """
         import torch
 
@@ -398,7 +254,7 @@ class Problem:
         rows = []
         for k, (reward, x) in enumerate(zip(self.scorers, seen, strict=True)):
             if isinstance(reward, OfSets):
-                of_set = whole or Whole({k: reward.rows(x.detach())}, {k: reward.pull(x.detach())})
+                of_set = whole or WholeSet({k: reward.rows(x.detach())}, {k: reward.pull(x.detach())})
                 x = reward.shares(x, of_set.rows[k], of_set.pulls[k])
             rows.append(x.double())
         return torch.stack(rows)
@@ -420,7 +276,7 @@ class Problem:
         import torch
 
         parts = zip(self.tunables, phi.split(self.sizes), strict=True)
-        return torch.cat([getattr(tunable, "settled", lambda part: part)(part) for tunable, part in parts])
+        return torch.cat([tunable.settled(part) for tunable, part in parts])
 
     def with_model(self, model: Model) -> Problem:
         """The same problem of another network, on the same meter."""
@@ -436,7 +292,7 @@ def _lesson(reward: Taught) -> Lesson:
 
 
 def samples_per_call(batch: int, members: int) -> int:
-    """How many samples go through the network together when each comes in `members` versions."""
+    """How many samples, 1 or more, go through the network together when each comes in `members` versions."""
     return max(1, batch // members)
 
 

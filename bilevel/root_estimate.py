@@ -38,8 +38,9 @@ SURE = 1.75  # standard errors by which a curvature must be below 0
 SURE_OF_SEVERAL = 2.8  # the same of each direction, where there are several parameters
 DRAWS = 2000
 NEAR = 0.01  # of the range: nearer than this a push is against the bound
-BESIDE = 0.1  # of the range: and as near as this, where the gradient has not fallen on the way
-FELL = 0.3  # of the largest gradient of the path: less than this is falling
+BESIDE = 0.1  # of the range: and as near as this, where the gradient is not zero before the bound
+REACH = 3.0  # times as near: steps that tell what the gradient is at the bound
+FELL = 0.3  # of the largest gradient of the path: less than this is falling, where there are few such steps
 FAR = 0.25  # of the path's spread: how far from its end a root may lie towards which it still moves
 FAR_ALONE = 0.5  # the same of a single parameter, whose gradient was then seen on both sides of the root
 OUTSIDE = 0.05  # of the path's range: how far out of it a root is believed
@@ -150,11 +151,23 @@ class _Path:
         low, high = self.domain.bounds[j].tolist()
         wall = high if push > 0 else low
         gap = abs(wall - self.domain.phi[-1, j].item()) / (high - low)
-        rising = (self.g[:, j] / self.domain.slope[:, j]).nan_to_num(0.0, 0.0, 0.0) * push
-        fell = rising[-self.last :].mean() < FELL * rising.max()
-        if not (gap < NEAR or (gap < BESIDE and not fell)):
+        if not (gap < NEAR or (gap < BESIDE and self._still_rises_at(wall, j, push))):
             return None
         return "upper_bound" if push > 0 else "lower_bound"
+
+    def _still_rises_at(self, wall: float, j: int, push: int) -> bool:
+        """Whether dF/dphi, on a line through those steps that were near the bound, stands clear of zero there."""
+        assert self.domain is not None
+        slope, (low, high) = self.domain.slope[:, j], self.domain.bounds[j].tolist()
+        gap = (self.domain.phi[:, j] - wall).abs() / (high - low)
+        near = (gap < REACH * BESIDE) & (slope != 0) & slope.isfinite()
+        rising, se = self.g[near, j] / slope[near] * push, (self.se[near, j] / slope[near]).abs()
+        if near.sum() < 4 or not (se > 0).all():
+            return bool(near.any() and rising[-self.last :].mean() > FELL * rising.max())
+        basis = torch.stack([torch.ones_like(se), gap[near]], -1) / se[:, None]
+        covariance = torch.linalg.pinv(basis.T @ basis, hermitian=True)
+        there = (covariance @ basis.T @ (rising / se))[0]
+        return bool(there > PUSH * covariance[0, 0].sqrt())
 
     def ended_at(self, j: int) -> Kind | None:
         """The bound that parameter j lies at, where all gradients together push it there: noise hides the last ones."""

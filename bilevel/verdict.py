@@ -20,7 +20,11 @@ from genbo.diffusion.seed import Batch
 
 
 def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """What each scorer sees, and images (n, C, H, W), at phi (P,), a chunk of the batch at a time."""
+    """Samples at phi (P,) without gradients, a chunk of the batch at a time, on the CPU.
+
+    Yields:
+        What each scorer sees, scores (n,) or the features (n, D) of a set reward; and images (n, C, H, W) in [0, 1].
+    """
 
     def one(chunk: Batch) -> tuple[list[Tensor], Tensor]:
         with torch.no_grad():
@@ -54,14 +58,24 @@ class Shape:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two means of a score, their difference and its interval."""
+    """Two means of a score, their difference and its interval.
+
+    Attributes:
+        start: mean over prompts at the start.
+        tuned: the same at the tuned values.
+        difference: tuned minus start; above 0 is better.
+        interval: low and high of the difference.
+        samples: on each side.
+        groups: what the interval counts, prompts or samples.
+        shape: how the difference lies over prompts.
+    """
 
     start: float
     tuned: float
     difference: float
     interval: tuple[float, float]
     samples: int
-    groups: int  # what the interval counts: prompts, or samples
+    groups: int
     shape: Shape
 
     @property
@@ -78,11 +92,21 @@ class Comparison:
 def compare(
     start: Tensor, tuned: Tensor, prompts: Sequence[str], *, fresh_prompts: bool = True, level: float = 0.95
 ) -> Comparison:
-    """Scores (N,) of the same samples at the start and tuned, and what can be said of their difference.
+    """Start against tuned on the same samples, by Student's interval of the paired difference.
 
-    Every prompt counts the same. With fresh prompts the interval speaks of prompts never seen: it counts prompts, since
-    samples of one are not independent. Without, it speaks of new seeds of these very prompts: it counts samples within
-    their prompts. ValueError where there are fewer than two of what it counts.
+    Every prompt counts the same. With fresh prompts the interval holds for prompts like these: it counts prompts, since
+    samples of one prompt are not independent. Without, it holds for new seeds of these very prompts: it counts samples
+    within their prompts.
+
+    Args:
+        start: scores (N,) at the start.
+        tuned: scores (N,) of the same prompts and seeds at the tuned values.
+        prompts: of each sample, N of them, in any order.
+        fresh_prompts: whether tuning never saw these prompts.
+        level: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: where there are fewer than two of what the interval counts.
     """
     groups = list(dict.fromkeys(prompts))
     of = torch.tensor([groups.index(p) for p in prompts])

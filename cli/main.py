@@ -1,4 +1,4 @@
-"""The command line, a line a command. Each imports its own file when it is called, so --help is quick."""
+"""The commands and their options. A command imports its own file when it is called, so --help is fast."""
 
 from __future__ import annotations
 
@@ -24,18 +24,22 @@ Job = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", s
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a value of the job, like budget.steps=5; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the job, such as budget.steps=5. Repeatable."),
 ]
 Code = Annotated[
     list[Path] | None,
-    typer.Option("--allow-code", metavar="FILE.py", help="Let the job run this file of your own; may be repeated."),
+    typer.Option("--allow-code", metavar="FILE.py", help="Allow the job to run this Python file. Repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.command()
-def init(kind: Annotated[str, typer.Argument(help="What to tune.")] = "guidance") -> None:
-    """Print a commented job to begin with: genbo init > job.yaml"""
+def init(
+    kind: Annotated[
+        str, typer.Argument(help="What to tune: guidance, regularization, timesteps or noise-schedule.")
+    ] = "guidance",
+) -> None:
+    """Print a commented job to start from: genbo init > job.yaml"""
     from genbo.cli.commands import init as command
 
     raise typer.Exit(command.run(kind))
@@ -46,10 +50,12 @@ def check(
     job: Job,
     set_: Set = None,
     as_json: Json = False,
-    measure: Annotated[bool, typer.Option("--measure", help="Load the model and time it, for the plan.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load the model and time it to estimate the duration.")
+    ] = False,
     allow_code: Code = None,
 ) -> None:
-    """Every mistake of a job with line and column; else the job with its defaults, and what it will cost."""
+    """Print all mistakes of a job, or the job with its defaults and its expected cost."""
     from genbo.cli.commands import check as command
 
     raise typer.Exit(command.run(job, set_ or (), as_json=as_json, measure=measure, allow_code=allow_code or ()))
@@ -59,14 +65,14 @@ def check(
 def tune(
     job: Job,
     set_: Set = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an earlier run that was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the output of an earlier run first.")] = False,
     as_json: Json = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan, and run nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the job and print the plan; run nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")] = False,
     allow_code: Code = None,
 ) -> None:
-    """Tune what the job says, and leave a run folder with a report."""
+    """Run a job and write a run folder with a report and the tuned model."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other; give one of them")
     from genbo.cli.commands import tune as command
@@ -79,12 +85,12 @@ def tune(
 @app.command()
 def batch(
     jobs: Annotated[list[Path], typer.Argument(metavar="JOB.yaml...", help="Job files.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what earlier runs left.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the output of earlier runs first.")] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")] = False,
     allow_code: Code = None,
 ) -> None:
-    """Tune several jobs, each in turn, and print one table; goes on past a failed one."""
+    """Run several jobs one after the other and print one table. A failed job does not stop the others."""
     from genbo.cli.commands import batch as command
 
     options = [flag for flag, wanted in (("--overwrite", overwrite), ("--quiet", quiet)) if wanted]
@@ -93,7 +99,7 @@ def batch(
 
 @app.command()
 def show(run: Run, as_json: Json = False) -> None:
-    """The result of a run in the terminal."""
+    """Print the result of a run."""
     from genbo.cli.commands import show as command
 
     raise typer.Exit(command.run(run, as_json=as_json))
@@ -102,9 +108,9 @@ def show(run: Run, as_json: Json = False) -> None:
 @app.command()
 def report(
     run: Run,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
 ) -> None:
-    """Write the HTML report of a run again, and print where it is."""
+    """Write the HTML report of a run again and print its path."""
     from genbo.cli.report import html as command
 
     raise typer.Exit(command.run(run, output))
@@ -112,16 +118,16 @@ def report(
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a model's.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a model folder.", show_default=False)],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", help="What to show; may be repeated. None where the model takes none."),
+        typer.Option("--prompt", "-p", help="A prompt. Repeatable. Omit it if the model takes none."),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images a prompt.")] = 4,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write them.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.")] = None,
 ) -> None:
-    """Images with the tuned values."""
+    """Draw images with the tuned values."""
     from genbo.cli.commands import sample as command
 
     raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output))
@@ -129,32 +135,36 @@ def sample(
 
 @app.command()
 def score(
-    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images.", show_default=False)],
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with images.", show_default=False)],
     reward: Annotated[
         list[str],
         typer.Option(
             "--reward",
             "-r",
             metavar="REWARD",
-            help="As in a job, like '{kind: clip, pretrained: emoji-clip}'; repeatable.",
+            help="A reward as in a job, such as '{kind: clip, pretrained: emoji-clip}'. Repeatable.",
         ),
     ],
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="A prompt a line by order of file names, or a .csv or .json of both."),
+        typer.Option(
+            "--prompts",
+            help="Prompts: a text file with one per line in the order of the file names, or a .csv or .json table.",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="One prompt for all images.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Images to compare a whole set with: a folder, or as in a job.")
+        str | None,
+        typer.Option("--data", help="Images that set rewards compare with: a folder, or `data` as in a job."),
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="A row for each image as well.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Also print one row per image.")] = False,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="A table for a spreadsheet on stdout.")] = False,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images scored at once.")] = 16,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:0.")] = "auto",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV table on stdout.")] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per batch.")] = 16,
+    device: Annotated[str, typer.Option("--device", help="The device: auto, cpu, cuda or cuda:0.")] = "auto",
     allow_code: Code = None,
 ) -> None:
-    """How good the images of a folder are, by any rewards, with error bars."""
+    """Score the images in a folder with any rewards, with error bars."""
     from genbo.cli.commands import score as command
 
     raise typer.Exit(
@@ -175,8 +185,10 @@ def score(
 
 
 @app.command("list")
-def list_(room: Annotated[str | None, typer.Argument(help="One of the rooms, like rewards.")] = None) -> None:
-    """What a job may name: models, rewards, estimators, ... with their options."""
+def list_(
+    room: Annotated[str | None, typer.Argument(help="A section, such as rewards. Omit it to list all.")] = None,
+) -> None:
+    """List what a job can use: models, samplers, rewards, estimators and so on, with their options."""
     from genbo.cli.commands import list as command
 
     raise typer.Exit(command.run(room))
@@ -184,7 +196,7 @@ def list_(room: Annotated[str | None, typer.Argument(help="One of the rooms, lik
 
 @app.command()
 def schema() -> None:
-    """The JSON schema of a job, for editors: genbo schema > job.schema.json"""
+    """Print the JSON schema of a job, for editors: genbo schema > job.schema.json"""
     from genbo.cli.job import schema as command
 
     raise typer.Exit(command.run())
@@ -192,7 +204,7 @@ def schema() -> None:
 
 @app.command()
 def doctor() -> None:
-    """What is installed and whether it works together."""
+    """Check the installation: versions, devices and bundled files."""
     from genbo.cli.commands import doctor as command
 
     raise typer.Exit(command.run())
@@ -215,11 +227,11 @@ def options(
     """Options before the command."""
 
 
-FOLDERS = ("tune", "batch")  # commands whose work is a folder: what they print tells of it, and is no more
+FOLDERS = ("tune", "batch")  # commands whose result is a folder: what they print only summarises it
 
 
 def main() -> NoReturn:
-    """The entry point. A named end is a sentence and an exit code; anything else is a bug, and is shown."""
+    """The entry point. An expected error prints a sentence and sets an exit code; anything else is a bug and shows."""
     settle()
     code = _code()
     if (problem := lost()) and code == 0 and sys.argv[1:2] not in [[name] for name in FOLDERS]:

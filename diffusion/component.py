@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genbo.diffusion.models._damage import some
-from genbo.diffusion.models._folder import has_variant
+from genbo.diffusion.damage import some
+from genbo.diffusion.pipeline_folder import has_variant
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line, is_out_of_memory
 from genbo.rewards._words import knows_words

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genbo.diffusion.process import GuidanceRule, Prediction, Process
+from genbo.diffusion.numbers import N
+from genbo.diffusion.process import GuidanceRule, Prediction, Process, effective_weights
 from genbo.diffusion.sample import Rows
 from genbo.diffusion.seed import Batch
+from genbo.diffusion.traits import GuidanceTraits
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def at_levels(process: Process, level: Tensor) -> Process:
     """The process cut to one step, a member a row: row b stands at step level[b] of the grid."""
     if process.members != 1:
         raise ValueError(f"the denoising loss is of a process with one member, not {process.members}")
-    weight = process.rule.effective_weight(process.options)
+    weight = effective_weights(process.rule, process.options)
     options, told = (
         {name: value[0, level, None] for name, value in table.items()}
         for table in ({**process.options, "weight": weight}, process.told)
@@ -95,7 +97,11 @@ class _WorkedOut:
     def weight(self) -> float | list[float]:
         return self.rule.weight
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+    @property
+    def traits(self) -> GuidanceTraits:
+        return self.rule.traits
+
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         return options["weight"]
 
     def combine(

@@ -12,13 +12,13 @@ import torch
 from genbo.diffusion.component import check_words, load_component, refusing
 from genbo.diffusion.device import present
 from genbo.diffusion.lora import file_of, merge_lora
-from genbo.diffusion.models._folder import components, part_of, read_index
-from genbo.diffusion.pipelines._pipeline import encoders, networks
+from genbo.diffusion.parts import encoders, networks
+from genbo.diffusion.pipeline_folder import components, part_of, read_index
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Model
 
 VARIANTS = ("fp16", "bf16", "non_ema", "ema")  # weights beside the plain ones, that are not fetched unasked
@@ -27,7 +27,7 @@ UNSEEN = ("safety_checker", "feature_extractor")  # one blackens images unseen, 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_pipeline(options: Diffusers) -> Model:
+def load_pipeline(options: PipelineOptions) -> Model:
     """The model that the options name, on its device, in eval mode, without gradients of its weights."""
     folder = options.folder or _fetch(options)
     if wrong := options.folder_mistakes(folder) or options.folder_damages(folder):
@@ -45,7 +45,7 @@ def load_pipeline(options: Diffusers) -> Model:
     return cast("Model", model)
 
 
-def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
+def _place(pipeline: Any, options: PipelineOptions, device: torch.device) -> None:
     """Onto the device, whole or a part at a time; a decoder that overflows in fp16 works in fp32."""
     vae = getattr(pipeline, "vae", None)
     if vae is not None and vae.dtype == torch.float16 and vae.config.get("force_upcast"):
@@ -66,7 +66,7 @@ def _place(pipeline: Any, options: Diffusers, device: torch.device) -> None:
             network.to("cpu" if name in stay else device)
 
 
-def quicken(network: Any, options: Diffusers) -> None:
+def quicken(network: Any, options: PipelineOptions) -> None:
     """Attention by the backend that is asked for, and blocks compiled: the repeated ones alone, which is quick."""
     if options.attention != "auto":
         try:
@@ -138,7 +138,7 @@ def _check_levels(pipeline: Any, folder: Path) -> None:
         raise Refused(f"pretrained: {where} has {len(betas)} betas for {steps} training steps; fetch the model again")
 
 
-def _fetch(options: Diffusers) -> Path:
+def _fetch(options: PipelineOptions) -> Path:
     """The snapshot of a hub id: safetensors, JSON and text only."""
     from huggingface_hub import snapshot_download
 

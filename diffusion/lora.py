@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.component import refusing
-from genbo.diffusion.models._damage import lora_damages, no_layer, some
-from genbo.diffusion.models._folder import lora_file, lora_mistakes
-from genbo.diffusion.pipelines._pipeline import networks
+from genbo.diffusion.damage import lora_damages, no_layer, some
+from genbo.diffusion.parts import networks
+from genbo.diffusion.pipeline_folder import lora_file, lora_mistakes
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from genbo.diffusion.numbers import N
 from genbo.diffusion.room import Room
+from genbo.diffusion.traits import GuidanceTraits, SamplerTraits
 
 if TYPE_CHECKING:
     import torch
@@ -159,11 +161,19 @@ class Sampler(Protocol):
         """How many steps there are."""
 
     @property
+    def traits(self) -> SamplerTraits:
+        """What it declares; the same for all of its class."""
+
+    @property
     def stochastic(self) -> bool:
         """Whether `step` wants fresh noise."""
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
-        """x_s and the memory for the next step."""
+        """x_s (B, *shape) and the memory for the next step.
+
+        `x_t`, the predictions `x_0` and `eps`, and `noise` of variance 1 are (B, *shape); `memory` is what the last
+        step returned, () at the first. `noise` is None unless the sampler is stochastic.
+        """
 
 
 @runtime_checkable
@@ -205,8 +215,16 @@ class GuidanceRule(Protocol):
     def weight(self) -> float | list[float]:
         """The guidance weight, or one a step."""
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
-        """(M, T) -> (M, T): the weight at each step; where it is exactly 1 the unconditional half is not computed."""
+    @property
+    def traits(self) -> GuidanceTraits:
+        """What it declares; the same for all of its class."""
+
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """The weight at `step` of `steps`, counted from 0 at pure noise.
+
+        Options are numbers, for the plan, or tensors (M,), which stay differentiable: one formula serves both, by
+        plain arithmetic and `diffusion.numbers`. Where the weight is exactly 1 the unconditional half is not computed.
+        """
 
     def combine(
         self,
@@ -217,6 +235,15 @@ class GuidanceRule(Protocol):
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The guided raw prediction and the rule's own state; option tensors are (B, 1, ...)."""
+
+
+def effective_weights(rule: GuidanceRule, options: Mapping[str, Tensor]) -> Tensor:
+    """(M, T), of options (M, T): the weight in effect at each step, differentiable in every option."""
+    import torch
+
+    steps = options["weight"].shape[1]
+    now = ({name: value[:, i] for name, value in options.items()} for i in range(steps))
+    return torch.stack([rule.effective_weight(at, i, steps) for i, at in enumerate(now)], dim=1)
 
 
 class Score(Protocol):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step, Whole
+from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step, Whole, effective_weights
 from genbo.diffusion.seed import Batch, Noise
 
 ROUNDING = 1e-9
@@ -92,7 +92,7 @@ class Rows:
             table = table if table.shape[0] > 1 else table.expand(members, -1)
             return table[member_of_row].to(model.device, dtype).T.reshape(table.shape[1], *axes)
 
-        weight = process.rule.effective_weight(process.options)
+        weight = effective_weights(process.rule, process.options)
         guided = _guided_rows(weight)
         guided = guided if guided.shape[0] > 1 else guided.expand(members, -1)
         self.guided = guided[member_of_row]  # (B, T), on the host

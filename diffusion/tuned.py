@@ -7,32 +7,30 @@ so that whatever loads the folder draws from the tuned model; where LoRA did it,
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo.diffusion.exported_files import copy_pipeline, files_of_variant, save_component, save_merged, save_network
 from genbo.diffusion.kinds import class_of, kind_of, kinds
-from genbo.diffusion.models._folder import class_names, components, is_network, part_of
+from genbo.diffusion.pipeline_folder import class_names
 from genbo.diffusion.refused import Refused
-from genbo.schedules.link import Interval
+from genbo.diffusion.schedule_document import schedule_document, schedule_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
     from genbo.schedules.clock import Clock
     from genbo.schedules.schedule import Schedule
 
 SCHEMA = 1
-SCHEDULES = "genbo.schedules"
+GUIDANCE = "genbo.diffusion.guidance"
+CALLED = {"rescale": "guidance_rescale"}  # an option of a rule, as diffusers' pipelines call it
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
-KEPT = (".json", ".txt", ".model", ".safetensors")  # what a pipeline is made of; never code, never pickles
 
 
 def settings(process: Process) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def settings(process: Process) -> dict[str, Any]:
         rule[name] = _one_or_all(value[0].tolist())
     said: dict[str, Any] = {"sampler": {"kind": kind_of(process.sampler), **_fields(process.sampler)}, "guidance": rule}
     if schedule := getattr(process.model, "schedule", None):
-        said["noise_schedule"] = spoken(schedule)
+        said["noise_schedule"] = schedule_document(schedule)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
@@ -55,11 +53,9 @@ def beyond_diffusers(process: Process) -> list[str]:
     """
     model: Any = process.model
     if hasattr(model, "module"):
-        by = (
-            []
-            if kind_of(process.sampler) == "ddim"
-            else [f"DDIMPipeline draws by ddim, not by {kind_of(process.sampler)}"]
-        )
+        traits, kind = process.sampler.traits, kind_of(process.sampler)
+        same = traits.in_diffusers and traits.levels_of == "ddim"
+        by = [] if same else [f"DDIMPipeline draws by ddim, not by {kind}"]
         return [*by, *(["its call takes no class"] if model.classes else [])]
     if not hasattr(model, "pipeline"):
         return []
@@ -80,60 +76,16 @@ def _beyond_guidance(said: Mapping[str, Any], names: Mapping[str, str], *, whole
     rule, told = said["guidance"], said.get("told", {})
     numbers = {name: value for name, value in {**rule, **told}.items() if name != "kind"}
     weights = rule["weight"] if isinstance(rule["weight"], list) else [rule["weight"]]
-    if rule["kind"] not in ("plain", "rescaled"):
+    known = class_of(GUIDANCE, rule["kind"]).traits.in_diffusers
+    if not known:
         yield f"it has no guidance of kind {rule['kind']}"
     for name, value in numbers.items():
         if isinstance(value, list):
             yield f"{name} changes from step to step"
     if min(weights) < 1 and not whole:
         yield f"at a guidance weight of {min(weights):g} diffusers draws without guidance, as at 1"
-    if rule["kind"] == "rescaled" and weights != [1] and "rescale" not in names:
-        yield "its call takes no guidance_rescale"
-
-
-def spoken(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as a job has it: its family, and each parameter by name."""
-    values = {name: value[0].tolist() for name, value in schedule.values.items()}
-    links = schedule.family.links
-    parameters = {name: v if not isinstance(links[name], Interval) else v[0] for name, v in values.items()}
-    normalised = {"normalised": schedule.family.normalised} if hasattr(schedule.family, "normalised") else {}
-    return {
-        "family": kind_of(schedule.family),
-        "parameters": parameters,
-        **normalised,
-        "zero_terminal": schedule.zero_terminal,
-    }
-
-
-def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
-    """What `spoken` wrote, as a schedule; None where a folder has none. `Refused` where it cannot be one."""
-    from genbo.schedules.schedule import schedule_of
-
-    said = document.get("noise_schedule")
-    if not isinstance(said, dict):
-        return None
-    kind, parameters = said.get("family"), said.get("parameters")
-    family, more = _family(kind), {"normalised": said["normalised"]} if "normalised" in said else {}
-    if family is None or not isinstance(parameters, dict):
-        known = ", ".join(name for name in kinds(SCHEDULES) if _family(name))
-        raise Refused(f"genbo.json: noise_schedule has no family {kind!r} with parameters; there are {known}")
-    try:
-        made = family(**parameters, **more)
-        for name, numbers in made.starts().items():
-            if (why := made.links[name].why_not(numbers)) is not None:
-                raise ValueError(f"{name}: {why}")
-    except (TypeError, ValueError) as problem:
-        raise Refused(f"genbo.json: noise_schedule: {problem}") from problem
-    return schedule_of(made, zero_terminal=bool(said.get("zero_terminal")))
-
-
-def _family(kind: object) -> Any:
-    """The family of that name, or None: the room also has files that are no family."""
-    try:
-        found = class_of(SCHEDULES, str(kind))
-    except (KeyError, AttributeError):
-        return None
-    return found if hasattr(found, "starts") else None
+    if known and weights != [1] and (untaken := sorted({*rule} - {"kind", "weight", *names})):
+        yield f"its call takes no {CALLED.get(untaken[0], untaken[0])}"
 
 
 def _one_or_all(numbers: list[float]) -> float | list[float]:
@@ -163,11 +115,11 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     if hasattr(model, "pipeline") or hasattr(model, "module"):
         document["beyond_diffusers"] = beyond_diffusers(process)
     if hasattr(model, "pipeline"):
-        _copy(model.folder, folder, model.variant)
+        copy_pipeline(model.folder, folder, model.variant)
         for part in model.fused:
-            _save(getattr(model.pipeline, part), folder / part)
+            save_component(getattr(model.pipeline, part), folder / part)
         if model.network:
-            _merge(model, folder)
+            save_merged(model, folder)
         scheduler = model.scheduler(process.sampler)
         scheduler.save_pretrained(folder / "scheduler")
         index = json.loads((folder / "model_index.json").read_text())
@@ -191,95 +143,10 @@ def export_bytes(process: Process) -> int:
     if hasattr(model, "pipeline"):
         index = json.loads((model.folder / "model_index.json").read_text("utf-8"))
         parts = (model.folder / name for name, entry in index.items() if isinstance(entry, list))
-        files = (file for part in parts if part.is_dir() for file, _ in _of_variant(part, model.variant))
+        files = (file for part in parts if part.is_dir() for file, _ in files_of_variant(part, model.variant))
         return sum(file.stat().st_size for file in files)
     module = getattr(model, "module", None)
     return sum(tensor.nbytes for tensor in module.state_dict().values()) if module is not None else 0
-
-
-def save_network(network: Network, folder: Path, sampled: int) -> None:
-    """A network of one's own as a DDIMPipeline that carries its schedule, and loads without genbo.
-
-    Its scheduler has the schedule's betas and stops where the sampler did; a network that was told the log-SNR looks it
-    up by the index of a step. diffusers counts in whole steps of its table, so a table of one's own choice has as many
-    as the `sampled` steps of the sampler divide: 1002 for 6.
-    """
-    import torch
-    from diffusers import DDIMPipeline, DDIMScheduler
-
-    from genbo.diffusion.indexed import indexed
-    from genbo.schedules.schedule import divided
-
-    module: Any = copy.deepcopy(network.module).to(memory_format=torch.contiguous_format)  # safetensors has no other
-    steps, schedule = network.train_steps, network.schedule.to(torch.device("cpu"))
-    if network.conditioning == "log_snr":
-        steps = divided(steps, sampled)
-        module = indexed(module, schedule, train_steps=steps, within=network.within)
-    betas = schedule.trained_betas(steps)
-    if len(betas) != steps:
-        raise Refused(f"the schedule has {len(betas)} betas for {steps} training steps")  # diffusers does not look
-    own = {"trained_betas": betas, "num_train_timesteps": steps, "timestep_spacing": "trailing"}
-    own |= {"prediction_type": network.prediction}
-    scheduler = DDIMScheduler(**own, clip_sample=False, set_alpha_to_one=True)
-    DDIMPipeline(module, scheduler).save_pretrained(folder, safe_serialization=True)
-
-
-def _copy(source: Path, target: Path, variant: str | None) -> None:
-    """The files that the pipeline was made of, under the names that they have without a variant."""
-    index = json.loads((source / "model_index.json").read_text())
-    shutil.copyfile(source / "model_index.json", target / "model_index.json")
-    parts = {n for n, entry in index.items() if isinstance(entry, list) and (source / n).is_dir()}
-    parts |= {n for n, entry in components(index).items() if is_network(str(entry[1]))}
-    for name in sorted(parts):
-        (target / name).mkdir()
-        for file, plain in _of_variant(part_of(source, name), variant):
-            if file.name == "model_index.json":  # the network lies beside it
-                continue
-            if ".index." in file.name:
-                (target / name / plain).write_text(
-                    file.read_text().replace(f".{variant}", "") if variant else file.read_text()
-                )
-            else:
-                shutil.copyfile(file, target / name / plain)
-
-
-def _of_variant(folder: Path, variant: str | None) -> Iterator[tuple[Path, str]]:
-    """Files and their plain names: of the weights those of the variant, and where it has none those without any."""
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in KEPT and file.is_file()]
-    weights = [file for file in files if ".safetensors" in file.name]
-    tagged = [file for file in weights if variant and f".{variant}" in file.name]
-    plain = [file for file in weights if "." not in file.name.split(".safetensors")[0]]
-    for file in files:
-        if file not in weights or file in (tagged or plain):
-            yield file, file.name.replace(f".{variant}", "") if file in tagged else file.name
-
-
-def _save(component: Any, part: Path) -> None:
-    """The weights of a component that a LoRA was merged into, in place of the copied ones."""
-    _clear(part)
-    component.save_pretrained(part, safe_serialization=True)
-
-
-def _merge(model: Any, folder: Path) -> None:
-    """The trained weights in place of the copied ones, and LoRA's by themselves where diffusers can load them so."""
-    from safetensors.torch import load_file, save_file
-
-    part, stored = folder / model.part, {}
-    for file in part.glob("*.safetensors"):
-        stored.update(load_file(file))
-    if not set(model.denoiser.state_dict()) <= set(stored):  # names of an older diffusers, which renames them
-        stored = type(model.denoiser).from_pretrained(part, use_safetensors=True, local_files_only=True).state_dict()
-    _clear(part)
-    merged = {**stored, **model.network.merged(stored)}
-    save_file(merged, part / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    lora, pipeline = model.network.lora(), type(model.pipeline)
-    if lora and hasattr(pipeline, "save_lora_weights"):
-        pipeline.save_lora_weights(folder / "lora", **{f"{model.part}_lora_layers": lora})
-
-
-def _clear(part: Path) -> None:
-    for file in part.glob("*.safetensors*"):
-        file.unlink()
 
 
 class Tuned:

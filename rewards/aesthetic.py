@@ -1,4 +1,4 @@
-"""An aesthetic score: a small head over what a CLIP sees in an image, LAION's predictors or one of your own.
+"""Aesthetic score: a small head on CLIP features, one of LAION's predictors or your own.
 
     r(x) = h(f(prepare(x))),      |f| = 1
 

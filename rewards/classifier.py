@@ -1,4 +1,4 @@
-"""A classifier's belief that an image shows a class: any network of timm's, and one of its classes.
+"""Probability or log-probability of a class, from any timm classifier.
 
     r(x) = log p(label | prepare(x)),      or the probability itself
 

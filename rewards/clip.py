@@ -1,4 +1,4 @@
-"""CLIP similarity: the cosine between an image and its prompt, as an open_clip model sees them.
+"""CLIP similarity: the cosine between image and prompt in an open_clip model.
 
     r(x, c) = <f(prepare(x)), g(c)> / (|f| |g|)
 

@@ -1,4 +1,4 @@
-"""CMMD: how far samples are from data, by a Gaussian kernel of bandwidth 10 on CLIP features, times 1,000.
+"""CMMD: the distance of samples to data, by a Gaussian kernel of bandwidth 10 on CLIP features, times 1,000.
 
     D = 1000 * the squared discrepancy of features of length 1 under k(x, y) = exp(-|x - y|^2 / 200)
 

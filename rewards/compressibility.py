@@ -1,4 +1,4 @@
-"""How small an image is as a JPEG: minus its size in kB. A plain image scores higher than a busy one.
+"""Compressibility: minus the size of the image as a JPEG, in kB. Plain images score higher than busy ones.
 
 The file is what Pillow writes, so there is no gradient; it counts whole bytes, so a difference wants a wide
 step. It reads no prompt and carries no weights, so no licence of its own. Values: (-inf, 0).

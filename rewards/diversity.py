@@ -1,4 +1,4 @@
-"""Diversity: how far samples are from each other, as the mean distance between two of them in a network's features.
+"""Diversity: the mean distance between two samples in the features of a network.
 
     D = mean_{i != j} d(f(x_i), f(x_j)),      d the Euclidean distance, or 1 - cosine
 

@@ -1,4 +1,4 @@
-"""A reward of your own: a function of images and prompts in a Python file, run only where the command line allows it.
+"""A Python function of your own that scores images and prompts; it runs only with --allow-code.
 
     # my_reward.py
     def score(images, prompts):             # (B, 3, H, W) in [0, 1] and B texts -> (B,), higher is better

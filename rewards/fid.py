@@ -1,4 +1,4 @@
-"""Fréchet distance: how far samples are from data, as two Gaussians in the features of a network.
+"""Fréchet distance (FID): the distance of samples to data, as two Gaussians in the features of a network.
 
     D = |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))                      the score is -D
 

@@ -1,4 +1,4 @@
-"""HPS v2.1: how people would rate an image for its prompt, as a CLIP that was trained on their preferences sees it.
+"""HPS v2.1: predicts human ratings of an image for its prompt, with a CLIP trained on preferences.
 
     r(x, c) = 100 <f(prepare(x)), g(c)> / (|f| |g|)
 

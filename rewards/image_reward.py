@@ -1,4 +1,4 @@
-"""ImageReward: how well people would like an image for its prompt, by a BLIP that reads the prompt while looking at it.
+"""ImageReward: predicts human ratings of an image for its prompt, with a BLIP that reads both.
 
     r(x, c) = (h(BLIP(c | prepare(x))_0) - m) / s,      m = 0.1672, s = 1.0333
 

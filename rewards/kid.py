@@ -1,4 +1,4 @@
-"""Kernel distance (KID): how far samples are from data, by a cubic kernel on features; right on average at any N.
+"""Kernel distance (KID): the distance of samples to data, by a cubic kernel on features; unbiased at any N.
 
     k(x, y) = (gamma <x, y> + coefficient)^degree,     D = the maximum mean discrepancy under k, unbiased
 

@@ -1,4 +1,4 @@
-"""How far a sample lies along a direction: the sum of its numbers, each channel times its own factor.
+"""A linear reward: the sum of the sample's values, with a factor for each channel.
 
 The reward whose tilt is known on paper in every exact world. It reads no prompt and carries no weights, so no licence
 of its own. Values: any number.

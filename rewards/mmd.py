@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy (MMD): how far samples are from data, by a Gaussian kernel on features, without bias.
+"""Maximum mean discrepancy (MMD): the unbiased distance of samples to data, by a Gaussian kernel on features.
 
     k(x, y) = exp(-|x - y|^2 / (2 s^2)),     D = scale * the squared discrepancy under k
 

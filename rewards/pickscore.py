@@ -1,4 +1,4 @@
-"""PickScore: which image people would pick for a prompt, as a CLIP trained on their choices sees it.
+"""PickScore: predicts which image people prefer for a prompt, with a CLIP trained on their choices.
 
     r(x, c) = s <f(prepare(x)), g(c)> / (|f| |g|),      s = exp(logit_scale), about 100
 

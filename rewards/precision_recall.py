@@ -1,4 +1,4 @@
-"""Precision and recall: the share of samples that look like data, and of data that samples look like (F1 of the two).
+"""Precision and recall: the share of samples close to data, the share of data close to samples, and F1 of both.
 
     precision = mean_i [x_i within the k-th neighbour's distance of some y_j among y]
     recall    = mean_j [y_j within the k-th neighbour's distance of some x_i among x]

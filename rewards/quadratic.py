@@ -1,4 +1,4 @@
-"""How near a sample is to a target: -scale * the sum of (x - target)^2 over the sample's numbers.
+"""A quadratic reward: -scale * the sum of (x - target)^2 over the sample's values.
 
 Its optimum and every gradient are known on paper: the reward of the exact worlds and of the tests. It reads
 no prompt and carries no weights, so no licence of its own. Values: (-inf, 0], and 0 on the target.

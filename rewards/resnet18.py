@@ -1,4 +1,4 @@
-"""The synthetic reward of the method's papers: an ImageNet ResNet-18 whose last layer is a random scalar head.
+"""The synthetic reward of the method's papers: an ImageNet ResNet-18 with a random scalar head.
 
     r(x) = w . f(prepare(x)) + b,      w, b ~ U(-1 / sqrt(512), 1 / sqrt(512))
 

@@ -1,4 +1,4 @@
-"""How near a sample is to what the same noise becomes in many steps.
+"""Closeness of a sample to what the same noise gives in many steps.
 
     squared     - mean over numbers d of (x_d - teacher_d)^2
     absolute    - mean over numbers d of |x_d - teacher_d|

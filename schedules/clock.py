@@ -1,4 +1,4 @@
-"""The times that a network may be told, from all noise to the image, and how much noise there is at each.
+"""The times at which a network can be called, from pure noise to the image, and the noise level at each.
 
 A network of Stable Diffusion's kind was trained at the whole times 0 ... T - 1, the noisiest last. Between two of them
 log-SNR is a straight line in time, which is diffusers' own way back from a sigma to a time; the image itself stands one

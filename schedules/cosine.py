@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.schedules.link import Interval, Link
+from genbo.schedules.link import Bounded, Link
 from genbo.schedules.schedule import ENDS, between
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ class Cosine:
     normalised: bool = True
 
     links: ClassVar[Mapping[str, Link]] = {
-        "start": Interval(0.0, 0.45),
-        "end": Interval(0.55, 1.0),
-        "tau": Interval(0.5, 8.0, log=True),
-        "eps": Interval(1e-4, 0.5, log=True),
+        "start": Bounded(0.0, 0.45),
+        "end": Bounded(0.55, 1.0),
+        "tau": Bounded(0.5, 8.0, log=True),
+        "eps": Bounded(1e-4, 0.5, log=True),
         **ENDS,
     }
 

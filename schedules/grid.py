@@ -1,4 +1,4 @@
-"""The inference grid: at which noise levels a sampler stops on its way from noise to sample.
+"""The inference grid: the noise levels of a sampler's steps, from noise to sample.
 
     x_t = alpha_t x_0 + sigma_t eps
 

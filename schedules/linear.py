@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.schedules.link import Interval, Link
+from genbo.schedules.link import Bounded, Link
 from genbo.schedules.schedule import ENDS, between
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Linear:
     normalised: bool = True
 
     links: ClassVar[Mapping[str, Link]] = {
-        "beta_start": Interval(1e-3, 5.0, log=True),
-        "beta_end": Interval(5.0, 60.0, log=True),
+        "beta_start": Bounded(1e-3, 5.0, log=True),
+        "beta_end": Bounded(5.0, 60.0, log=True),
         **ENDS,
     }
 

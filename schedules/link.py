@@ -1,4 +1,4 @@
-"""Links: from coordinates u on the whole line to parameters that cannot leave their domain.
+"""Links: from unconstrained coordinates u to parameters that stay in their domain.
 
     a number in [a, b]            phi = a + (b - a) sigmoid(u)                 or the same for log phi
     0 < w_1 < ... < w_n < 1       log of neighbouring gaps' ratio = B tanh(u / B),      gaps summing to 1
@@ -38,12 +38,17 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number between two bounds, spaced evenly or, with `log`, by its logarithm."""
+class Bounded:
+    """Numbers that each stay between two bounds, spaced evenly or, with `log`, by their logarithm.
+
+    phi = low + (high - low) sigmoid(u), or the same of log phi. `edge` is the share of the range by which a start on a
+    bound begins inside.
+    """
 
     low: float
     high: float
     log: bool = False
+    edge: float = EDGE
 
     size = 1
 
@@ -57,7 +62,7 @@ class Interval:
     def coordinates(self, phi: Tensor) -> Tensor:
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         at = phi.log() if self.log else phi
-        return ((at - low) / (high - low)).clamp(EDGE, 1 - EDGE).logit()
+        return ((at - low) / (high - low)).clamp(self.edge, 1 - self.edge).logit()
 
     def why_not(self, phi: Sequence[float]) -> str | None:
         if len(phi) != 1:

@@ -1,4 +1,4 @@
-"""Straight lines in log-SNR between knots that stand evenly in time: any falling curve, by a handful of numbers.
+"""Straight lines in log-SNR between knots evenly spaced in time: any decreasing curve, from a few numbers.
 
     lambda at knot k = log_snr_max + (log_snr_min - log_snr_max) w_k,       0 = w_0 < w_1 < ... < w_{K-1} = 1
 

@@ -1,4 +1,4 @@
-"""A noise schedule: from time t in [0, 1] to how much signal and how much noise there is, for M members at once.
+"""A noise schedule: from time t in [0, 1] to the scales of signal and noise, for M members at once.
 
     x_t = alpha_t x_0 + sigma_t eps,     alpha_t^2 + sigma_t^2 = 1,     log-SNR  lambda_t = log(alpha_t^2 / sigma_t^2)
 
@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from genbo.schedules.link import Interval, Link
+from genbo.schedules.link import Bounded, Link
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LINE = 1e-4  # the share of the straight line in lambda_t
 LOWEST = -20.0  # what a network is told, and what log_snr says, where there is no signal at all
 
-ENDS = {"log_snr_max": Interval(4.0, 16.0), "log_snr_min": Interval(-16.0, -4.0)}
+ENDS = {"log_snr_max": Bounded(4.0, 16.0), "log_snr_min": Bounded(-16.0, -4.0)}
 
 Told = Literal["log_snr", "index"]
 

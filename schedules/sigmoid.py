@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.schedules.link import Interval, Link
+from genbo.schedules.link import Bounded, Link
 from genbo.schedules.schedule import ENDS, between
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class Sigmoid:
     normalised: bool = True
 
     links: ClassVar[Mapping[str, Link]] = {
-        "start": Interval(-8.0, 0.0),
-        "end": Interval(0.5, 8.0),
-        "tau": Interval(0.1, 4.0, log=True),
+        "start": Bounded(-8.0, 0.0),
+        "end": Bounded(0.5, 8.0),
+        "tau": Bounded(0.1, 4.0, log=True),
         **ENDS,
     }
 

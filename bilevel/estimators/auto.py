@@ -1,11 +1,11 @@
-"""Chooses the estimator that was measured to be the most accurate for the work, and says why."""
+"""Chooses the estimator that was measured to be the most accurate for the job, and gives the reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 
 SLOPES = {
     "covariance": "lambda moves the mean of r1 by its covariance with r2: no bias, no step",

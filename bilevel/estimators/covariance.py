@@ -1,4 +1,4 @@
-"""The gradient in lambda as a covariance: what is left of the value gap when its gamma is infinite.
+"""The derivative in lambda as a covariance of the two rewards: the limit of the value gap for infinite gamma.
 
     dF / dlog lambda = -Cov_lambda(r1, r2) / lambda,      F(lambda) = E_lambda[r1]
 
@@ -9,22 +9,28 @@ solve, no bias but the lower solver's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts, Follows, GradientCost
 
 if TYPE_CHECKING:
-    from genbo.bilevel.regularization.tilted import Measured, Solve
+    from genbo.bilevel.measured import Measured
+    from genbo.bilevel.regularization.tilted import SolveLaw
 
 
 @dataclass(frozen=True)
 class Covariance:
     """It takes no options."""
 
+    follows: ClassVar[Follows] = "law"
+
     def why_not(self, facts: Facts) -> str | None:
         if not facts.tilted:
             return "covariance is the gradient of tune: regularization only; use estimator: auto"
         return None
 
-    def __call__(self, solve: Solve, lam: float) -> Measured:
+    def cost(self, parameters: int) -> GradientCost:
+        return GradientCost(laws=("y",))
+
+    def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
         return solve(lam).covariance * (-1 / lam)

@@ -1,4 +1,4 @@
-"""The gradient in lambda as a difference of two solves: whatever law the lower level ends in, this is its slope.
+"""The derivative in lambda as a difference of two solves, for any distribution that the lower level produces.
 
     dF / dlog lambda  ~  (E[r1] at lambda e^h - E[r1] at lambda e^-h) / (2 h)
 
@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts, Follows, GradientCost
 
 if TYPE_CHECKING:
-    from genbo.bilevel.regularization.tilted import Measured, Solve
+    from genbo.bilevel.measured import Measured
+    from genbo.bilevel.regularization.tilted import SolveLaw
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,17 @@ class Difference:
 
     step: Annotated[float, Gt(0)] = 0.1
 
+    follows: ClassVar[Follows] = "law"
+
     def why_not(self, facts: Facts) -> str | None:
         if not facts.tilted:
             return "difference is the gradient of tune: regularization only; use estimator: auto"
         return None
 
-    def __call__(self, solve: Solve, lam: float) -> Measured:
+    def cost(self, parameters: int) -> GradientCost:
+        """At lambda itself, which the curve wants, and at either side."""
+        return GradientCost(laws=("y", "y", "y"))
+
+    def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
         up, down = (solve(lam * math.exp(h)).r1 for h in (self.step, -self.step))
         return (up - down) * (1 / (2 * self.step))

@@ -1,4 +1,4 @@
-"""The derivative along each coordinate, forwards with the samples: exact, constant memory, P samplings. The oracle.
+"""Exact derivatives in forward mode: constant memory, P samplings; meant to check the other estimators.
 
 Attention kernels other than the plain one have no forward derivative, so the plain one is used here; and a network in
 half precision meets a float32 tangent with an error, so it wants float32.
@@ -6,21 +6,26 @@ half precision meets a float32 tangent with an error, so it wants float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
+from genbo.bilevel.problem import Problem, SamplesAt
+from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.seed import Batch, Seed
+    from genbo.diffusion.seed import Batch
 
 
 @dataclass(frozen=True)
 class ForwardMode:
+    """It takes no options."""
+
+    follows: ClassVar[Follows] = "samples"
+
     def why_not(self, facts: Facts) -> str | None:
         if facts.tilted:
             return SAMPLED_ONLY
@@ -30,28 +35,16 @@ class ForwardMode:
             return "forward_mode needs float32; set model.dtype: fp32, or use estimator: zeroth_order"
         return None
 
-    def trajectories(self, parameters: int) -> int:
-        return parameters
+    def cost(self, parameters: int) -> GradientCost:
+        return GradientCost(draws=[[None]] * parameters)
 
-    def network_passes(self) -> int:
-        return 1
-
-    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
-        return [[None]] * parameters
-
-    def __call__(
-        self,
-        problem: Problem,
-        u: Tensor,
-        batch: Batch,
-        weights: Tensor,
-        seed: Seed,
-        state: Mapping[str, Tensor],
-    ) -> tuple[Estimate, dict[str, Tensor]]:
+    def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         import torch
         from torch.autograd import forward_ad
 
-        def along(direction: Tensor, chunk: Batch, whole: Whole | None) -> tuple[Tensor, Tensor]:
+        u, batch, weights = at.u, at.batch, at.weights
+
+        def along(direction: Tensor, chunk: Batch, whole: WholeSet | None) -> tuple[Tensor, Tensor]:
             plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with torch.no_grad(), plain_attention, forward_ad.dual_level():
                 phi = problem.value(forward_ad.make_dual(u, direction))
@@ -60,11 +53,11 @@ class ForwardMode:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
             return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
 
-        at = problem.value(u)
+        here = problem.value(u)
         parts = [
-            list(problem.in_parts(at, batch, partial(along, direction)))
+            list(problem.in_parts(here, batch, partial(along, direction)))
             for direction in torch.eye(len(u), dtype=u.dtype)
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)
         scores = torch.cat([primal for primal, _ in parts[0]], dim=1)
-        return Estimate(slope.mean(1), slope.std(1) / slope.shape[1] ** 0.5, scores), {}
+        return Estimate(slope.mean(1), slope.std(1) / slope.shape[1] ** 0.5, scores)

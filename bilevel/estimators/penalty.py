@@ -1,4 +1,4 @@
-"""The gradient where the sampled network is trained for u: what the sampler does, and what the network answers.
+"""The gradient through a network that is trained for u: the sampler's direct part and the network's response.
 
     z+- = argmin L +- f / gamma,      f = -F,  the upper objective on the same samples throughout
     dF/du ~ [d_u F(z+) + d_u F(z-)] / 2  -  (gamma / 2) [d_u L(z+) - d_u L(z-)]                bias O(1 / gamma^2)
@@ -10,20 +10,22 @@ estimator's, at z; the indirect part multiplies a difference by gamma, so both i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Gt
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Estimate, Estimator, Facts, Problem, Whole
+from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
+from genbo.bilevel.protocols import Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.seed import Batch, Seed
+    from genbo.diffusion.seed import Batch
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Penalty:
     gauge: bool = True
     direct: Literal["differences", "reverse_mode"] = "differences"
     h: Annotated[float, Gt(0)] = 0.1
+    follows: ClassVar[Follows] = "network"
 
     def why_not(self, facts: Facts) -> str | None:
         if not facts.coupled:
@@ -44,68 +47,39 @@ class Penalty:
         return None
 
     @property
-    def inner(self) -> Estimator:
+    def inner(self) -> SampleEstimator:
+        """Of the sampler's part."""
         return ReverseMode() if self.direct == "reverse_mode" else ZerothOrder(h=self.h)
 
-    @property
-    def goes_back(self) -> bool:
-        """Whether the sampler's part goes back through it."""
-        return getattr(self.inner, "goes_back", False)
+    def cost(self, parameters: int) -> GradientCost:
+        """The upper objective is let in at both ends, or at z alone; and the sampler's part is estimated there."""
+        solves, own = 4 if self.gauge else 2, self.inner.cost(parameters)
+        tilted = solves if self.symmetric else solves // 2
+        draws = tilted * list(own.draws)
+        return replace(own, draws=draws, solves=solves, tilted_solves=tilted, direct_parts=tilted)
 
-    @property
-    def solves(self) -> int:
-        """Lower levels of one gradient."""
-        return 4 if self.gauge else 2
-
-    @property
-    def tilted_solves(self) -> int:
-        """Those of them that let the upper objective in."""
-        return self.solves if self.symmetric else self.solves // 2
-
-    @property
-    def direct_parts(self) -> int:
-        """How often the sampler's part is estimated."""
-        return self.solves if self.symmetric else self.solves // 2
-
-    def trajectories(self, parameters: int) -> int:
-        return self.direct_parts * self.inner.trajectories(parameters)
-
-    def network_passes(self) -> int:
-        return self.inner.network_passes()
-
-    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
-        return self.direct_parts * self.inner.draws(parameters)
-
-    def __call__(
-        self,
-        problem: Problem,
-        u: Tensor,
-        batch: Batch,
-        weights: Tensor,
-        seed: Seed,
-        state: Mapping[str, Tensor],
-    ) -> tuple[Estimate, dict[str, Tensor]]:
+    def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         from genbo.bilevel.training.penalty import Gauged, gauged, penalty
 
-        learning, seen = problem.learning, list[Estimate]()
+        u, batch, weights, learning, seen = at.u, at.batch, at.weights, problem.learning, list[Estimate]()
         assert learning is not None
 
         def direct(theta: Any) -> Tensor:
-            estimate, _ = self.inner(problem.with_model(learning.model(theta)), u, batch, weights, seed, {})
+            estimate = self.inner(problem.with_model(learning.model(theta)), replace(at, state={}))
             seen.append(estimate)
             return -estimate.grad
 
-        def wanted(at: Tensor, theta: Any) -> Tensor:
+        def wanted(here: Tensor, theta: Any) -> Tensor:
             live = [p for p in theta.parameters() if p.requires_grad]
-            return -_value(problem.with_model(learning.model(theta)), problem.value(at), batch, weights, live)
+            return -_value(problem.with_model(learning.model(theta)), problem.value(here), batch, weights, live)
 
-        two = learning.answers(problem.value, wanted, seed.child("lower"))
+        two = learning.answers(problem.value, wanted, at.seed.child("lower"))
         if self.gauge:
             both = gauged(two, u, self.gamma, symmetric=self.symmetric, direct=direct)
         else:
             both = Gauged(penalty(two, u, self.gamma, symmetric=self.symmetric, direct=direct), None)
         found, first = both.gradient, seen[0]
-        return Estimate(-found.total, first.grad_se, first.scores, -found.indirect.cpu(), both.apart), {}
+        return Estimate(-found.total, first.grad_se, first.scores, -found.indirect.cpu(), both.apart)
 
 
 def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor, live: Sequence[Tensor]) -> Tensor:
@@ -116,7 +90,7 @@ def _value(problem: Problem, phi: Tensor, batch: Batch, weights: Tensor, live: S
     """
     import torch
 
-    def one(chunk: Batch, whole: Whole | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def one(chunk: Batch, whole: WholeSet | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.enable_grad():
             scores = problem.live_scores(phi[None], chunk, checkpoint=True, whole=whole)
             found = (weights.to(scores) @ scores).sum()

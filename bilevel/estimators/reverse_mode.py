@@ -1,4 +1,4 @@
-"""The gradient through every step of the sampler, backwards; a step keeps nothing but x_t and is computed again.
+"""Backpropagation through every step of the sampler; each step keeps only x_t and is recomputed.
 
 Exact for a differentiable reward, at a cost that does not grow with the number of parameters. Every sample gets a copy
 of u of its own, so one backward pass gives a gradient a sample, and with it the standard error.
@@ -8,16 +8,17 @@ The chain is never cut short: the last few steps alone carry almost nothing of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem, Whole
+from genbo.bilevel.problem import Problem, SamplesAt
+from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.seed import Batch, Seed
+    from genbo.diffusion.seed import Batch
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ReverseMode:
     """`checkpoint: false` keeps every activation: faster, at a memory of all steps."""
 
     checkpoint: bool = True
-    goes_back: ClassVar[bool] = True
+    follows: ClassVar[Follows] = "samples"
 
     def why_not(self, facts: Facts) -> str | None:
         if facts.tilted:
@@ -36,27 +37,15 @@ class ReverseMode:
             return "reverse_mode needs a model with gradients; use estimator: zeroth_order"
         return None
 
-    def trajectories(self, parameters: int) -> int:
-        return 1
+    def cost(self, parameters: int) -> GradientCost:
+        return GradientCost(draws=[[None]], network_passes=2 if self.checkpoint else 1, goes_back=True)
 
-    def network_passes(self) -> int:
-        return 2 if self.checkpoint else 1
-
-    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
-        return [[None]]
-
-    def __call__(
-        self,
-        problem: Problem,
-        u: Tensor,
-        batch: Batch,
-        weights: Tensor,
-        seed: Seed,
-        state: Mapping[str, Tensor],
-    ) -> tuple[Estimate, dict[str, Tensor]]:
+    def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         import torch
 
-        def one(chunk: Batch, whole: Whole | None) -> tuple[Tensor, Tensor]:
+        u, batch, weights = at.u, at.batch, at.weights
+
+        def one(chunk: Batch, whole: WholeSet | None) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
                 phi = problem.value(own)
@@ -66,4 +55,4 @@ class ReverseMode:
 
         grads, scores = zip(*problem.in_parts(problem.value(u), batch, one), strict=True)
         grad = torch.cat(grads)  # (N, P)
-        return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1)), {}
+        return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1))

@@ -1,4 +1,4 @@
-"""The gradient in lambda as a gap of values: two lower solves, with the upper reward let into one of them.
+"""The derivative in lambda as a gap between two lower solves, one with a small part of the upper reward added.
 
     y = argmin -E[r2] + lambda KL,      z = argmin -E[r2] - E[r1] / gamma + lambda KL
     dF / dlog lambda  ~  -lambda gamma [KL(z || p0) - KL(y || p0)]
@@ -14,14 +14,16 @@ and the noise they share cancels; the noise of separate samples would be multipl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts, Follows, GradientCost
+from genbo.bilevel.value_gap import value_gap
 
 if TYPE_CHECKING:
-    from genbo.bilevel.regularization.tilted import Measured, Solve
+    from genbo.bilevel.measured import Measured
+    from genbo.bilevel.regularization.tilted import SolveLaw
 
 UNITS = 1000.0  # gamma in units of sd(r1) / lambda: the upper reward tilts by a thousandth of its spread
 
@@ -32,13 +34,18 @@ class ValueGap:
 
     gamma: Annotated[float, Gt(0)] | None = None
 
+    follows: ClassVar[Follows] = "law"
+
     def why_not(self, facts: Facts) -> str | None:
         if not facts.tilted:
             return "value_gap is the gradient of a tuned lower level, as in tune: regularization; use estimator: auto"
         return None
 
-    def __call__(self, solve: Solve, lam: float) -> Measured:
+    def cost(self, parameters: int) -> GradientCost:
+        return GradientCost(laws=("y", "z"))
+
+    def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
         y = solve(lam)
         gamma = self.gamma or UNITS * y.r1_sd / lam or 1.0  # any gamma will do for a reward without spread
         z = solve(lam, gamma)
-        return (z.kl - y.kl) * (-lam * gamma)
+        return value_gap(z.kl, y.kl, gamma) * -lam

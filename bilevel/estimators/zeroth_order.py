@@ -1,4 +1,4 @@
-"""Differences of the objective: any reward, any network, no memory.
+"""Finite differences of the objective: for any reward and any network, without extra memory.
 
     coordinates, central     g_j = [F(u + h e_j) - F(u - h e_j)] / 2h                    2P samplings, bias O(h^2)
     coordinates, forward     g_j = [F(u + h e_j) - F(u)] / h                            P + 1, bias O(h)
@@ -18,13 +18,13 @@ model the standard error at h = 0.3 is about half of that at 0.1, and the root i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
-from genbo.bilevel.problem import SAMPLED_ONLY, Estimate, Facts, Problem
+from genbo.bilevel.problem import Problem, SamplesAt
+from genbo.bilevel.protocols import SAMPLED_ONLY, Draw, Estimate, Facts, Follows, GradientCost
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,7 @@ class ZerothOrder:
     count: Annotated[int, Gt(0)] | None = None
     h: Annotated[float, Gt(0)] = 0.25
     common: bool = True
+    follows: ClassVar[Follows] = "samples"
 
     def why_not(self, facts: Facts) -> str | None:
         if facts.tilted:
@@ -56,36 +57,22 @@ class ZerothOrder:
             return 1
         return parameters if self.directions == "coordinates" else self.count or parameters
 
-    @property
-    def idle(self) -> int:
-        """Steps at first whose gradient is 0: one point has none before it to be compared with."""
-        return int(self.points == "one_point")
+    def cost(self, parameters: int) -> GradientCost:
+        """One point has no gradient at its first step: there is none before it to be compared with."""
+        idle = int(self.points == "one_point")
+        return GradientCost(self._draws(parameters), idle_steps=idle, shared_samples=self.common)
 
-    def trajectories(self, parameters: int) -> int:
-        count = self._count(parameters)
-        return {"central": 2 * count, "forward": count + 1, "one_point": 1}[self.points]
-
-    def network_passes(self) -> int:
-        return 1
-
-    def draws(self, parameters: int) -> list[list[frozenset[int] | None]]:
+    def _draws(self, parameters: int) -> list[Draw]:
         count = self._count(parameters)
         one_by_one = self.directions == "coordinates"
         plus = [frozenset({r}) if one_by_one else frozenset(range(parameters)) for r in range(count)]
         minus = {"central": plus, "forward": [frozenset[int]()], "one_point": []}[self.points]
         return [[*plus, *minus]] if self.common or not minus else [[*plus], [*minus]]
 
-    def __call__(
-        self,
-        problem: Problem,
-        u: Tensor,
-        batch: Batch,
-        weights: Tensor,
-        seed: Seed,
-        state: Mapping[str, Tensor],
-    ) -> tuple[Estimate, dict[str, Tensor]]:
+    def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         import torch
 
+        u, batch, seed = at.u, at.batch, at.seed
         count = self._count(len(u))
         if self.directions == "coordinates":
             v = torch.eye(count, dtype=u.dtype)
@@ -96,10 +83,10 @@ class ZerothOrder:
             {"central": u - self.h * v, "forward": u[None], "one_point": u[:0]}[self.points],
         )
         scores = self._scores(problem, plus, minus, batch, seed)  # (K, M, N)
-        total = torch.einsum("k,kmn->mn", weights, scores)
+        total = torch.einsum("k,kmn->mn", at.weights, scores)
         left, right = total[:count], total[count:]
         if self.points == "one_point":
-            right = state["last"].expand(1, len(batch)) if "last" in state else left
+            right = at.state["last"].expand(1, len(batch)) if "last" in at.state else left
         width = 2 * self.h if self.points == "central" else self.h
         slope = (left - right) / width  # (R, N)
         if self.directions == "coordinates":
@@ -109,7 +96,7 @@ class ZerothOrder:
             grad = along.mean((1, 2))
             grad_se = standard_error(along.mean(2) if count > 1 else along[:, 0])
         averaged = self.h if self.directions == "coordinates" and self.points == "central" else 0.0
-        return Estimate(grad, grad_se, scores.mean(1), width=averaged), {"last": left.mean()[None]}
+        return Estimate(grad, grad_se, scores.mean(1), width=averaged, state={"last": left.mean()[None]})
 
     def _scores(self, problem: Problem, plus: Tensor, minus: Tensor, batch: Batch, seed: Seed) -> Tensor:
         import torch

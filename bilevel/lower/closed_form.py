@@ -1,4 +1,4 @@
-"""The tilted law of an exact world, on paper: from its cumulants, by derivatives.
+"""The tilted distribution of a toy model in closed form, from derivatives of its cumulants.
 
     A(t, u) = log E_p0 exp(t r2 + u r1),      t = 1 / lambda,   u = 1 / (gamma lambda), or 0 without gamma
 
@@ -16,12 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from genbo.bilevel.protocols import Drawing, LowerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.regularization.tilted import Law
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Law, SolveLaw
 
     Cumulant = Callable[[Tensor, Tensor], Tensor]  # t, u (C,) -> A (C,)
     Partition = Callable[[Tensor, Tensor], Tensor]  # b (C, d), q (C, 1) -> log E exp(b.x - q |x|^2) (C,)
@@ -34,9 +38,20 @@ SERIES, TERMS = 1e-3, 9  # q over the exponential's squared rate, below which it
 class ClosedForm:
     """It takes no options: there is nothing to choose in what is exact."""
 
-    free: ClassVar[bool] = True
-    slope: ClassVar[str] = "covariance"
-    law: ClassVar[str] = "the tilt p0 exp(r2 / lambda), on paper"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="covariance",
+        meaning="the tilt p0 exp(r2 / lambda), on paper",
+        on_paper=True,
+        free=True,
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing()
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Sequence[Weighted]) -> str | None:
         """None, or a sentence: why this world and these rewards have no closed form here."""
@@ -52,10 +67,25 @@ class ClosedForm:
             return "closed_form wants a quadratic reward to have a weight of 0 or more; use lower: reweight"
         return None
 
+    def shortened(self, samples: int) -> ClosedForm:
+        return self
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        if context.exact is None:
+            raise ValueError("closed_form needs the options of an exact world and of its rewards")
+        world = context.exact
+        return partial(self.solve, cumulant_of(world.model, world.prompts, world.upper, world.lower))
+
     def solve(self, cumulant: Cumulant, lam: float, gamma: float | None = None) -> Law:
+        """The law at lambda > 0, exactly; with gamma the upper reward is let in by 1 / gamma.
+
+        Raises:
+            ValueError: where lambda is not greater than 0, or so small that the tilted law cannot be normalised.
+        """
         import torch
 
-        from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
+        from genbo.bilevel.measured import Measured
+        from genbo.bilevel.regularization.tilted import EXACT, Law
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")

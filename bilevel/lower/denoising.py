@@ -1,4 +1,4 @@
-"""Denoising training: a network that is trained under the schedule, or once under all of them.
+"""Denoising training of a network, under one schedule or once for all of them.
 
     y: AdamW on L(theta; q), with warm-up and a running average of the weights, a few steps an update of q
     z: from y's average, on L + tilt f, the same minibatches for every tilt, y's own preconditioner held fixed
@@ -15,16 +15,14 @@ makes z - y proportional to it, and what is unfinished in y cancels, because y t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from genbo.bilevel.protocols import Drawing, LowerTraits
 
-    from genbo.bilevel.training.network_trainer import Learner
-    from genbo.diffusion.process import Meter
+if TYPE_CHECKING:
+    from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 
 COUPLED_STEPS = 10  # of the paper's code
 LONG = 10_000  # steps of training that pay for compiling
@@ -64,7 +62,13 @@ class Denoising:
     z_refresh: Annotated[int, Gt(0)] = 25
     z_lr: Annotated[float, Gt(0)] = 0.1
     z_batches: Annotated[int, Gt(0)] = 4
-    trains: ClassVar[bool] = True  # the network that is sampled, and not a law at a strength
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="network", estimator="penalty", meaning="a network that is trained under the schedule", free=False
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing()
 
     @property
     def coupled(self) -> bool:
@@ -84,6 +88,9 @@ class Denoising:
         """Steps of training before each step of tuning."""
         return self.steps if self.steps is not None else COUPLED_STEPS if self.coupled else 0
 
+    def why_not(self, model: Any, *rewards: Any) -> str | None:
+        return None
+
     def mistakes(self) -> list[str]:
         """What is wrong with these options, a sentence each."""
         found = []
@@ -99,16 +106,11 @@ class Denoising:
             found.append("pretrain: 0 here and no steps later leave the network untrained; set one of the two")
         return found
 
-    def open(
-        self,
-        module: torch.nn.Module,
-        data: Tensor,
-        labels: Tensor | None = None,
-        *,
-        classes: tuple[str, ...] = (),
-        meter: Meter | None = None,
-    ) -> Learner:
-        """A learner of `data` (N, *shape), on the device where the data live, starting from the module's weights."""
-        from genbo.bilevel.training.network_trainer import Learner
+    def shortened(self, samples: int) -> Denoising:
+        return self
 
-        return Learner(self, module, data, labels, classes, meter)
+    def begin(self, context: NetworkContext) -> NetworkTrainer:
+        """The network in training, on the device where its data live, starting from the module's weights."""
+        from genbo.bilevel.training.network_trainer import NetworkTrainer
+
+        return NetworkTrainer(self, context)

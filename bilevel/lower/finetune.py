@@ -1,4 +1,4 @@
-"""Fine-tuning: weights whose samples follow the tilted law, so that a tuned checkpoint exists.
+"""Fine-tuning: trains weights whose samples follow the tilted distribution.
 
     weighted    sum_i w_i E |eps(x_t) - eps|^2 over samples x_i of the pretrained model; w_i their weights at lambda
     gradient    KL(path || path of the pretrained model) - E[r2] / lambda, by gradients of r2 through every step
@@ -24,12 +24,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
+from genbo.bilevel.protocols import Drawing, LowerTraits
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.regularization.bank import Bank
-    from genbo.bilevel.regularization.bank_sampler import Weighted
-    from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.regularization.bank_sampler import Sampled
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Fit, Law, SolveLaw
+    from genbo.bilevel.scoring import Weighted
     from genbo.bilevel.training.finetuning import Loss, Moment, Training
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
@@ -55,9 +59,18 @@ class Finetune:
     batch: Annotated[int, Ge(1)] = 32
     lr: Annotated[float, Gt(0)] = 1e-3
     anchor: bool = True
-    free: ClassVar[bool] = False  # another lambda is another training
-    slope: ClassVar[str] = "value_gap"
-    law: ClassVar[str] = "the law of weights that were tuned at lambda, which learn the tilt as far as they can"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="value_gap",
+        meaning="the law of weights that were tuned at lambda, which learn the tilt as far as they can",
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.samples, "plain" if self.method == "weighted" else "none")
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Any) -> str | None:
         """None, or a sentence; the last of the rewards are those of the lower level."""
@@ -171,13 +184,26 @@ class Finetune:
 
     # -- the lower level ---------------------------------------------------------------------------------------------
 
+    def shortened(self, samples: int) -> Finetune:
+        return replace(self, samples=samples, steps=2)
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        """Another lambda is another training, on the first bank where the method learns from samples."""
+        from genbo.bilevel.regularization.context import sampler_of
+
+        source = sampler_of(context.source)
+        bank = context.banks[0] if context.banks else None
+        seed = context.seed or source.seed
+        solver = self.solver(source.process, source.prompts, source.upper, source.lower, seed, bank)
+        return solver if context.on is None else solver.on(sampler_of(context.on))
+
     def solver(
         self, process: Process, prompts: Sequence[str], upper: Weighted, lower: Weighted, seed: Seed, bank: Bank | None
-    ) -> Solver:
-        """A `law.Solve` by training; `weighted` learns from the samples in `bank`."""
+    ) -> TrainedLaws:
+        """A `SolveLaw` by training; `weighted` learns from the samples in `bank`."""
         if self.method == "weighted" and (bank is None or bank.x is None):
             raise ValueError("a weighted fine-tune learns from samples: draw a bank that keeps them")
-        return Solver(self, process, tuple(prompts), upper, lower, seed, bank)
+        return TrainedLaws(self, process, tuple(prompts), upper, lower, seed, bank)
 
 
 def is_world(model: Model) -> bool:
@@ -204,7 +230,7 @@ def noisy(process: Process) -> Process:
 
 
 @dataclass
-class Solver:
+class TrainedLaws:
     """The law at lambda, by training there and looking at what comes of it. What was trained is kept."""
 
     options: Finetune
@@ -247,14 +273,26 @@ class Solver:
         assert self.bank is not None
         return self.options.tilted(self.process, self.prompts, self.bank, lam, self.seed, gamma=gamma, start=y)
 
+    def on(self, source: Sampled) -> SolveLaw:
+        """The laws of the same weights on other prompts and noise."""
+
+        def solve(lam: float, gamma: float | None = None) -> Law:
+            batch = self._batch(source.prompts, source.seed)
+            return measured(self.tuned(lam, gamma), self.process, batch, self.upper, self.lower, lam, gamma)
+
+        return solve
+
     @property
     def batch(self) -> Batch:
         """What every law is measured on: the same noise for all of them."""
+        return self._batch(self.prompts, self.seed)
+
+    def _batch(self, prompts: Sequence[str], seed: Seed) -> Batch:
         from genbo.diffusion.seed import Batch
 
-        names = [(c, n) for c in range(len(self.prompts)) for n in range(self.options.samples)]
-        seeds = tuple(self.seed.child("law", c, n).value for c, n in names)
-        return Batch(tuple(self.prompts[c] for c, _ in names), seeds)
+        names = [(c, n) for c in range(len(prompts)) for n in range(self.options.samples)]
+        seeds = tuple(seed.child("law", c, n).value for c, n in names)
+        return Batch(tuple(prompts[c] for c, _ in names), seeds)
 
 
 def measured(
@@ -272,8 +310,8 @@ def measured(
     """
     import torch
 
-    from genbo.bilevel.regularization.bank_sampler import total
     from genbo.bilevel.regularization.tilted import Fit, Law
+    from genbo.bilevel.scoring import total
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 
@@ -298,7 +336,7 @@ def measured(
 
 def _mean(x: Tensor) -> Any:
     """Of each prompt, (C, n) -> (C,), and what every sample did to it."""
-    from genbo.bilevel.regularization.tilted import Measured
+    from genbo.bilevel.measured import Measured
 
     mean = x.mean(1)
     return Measured(mean, (x - mean[:, None]) / x.shape[1])

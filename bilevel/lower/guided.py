@@ -1,4 +1,4 @@
-"""Gradient-guided sampling: every sample climbs r2 / lambda while it is drawn, at each lambda anew.
+"""Gradient-guided sampling: every sample follows the gradient of r2 / lambda; drawn again at each lambda.
 
     eps <- eps - sigma_t grad_{x_t} h(decode(x_0(x_t))),      h = r2 / lambda,  or (r2 + r1 / gamma) / lambda
 
@@ -9,9 +9,9 @@ the pretrained one's (`diffusion/path_kl.py`). With a deterministic sampler that
 It is not the tilt p_lambda. h is read at the mean of x_0 given x_t, where the tilt takes the mean of exp(h). The two
 agree where p0 is Gaussian and r2 linear, with many steps; else not. In the mixture world of the tests at lambda = 0.6
 the guided mean of r2 is 2.14 where the tilt has 1.99; in the skewed world at 0.7 it is 0.95 where the tilt has 1.75. So
-strengths are matched by E[r2] or KL (`bilevel.curve.matched`) before a lambda is carried from one to the other. And the
-KL of the path is near that of the samples with eta = 1 and many steps only: 40 steps make a quarter too much of it, and
-eta = 0.3 three times as much again.
+lambdas are matched by E[r2] or KL (`bilevel.regularization.curve.matched`) before one is carried from one to the other.
+And the KL of the path is near that of the samples with eta = 1 and many steps only: 40 steps make a quarter too much of
+it, and eta = 0.3 three times as much again.
 
 Nor is the guided law a minimum of -E[r2] + lambda KL, so the envelope theorem says nothing of it. `value_gap`, which is
 the paper's way, is not its gradient, however large gamma is, and `covariance` is only where the law is the tilt. In
@@ -40,15 +40,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt
+
+from genbo.bilevel.protocols import Drawing, LowerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.regularization.bank_sampler import Chunk, Sampled, Tensors
-    from genbo.bilevel.regularization.tilted import Law
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Law, SolveLaw
     from genbo.diffusion.process import Process, Score
 
 Weighted = Sequence[tuple[float, Any]]  # rewards, opened or their options, each with its weight
@@ -63,9 +67,18 @@ class Guided:
 
     samples: Annotated[int, Ge(2)] = 64
     most: Annotated[float, Gt(0)] | None = 0.3
-    free: ClassVar[bool] = False  # another lambda costs as many network calls again
-    slope: ClassVar[str] = "difference"
-    law: ClassVar[str] = "the guided sampler's own law, not the tilt p0 exp(r2 / lambda)"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="difference",
+        meaning="the guided sampler's own law, not the tilt p0 exp(r2 / lambda)",
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.samples)
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Weighted) -> str | None:
         """None, or a sentence: why these rewards, the upper and then the lower, cannot be climbed."""
@@ -79,6 +92,15 @@ class Guided:
                 "use model.sampler: {kind: ddim, eta: 1.0}"
             )
         return _without_gradient(upper, "value_gap climbs the upper reward as well; use another estimator")
+
+    def shortened(self, samples: int) -> Guided:
+        return replace(self, samples=samples)
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        """Another lambda costs as many network calls again."""
+        from genbo.bilevel.regularization.context import sampler_of
+
+        return partial(self.solve, sampler_of(context.on or context.source))
 
     def solve(self, source: Sampled, lam: float, gamma: float | None = None) -> Law:
         """The guided law at lambda, from new samples of the source's process on noise that is always the same."""
@@ -111,7 +133,7 @@ class Guided:
 
 def exponent(upper: Weighted, lower: Weighted, lam: float, gamma: float | None) -> Score:
     """h = r2 / lambda, or (r2 + r1 / gamma) / lambda, of opened rewards; ValueError where one has no gradient."""
-    from genbo.bilevel.regularization.bank_sampler import total
+    from genbo.bilevel.scoring import total
 
     climbed = [*lower, *([] if gamma is None else [(weight / gamma, reward) for weight, reward in upper])]
     if wrong := _without_gradient(climbed, "guided sampling climbs every reward; take differentiable ones"):
@@ -129,8 +151,9 @@ def law_of(r1: Tensor, r2: Tensor, kl: Tensor, lam: float, gamma: float | None) 
     The same sums as over a bank of the pretrained model, with nothing tilted: lambda = infinity.
     """
     from genbo.bilevel.lower.reweight import Reweight
+    from genbo.bilevel.measured import Measured
     from genbo.bilevel.regularization.bank import bank_of
-    from genbo.bilevel.regularization.tilted import Fit, Measured
+    from genbo.bilevel.regularization.tilted import Fit
 
     n, mean = kl.shape[1], kl.double().mean(1)
     return replace(
@@ -146,7 +169,7 @@ def _drawn(source: Sampled, steered: Process, chunk: Chunk) -> Tensors:
     """Both rewards of guided samples, and the KL of the path of each, NaN where it has no density."""
     import torch
 
-    from genbo.bilevel.regularization.bank_sampler import total
+    from genbo.bilevel.scoring import total
     from genbo.diffusion.path_kl import sample_with_kl
     from genbo.diffusion.sample import sample
 

@@ -1,4 +1,4 @@
-"""Samples of the pretrained model, reweighted: every lambda from one bank, without another network call.
+"""Reweighted samples of the pretrained model: one bank for every lambda, without further network calls.
 
     w_i = exp(h_i) p0/q_i / sum_j ...,     h = r2 / lambda, or (r2 + r1 / gamma) / lambda;     for each prompt by itself
 
@@ -16,16 +16,20 @@ of the weights as they are, and never below 0: smoothed weights do not match an 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt
 
+from genbo.bilevel.protocols import Drawing, LowerTraits
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.measured import Measured, Relative
     from genbo.bilevel.regularization.bank import Bank
-    from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.tilted import Fit, Law, SolveLaw
 
 NEARLY_ALL = 1 - 1e-12  # a weight of 1 leaves nothing without it
 NEARLY_ONE = 1e-3  # of log w/v: below it differences are taken by their series
@@ -43,22 +47,46 @@ class Reweight:
     samples: Annotated[int, Ge(2)] = 256
     precision: Annotated[float, Gt(0)] = 0.1
     bridge: bool = True
-    free: ClassVar[bool] = True  # another lambda costs no network call
-    slope: ClassVar[str] = "covariance"
-    law: ClassVar[str] = "the tilt p0 exp(r2 / lambda), by the weights of samples of the pretrained model"
+    traits: ClassVar[LowerTraits] = LowerTraits(
+        finds="law",
+        estimator="covariance",
+        meaning="the tilt p0 exp(r2 / lambda), by the weights of samples of the pretrained model",
+        free=True,
+    )
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.samples, "shifted" if self.bridge else "plain", self.precision)
+
+    def mistakes(self) -> list[str]:
+        return []
 
     def why_not(self, model: Any, *rewards: Any) -> str | None:
         return None
 
+    def shortened(self, samples: int) -> Reweight:
+        return replace(self, samples=samples)
+
+    def begin(self, context: LawContext) -> SolveLaw:
+        """At every lambda by the bank that knows it best."""
+        from genbo.bilevel.regularization.context import by_best_bank
+
+        return by_best_bank(self.solve, context.banks)
+
     def treatment(self, prompts: int) -> str:
         """What is done to the weights of a bank."""
-        from genbo.bilevel.regularization.tilted import MANY_PROMPTS
+        from genbo.bilevel.measured import MANY_PROMPTS
 
         if self.weights != "auto":
             return self.weights
         return "jackknife" if prompts >= MANY_PROMPTS else "smoothed"
 
     def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
+        """The law at lambda > 0 by the samples of one bank, with the upper reward let in by 1 / gamma.
+
+        Raises:
+            ValueError: where lambda is not greater than 0.
+        """
         from genbo.bilevel.regularization.pareto import smoothed
         from genbo.bilevel.regularization.tilted import Law
 
@@ -107,13 +135,13 @@ class _Weighted:
         self.w, self.n, self.jackknife = logw.softmax(1), logw.shape[1], jackknife
 
     def mean(self, x: Tensor) -> Measured:
-        from genbo.bilevel.regularization.tilted import Measured
+        from genbo.bilevel.measured import Measured
 
         mean, away = self._centred(x)
         return Measured(self._corrected(mean, lambda: self._mean_without(away)), self.w * away)
 
     def covariance(self, x: Tensor, y: Tensor) -> Measured:
-        from genbo.bilevel.regularization.tilted import Measured
+        from genbo.bilevel.measured import Measured
 
         (_, a), (_, b), w = self._centred(x), self._centred(y), self.w
         covariance = (w * a * b).sum(1)
@@ -144,7 +172,7 @@ def divergence(logw: Tensor, prior: Tensor, *, jackknife: bool) -> Relative:
     """
     import torch
 
-    from genbo.bilevel.regularization.tilted import Relative
+    from genbo.bilevel.measured import Relative
 
     log_w, log_v = logw.log_softmax(1), prior.log_softmax(1)
     w, v, log_r, n = log_w.exp(), log_v.exp(), log_w - log_v, logw.shape[1]

@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba 1412.6980), climbing, its step decaying late and no weight decay.
+"""Adam (Kingma & Ba 1412.6980), ascending, with a step length that decays late and no weight decay.
 
 Weight decay would drag hyperparameters towards u = 0, which means nothing. The memories are short, because a run has
 tens of steps, not thousands, and because gradients fall by orders of magnitude on the way to an optimum: with
@@ -18,6 +18,8 @@ from genbo.bilevel.optimizers._decay import decay
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.protocols import Facts
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -27,6 +29,9 @@ class Adam:
     beta1: Annotated[float, Interval(ge=0, lt=1)] = 0.7
     beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.8
     final: Annotated[float, Interval(ge=0, le=1)] = 0.05
+
+    def why_not(self, facts: Facts) -> str | None:
+        return None
 
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float

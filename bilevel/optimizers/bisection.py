@@ -1,4 +1,4 @@
-"""Bracketing and bisection on the sign of the gradient: no learning rate, one coordinate by itself.
+"""Bracketing and bisection on the sign of the gradient, for a single coordinate; no learning rate.
 
     grad > 0: low = u,   grad < 0: high = u;        u <- (low + high) / 2, or a doubled stride while a side is open
 
@@ -17,7 +17,7 @@ from annotated_types import Gt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.problem import Facts
+    from genbo.bilevel.protocols import Facts
 
 
 @dataclass(frozen=True)

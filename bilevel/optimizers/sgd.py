@@ -1,4 +1,4 @@
-"""Gradient ascent, its step decaying late."""
+"""Gradient ascent with a step length that decays late."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from genbo.bilevel.optimizers._decay import decay
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.protocols import Facts
+
 
 @dataclass(frozen=True)
 class Sgd:
@@ -20,6 +22,9 @@ class Sgd:
 
     lr: Annotated[float, Gt(0)] = 1.0
     final: Annotated[float, Interval(ge=0, le=1)] = 0.1
+
+    def why_not(self, facts: Facts) -> str | None:
+        return None
 
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float

@@ -13,14 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Reward
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.proposal import Shifts, pilot
+from genbo.bilevel.scoring import Weighted, total
 from genbo.diffusion.process import Process
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Noise, Seed
 
-Weighted = Sequence[tuple[float, Reward]]
 Tensors = Mapping[str, Tensor]
 
 
@@ -174,8 +173,3 @@ class Sampled:
             r2 = self._scored(batch, z, [self.lower], checkpoint=True)[1][0]
             (grad,) = torch.autograd.grad(r2.sum(), z)
         return r2.detach(), grad.flatten(1)
-
-
-def total(rewards: Weighted, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """The weighted sum of rewards of each image, (B,) in float64."""
-    return torch.stack([weight * reward(images, prompts).double() for weight, reward in rewards]).sum(0)

@@ -23,7 +23,8 @@ from itertools import pairwise
 from typing import Literal
 
 from genbo.bilevel.interval import interval, quantile, stretch
-from genbo.bilevel.regularization.tilted import VERDICTS, Law, Measured, Slope, Solve, Verdict
+from genbo.bilevel.measured import Measured
+from genbo.bilevel.regularization.tilted import VERDICTS, Law, LawEstimator, SolveLaw, Verdict
 
 POINTS = 81
 CLEAR = 2.0  # standard errors from which a sign is believed
@@ -82,14 +83,14 @@ class Optimum:
 # -- the curve ---------------------------------------------------------------------------------------------------------
 
 
-def trace(solve: Solve, slope: Slope, bounds: tuple[float, float], points: int = POINTS) -> tuple[Point, ...]:
+def trace(solve: SolveLaw, slope: LawEstimator, bounds: tuple[float, float], points: int = POINTS) -> tuple[Point, ...]:
     """The curve at `points` lambdas within the bounds, the smallest first."""
     low, high = bounds
     inside = [low * (high / low) ** (i / (points - 1)) for i in range(1, points - 1)]
     return tuple(point(solve, slope, lam) for lam in (low, *inside, high))
 
 
-def point(solve: Solve, slope: Slope, lam: float) -> Point:
+def point(solve: SolveLaw, slope: LawEstimator, lam: float) -> Point:
     law = solve(lam)
 
     def remembered(lam: float, gamma: float | None = None) -> Law:
@@ -107,7 +108,7 @@ def within_reach(curve: Sequence[Point]) -> tuple[Point, ...]:
 # -- the optimum -------------------------------------------------------------------------------------------------------
 
 
-def optimum(solve: Solve, slope: Slope, curve: Sequence[Point]) -> Optimum:
+def optimum(solve: SolveLaw, slope: LawEstimator, curve: Sequence[Point]) -> Optimum:
     """The highest point of a curve, its kind and its error bar."""
     reach = within_reach(curve)
     if not reach:
@@ -199,7 +200,7 @@ def _named(kind: Kind, at: Point, reason: str) -> Optimum:
     return Optimum(kind, at.lam, at.law.r1.mean, at.law.fit.verdict, reason)
 
 
-def _closed_in(solve: Solve, slope: Slope, reach: Sequence[Point], a: Point, b: Point) -> Optimum:
+def _closed_in(solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], a: Point, b: Point) -> Optimum:
     """The interior maximum between a, where F rises with lambda, and b, where it falls."""
     exact = math.isinf(a.law.fit.samples)
     lam, evaluations = falling_root(lambda x: slope(solve, x).mean, a.lam, b.lam, EXACTLY if exact else TOLERANCE)
@@ -223,7 +224,7 @@ def _closed_in(solve: Solve, slope: Slope, reach: Sequence[Point], a: Point, b: 
 
 
 def _inverted(
-    solve: Solve, slope: Slope, reach: Sequence[Point], at: Point, verdict: Verdict
+    solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], at: Point, verdict: Verdict
 ) -> tuple[float, float] | None:
     """The lambdas around a root at which the interval of the gradient holds 0; None where they have no end in reach.
 
@@ -273,7 +274,7 @@ def falling_root(
     return low * (high / low) ** share, evaluations
 
 
-def matched(solve: Solve, of: Callable[[Law], Measured], level: float, bounds: tuple[float, float]) -> float | None:
+def matched(solve: SolveLaw, of: Callable[[Law], Measured], level: float, bounds: tuple[float, float]) -> float | None:
     """The lambda at which a number that falls as lambda rises, KL or E[r2], is `level`; None where it never is.
 
     Two ways of tilting meet at equal KL or E[r2], not at equal lambda; and a budget of KL is a lambda.

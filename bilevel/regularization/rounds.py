@@ -4,7 +4,6 @@ from __future__ import annotations
 
 PILOT = 0.25  # samples that choose the shifts, for each that is kept
 PILOT_ROUNDS = 3  # of the pilot, each at a smaller lambda than the one before
-SOLVES = {"covariance": ["y"], "value_gap": ["y", "z"], "difference": ["y", "y", "y"]}
 
 
 def pilot_samples(samples: int) -> int:
@@ -25,8 +24,3 @@ def banks_at_most(samples: int, rounds: int) -> list[int]:
     Rounds of either kind, plain or shifted, double by themselves, so the most is drawn where all are of one kind.
     """
     return [samples * 2**k for k in range(rounds - 1)]
-
-
-def laws_of_a_point(estimator: str) -> list[str]:
-    """The lower solves of one lambda and its gradient: `y`, or `z` with the upper reward let in."""
-    return SOLVES.get(estimator, SOLVES["difference"])

@@ -18,12 +18,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from genbo.bilevel.problem import Optimizer
+from genbo.bilevel.protocols import Optimizer
 from genbo.bilevel.regularization.bank import Bank, joined, mistakes
+from genbo.bilevel.regularization.context import LawContext, LawSolver, Source
 from genbo.bilevel.regularization.curve import Optimum, Point, optimum, point, settled, trace, within_reach
-from genbo.bilevel.regularization.proposal import Shifts
 from genbo.bilevel.regularization.rounds import pilot_samples
-from genbo.bilevel.regularization.tilted import VERDICTS, Law, Slope, Solve
+from genbo.bilevel.regularization.tilted import LawEstimator, SolveLaw
 
 FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the optimum lies out of reach
 SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
@@ -31,25 +31,7 @@ SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
 After = Literal["done", "bridge", "more", "spent", "unusable"]
 
 
-class Source(Protocol):
-    """Where samples come from; the same arguments give the same samples, and each round has its own."""
-
-    @property
-    def prompts(self) -> Sequence[str]:
-        """A row of the bank each."""
-
-    @property
-    def shiftable(self) -> bool:
-        """Whether noise can be shifted."""
-
-    def draw(self, round: int, samples: int, shifts: Shifts | None) -> Bank:
-        """`samples` samples a prompt, of the pretrained model or under shifted noise."""
-
-    def shifts(self, round: int, samples: int, lam: float) -> Shifts:
-        """Shifts towards p_lambda, chosen on samples that are thrown away."""
-
-
-class Strength(Protocol):
+class LambdaTunable(Protocol):
     """The tunable lambda: `bilevel/tunables/regularization.py`."""
 
     @property
@@ -66,15 +48,8 @@ class Strength(Protocol):
         """u -> lambda."""
 
 
-class Lower(Protocol):
-    """A lower solver that works on a bank."""
-
-    def solve(self, bank: Bank, lam: float, gamma: float | None = None) -> Law:
-        """The law at lambda."""
-
-
 @dataclass(frozen=True)
-class Budget:
+class SearchBudget:
     """`samples` a prompt in the first round; each round of the same kind doubles them.
 
     `precision` is the standard error of log lambda at which a reliable optimum is good enough.
@@ -99,10 +74,10 @@ class Round:
 
 def search(
     source: Source,
-    lower: Lower,
-    slope: Slope,
+    lower: LawSolver,
+    slope: LawEstimator,
     bounds: tuple[float, float],
-    budget: Budget,
+    budget: SearchBudget,
     banks: Sequence[Bank] = (),
 ) -> Iterator[Round]:
     """Rounds until the optimum is known or the budget is spent; `banks` are those of an earlier search's last round."""
@@ -116,7 +91,12 @@ def search(
 
 
 def walk(
-    solve: Solve, slope: Slope, tunable: Strength, optimizer: Optimizer, steps: int, banks: Sequence[Bank] = ()
+    solve: SolveLaw,
+    slope: LawEstimator,
+    tunable: LambdaTunable,
+    optimizer: Optimizer,
+    steps: int,
+    banks: Sequence[Bank] = (),
 ) -> Iterator[Round]:
     """Where each lower solve costs network calls: an optimizer's step a round, from where lambda starts.
 
@@ -144,22 +124,17 @@ def walk(
             return
 
 
-def speaking(lower: Lower, banks: Sequence[Bank]) -> Solve:
-    """At every lambda the law of the bank that knows it best: the better verdict, then the larger effective size."""
-
-    def solve(lam: float, gamma: float | None = None) -> Law:
-        laws = [lower.solve(bank, lam, gamma) for bank in banks]
-        return min(laws, key=lambda law: (VERDICTS.index(law.fit.verdict), -law.fit.ess))
-
-    return solve
-
-
 def _round(
-    source: Source, lower: Lower, slope: Slope, bounds: tuple[float, float], banks: tuple[Bank, ...], budget: Budget
+    source: Source,
+    lower: LawSolver,
+    slope: LawEstimator,
+    bounds: tuple[float, float],
+    banks: tuple[Bank, ...],
+    budget: SearchBudget,
 ) -> Round:
     if wrong := mistakes(banks[-1], source.prompts):
         return Round(banks, (), None, "unusable", "; ".join(wrong))
-    solve = speaking(lower, banks)
+    solve = lower.begin(LawContext(banks=banks))
     curve = trace(solve, slope, bounds)
     best = optimum(solve, slope, curve)
     if best.kind.endswith("bound") or _is_settled(best, banks, source.shiftable, budget):
@@ -175,7 +150,7 @@ def _round(
     return Round(banks, curve, best, "bridge", f"{best.reason}; drawing nearer to lambda = {target:.3g}", target)
 
 
-def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: Budget) -> bool:
+def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: SearchBudget) -> bool:
     """Whether an interior optimum is reliable and precise, on shifted samples where there can be any."""
     if best.kind != "interior" or best.verdict != "reliable" or best.log_se is None or best.log_se > budget.precision:
         return False
@@ -183,16 +158,16 @@ def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: B
 
 
 def _shifting_was_in_vain(
-    lower: Lower, slope: Slope, bounds: tuple[float, float], banks: tuple[Bank, ...], curve: Sequence[Point]
+    lower: LawSolver, slope: LawEstimator, bounds: tuple[float, float], banks: tuple[Bank, ...], curve: Sequence[Point]
 ) -> bool:
     """Whether the last bank was shifted, and lets no smaller lambda be spoken of than the others do."""
     if len(banks) == 1 or not is_shifted(banks[-1]):
         return False
-    before = trace(speaking(lower, banks[:-1]), slope, bounds, len(curve))
+    before = trace(lower.begin(LawContext(banks=banks[:-1])), slope, bounds, len(curve))
     return len(within_reach(before)) >= len(within_reach(curve))
 
 
-def _fresh(source: Source, now: Round, budget: Budget) -> Bank:
+def _fresh(source: Source, now: Round, budget: SearchBudget) -> Bank:
     """The next bank: under shifted noise where there is a target, else the plain samples doubled."""
     index = len(now.banks)
     if now.target is not None:

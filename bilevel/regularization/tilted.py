@@ -3,23 +3,17 @@
     p_lambda  proportional to  p0 exp(r2 / lambda)                 the lower level, for each prompt
     p_gamma   proportional to  p0 exp((r2 + r1 / gamma) / lambda)  the same with the upper reward let in
 
-A number that is measured on samples comes with its influences psi_i, how much sample i pulled it away:
-
-    estimate - truth  ~  sum_i psi_i,      se^2 = sum_i psi_i^2
-
-Differences and multiples of such numbers keep their influences, so the error of a difference of two numbers from the
-same samples is right without a covariance being written down. An exact number has no influences, and no error.
+Each is a number with its influences (`bilevel.measured`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from torch import Tensor
-
-MANY_PROMPTS = 8  # from here on the error bar counts prompts, and holds for prompts like these
+from genbo.bilevel.measured import Measured
+from genbo.bilevel.protocols import Estimator
 
 ALONE = 4.0  # effective samples a prompt, below which it hangs on one or two
 MEANLESS = 0.99  # a tail so heavy that no number of samples is enough
@@ -27,39 +21,6 @@ EVEN = 2.0  # the largest weight, in units of the average: up to here the shape 
 
 Verdict = Literal["reliable", "doubtful", "refuse"]
 VERDICTS: tuple[Verdict, ...] = ("reliable", "doubtful", "refuse")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number a prompt, (C,), and its influences, (C, n), or (C, 0) where it is exact. Prompts count the same."""
-
-    value: Tensor
-    influence: Tensor
-
-    @property
-    def mean(self) -> float:
-        return self.value.mean().item()
-
-    @property
-    def se(self) -> float:
-        """Of the mean: over prompts where there are many, which counts their samples too, else over samples."""
-        if len(self.value) >= MANY_PROMPTS:
-            return self.value.std().item() / math.sqrt(len(self.value))
-        return self.influence.square().sum().sqrt().item() / len(self.value)
-
-    def __sub__(self, other: Measured) -> Measured:
-        return Measured(self.value - other.value, self.influence - other.influence)
-
-    def __mul__(self, factor: float) -> Measured:
-        return Measured(self.value * factor, self.influence * factor)
-
-
-@dataclass(frozen=True)
-class Relative(Measured):
-    """A number that is never below 0, as a KL is: what is not known is its size, so its error bar is one of its log.
-
-    `bilevel.interval.error` is that bar. A difference of two such numbers is an ordinary number.
-    """
 
 
 @dataclass(frozen=True)
@@ -119,15 +80,11 @@ class Law:
     fit: Fit
 
 
-class Solve(Protocol):
-    """A lower solver with the world or the samples it works on."""
+class SolveLaw(Protocol):
+    """The lower level at any lambda, with the world or the samples that it is known by."""
 
     def __call__(self, lam: float, gamma: float | None = None) -> Law:
-        """The law at lambda; it costs no network call."""
+        """The law at lambda > 0, with the upper reward let in by 1 / gamma where gamma is given."""
 
 
-class Slope(Protocol):
-    """An estimator of the upper gradient: dF / dlog lambda, F the mean of r1 under p_lambda."""
-
-    def __call__(self, solve: Solve, lam: float) -> Measured:
-        """Positive where a larger lambda is better."""
+LawEstimator: TypeAlias = Estimator[SolveLaw, float, Measured]  # lambda -> dF / dlog lambda, F the mean of r1 there

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genbo.bilevel.regularization.bank_sampler import Weighted, total
+from genbo.bilevel.scoring import Weighted, total
 from genbo.diffusion.adapt import Trainable, restore, tensors
 from genbo.diffusion.guided_loss import Draw, draw, predicted_eps
 from genbo.diffusion.path_kl import sample_with_kl

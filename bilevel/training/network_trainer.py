@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from genbo.diffusion.network import Network, call
 from genbo.diffusion.process import Meter
 
 if TYPE_CHECKING:
-    from genbo.bilevel.lower.denoising import Denoising
     from genbo.diffusion.seed import Seed
     from genbo.schedules.schedule import Schedule
 
@@ -30,26 +29,87 @@ MOMENTUM = 0.9
 CLIP = 1.0  # the largest norm of a gradient
 
 
-class Diverged(FloatingPointError):
+class TrainingDiverged(FloatingPointError):
     """Training left the finite numbers; the weights are those from before."""
 
 
-class Learner:
+class TrainingOptions(Protocol):
+    """How a network is trained; `bilevel/lower/denoising.py` has the options, their ranges and their defaults."""
+
+    @property
+    def prediction(self) -> Literal["v_prediction", "epsilon", "sample"]: ...
+    @property
+    def conditioning(self) -> Literal["log_snr", "index"]: ...
+    @property
+    def noise_levels(self) -> Literal["broad", "schedule"]: ...
+    @property
+    def within(self) -> tuple[float, float]: ...
+    @property
+    def snr_cap(self) -> float | None: ...
+    @property
+    def train_steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def pretrain(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def ema(self) -> float: ...
+    @property
+    def unlabelled(self) -> float: ...
+    @property
+    def bf16(self) -> Literal["auto", "on", "off"]: ...
+    @property
+    def z_steps(self) -> int: ...
+    @property
+    def z_refresh(self) -> int: ...
+    @property
+    def z_lr(self) -> float: ...
+    @property
+    def z_batches(self) -> int: ...
+    @property
+    def steps_of_update(self) -> int:
+        """Steps of training before each step of tuning."""
+
+    def compiles(self, device: str) -> bool:
+        """Whether networks are compiled on a device of this type."""
+
+    def captures(self, device: str, weights: int) -> bool:
+        """Whether steps are recorded as CUDA graphs there, for a network of so many weights."""
+
+
+@dataclass(frozen=True)
+class NetworkContext:
+    """What a network is trained from.
+
+    Attributes:
+        module: the network before any training; it is trained in place.
+        data: images (N, *shape) in [-1, 1], on the device that is trained on.
+        labels: class numbers (N,), where there are classes.
+        classes: their names.
+        meter: what counts the calls of the network.
+    """
+
+    module: Module
+    data: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    meter: Meter | None = None
+
+
+class NetworkTrainer:
     """Weights, their average and AdamW's state: y. `average` is what is sampled from, and what z starts from."""
 
-    def __init__(
-        self,
-        options: Denoising,
-        module: Module,
-        data: Tensor,
-        labels: Tensor | None,
-        classes: tuple[str, ...],
-        meter: Meter | None = None,
-    ) -> None:
-        device = data.device
-        self.meter = meter or Meter()
-        self.options, self.data, self.labels, self.classes = options, data, labels, classes
-        self.module = module.to(device)
+    def __init__(self, options: TrainingOptions, context: NetworkContext) -> None:
+        device = context.data.device
+        self.meter = context.meter or Meter()
+        self.options, self.data, self.labels, self.classes = options, context.data, context.labels, context.classes
+        self.module = context.module.to(device)
         self.average = copy.deepcopy(self.module).requires_grad_(False).eval()
         self.loss = DenoisingLoss(
             options.prediction,
@@ -119,7 +179,7 @@ class Learner:
     def train(self, schedule: Schedule, steps: int, seed: Seed) -> float:
         """AdamW under a schedule for at least one step; returns the mean loss.
 
-        Raises `Diverged`, with the weights as they were before.
+        Raises `TrainingDiverged`, with the weights as they were before.
         """
         before, done = self.state(), self.steps
         schedule, total = self._here(schedule), torch.zeros((), device=self.device)
@@ -133,7 +193,7 @@ class Learner:
         mean = total.item() / steps
         if not torch.stack([total, *torch._foreach_norm([*self.params])]).isfinite().all():
             self.load(before)
-            raise Diverged(
+            raise TrainingDiverged(
                 f"the training loss is {mean:g} after {done + steps} steps; lower lr ({self.options.lr:g}) or raise "
                 f"warmup ({self.options.warmup})"
             )
@@ -302,71 +362,3 @@ class Learner:
         found = torch.stack([self.loss(module, schedule, draw) for draw in draws]).mean()
         self.meter.goes_back(found, batches * self.options.batch)
         return found
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A learner as a `bilevel.training.penalty.TwoLevel`: q -> schedule, and what is wanted of samples at q.
-
-    `wanted` is made small, and differentiable in the module's weights where the schedule has a part in the loss; it
-    sees the same noise at every call.
-    """
-
-    learner: Learner
-    schedule: Callable[[Tensor], Schedule]
-    wanted: Callable[[Tensor, Module], Tensor]
-    seed: Seed
-
-    @property
-    def coupled(self) -> bool:
-        return self.learner.loss.coupled
-
-    def solve(self, q: Tensor, tilt: float) -> Module:
-        if not self.coupled and not tilt:
-            return self.learner.average
-        q = q.detach()
-        steps = self.learner.options.z_steps
-        return self.learner.answer(self.schedule(q), lambda z: self.wanted(q, z), tilt, steps, self.seed)
-
-    def lower(self, q: Tensor, theta: Module) -> Tensor:
-        return self.learner.measured(theta, self.schedule(q), self.learner.options.z_batches, self.seed)
-
-    def upper(self, q: Tensor, theta: Module) -> Tensor:
-        return self.wanted(q, theta)
-
-
-@dataclass(frozen=True)
-class Apprentice:
-    """A learner as the lower level of a problem (`bilevel.problem.Learning`): phi -> schedule -> network."""
-
-    learner: Learner
-    schedule: Callable[[Tensor], Schedule]
-    start: Schedule
-
-    @property
-    def coupled(self) -> bool:
-        return self.learner.loss.coupled
-
-    @property
-    def moves(self) -> bool:
-        return self.learner.options.steps_of_update > 0
-
-    def update(self, phi: Tensor, seed: Seed) -> None:
-        """The options' `steps` of training under the schedule at phi (P,)."""
-        if self.moves:
-            self.learner.train(self.schedule(phi.detach()), self.learner.options.steps_of_update, seed)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.learner.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        self.learner.load(state)
-
-    def model(self, theta: Module | None = None) -> Network:
-        return self.learner.network(self.start, theta)
-
-    def answers(
-        self, value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor, Module], Tensor], seed: Seed
-    ) -> Answers:
-        """The two levels in coordinates u, `value` being u -> phi."""
-        return Answers(self.learner, lambda u: self.schedule(value(u)), wanted, seed)

@@ -27,26 +27,12 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from genbo.bilevel.protocols import TwoLevel
+from genbo.bilevel.value_gap import value_gap
+
 S = TypeVar("S")
 
 TRUSTED = 0.05  # relative distance of the gradients at gamma and 2 gamma up to which they are believed
-
-
-class TwoLevel(Protocol[S]):
-    """A lower level and what is wanted of it, at hyperparameters q (P,). S is the solver's own."""
-
-    @property
-    def coupled(self) -> bool:
-        """Whether L has q in it at all."""
-
-    def solve(self, q: Tensor, tilt: float) -> S:
-        """argmin over theta of L(theta; q) + tilt f(q, theta); with the same draws for every tilt."""
-
-    def lower(self, q: Tensor, theta: S) -> Tensor:
-        """L(theta; q), differentiable in q, on the same draws for every theta."""
-
-    def upper(self, q: Tensor, theta: S) -> Tensor:
-        """f(q, theta), on the same draws for every q and theta."""
 
 
 Slope = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # f, q -> df/dq (P,)
@@ -127,8 +113,8 @@ def penalty(
         return Hypergradient(of_upper(two.solve(q, 0.0)), torch.zeros_like(q))
     z, y = two.solve(q, 1 / gamma), two.solve(q, -1 / gamma if symmetric else 0.0)
     if symmetric:
-        return Hypergradient((of_upper(z) + of_upper(y)) / 2, gamma / 2 * (of_lower(z) - of_lower(y)))
-    return Hypergradient(of_upper(z), gamma * (of_lower(z) - of_lower(y)))
+        return Hypergradient((of_upper(z) + of_upper(y)) / 2, value_gap(of_lower(z), of_lower(y), gamma / 2))
+    return Hypergradient(of_upper(z), value_gap(of_lower(z), of_lower(y), gamma))
 
 
 @dataclass(frozen=True)

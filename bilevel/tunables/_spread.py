@@ -8,15 +8,19 @@ first step and the last on the last, and are joined by straight lines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge
+
+from genbo.bilevel.tunables._defaults import TunableDefaults
+from genbo.schedules.link import Bounded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+N = TypeVar("N", bound=Any)  # a float, or a tensor with a row a member
 EDGE = 1e-4  # of the range: a start on a bound begins this far inside, where the link still moves
 
 
@@ -26,7 +30,7 @@ class Knots:
 
 
 @dataclass(frozen=True)
-class Spread:
+class OverSteps(TunableDefaults):
     """`start` is a number, or a list of one number a step (per_step) or a knot (knots)."""
 
     start: float | list[float]
@@ -57,39 +61,42 @@ class Spread:
         return steps if self.shape == "per_step" else 1
 
     def numbers(self, steps: int) -> list[float]:
-        """phi at the start without torch, for the plan; `first` is the same as a tensor."""
+        """phi at the start."""
         return list(self.start) if isinstance(self.start, list) else [self.start] * self.size(steps)
 
     def spread(self, numbers: Sequence[float], steps: int) -> list[float]:
-        """phi -> a value a step without torch, for the plan; `over_steps` is the same for tensors."""
-        if not isinstance(self.shape, Knots):
-            return list(numbers) if self.shape == "per_step" else [numbers[0]] * steps
-        position = [i * (self.shape.knots - 1) / max(steps - 1, 1) for i in range(steps)]
-        left = [min(int(p), self.shape.knots - 2) for p in position]
-        return [numbers[k] + (p - k) * (numbers[k + 1] - numbers[k]) for p, k in zip(position, left, strict=True)]
+        """phi -> a value a step, by plain numbers: the plan is made without torch."""
+        return self._at_steps(numbers.__getitem__, steps)
 
-    def first(self, steps: int) -> Tensor:
-        import torch
+    def bounds_of(self, steps: int) -> list[tuple[float, float] | None]:
+        return [self.bounds] * self.size(steps)
 
-        return torch.as_tensor(self.start, dtype=torch.float64).expand(self.size(steps)).clone()
+    @property
+    def _link(self) -> Bounded:
+        return Bounded(*self.bounds, edge=EDGE)
 
     def coordinates(self, phi: Tensor) -> Tensor:
-        low, high = self.bounds
-        return ((phi - low) / (high - low)).clamp(EDGE, 1 - EDGE).logit()
+        return self._link.coordinates(phi)
 
     def value(self, u: Tensor) -> Tensor:
-        low, high = self.bounds
-        return low + (high - low) * u.sigmoid()
+        return self._link.value(u)
 
     def over_steps(self, phi: Tensor, steps: int) -> Tensor:
         """phi (M, P) -> a value a step, (M, T)."""
         import torch
 
+        return torch.stack(self._at_steps(lambda k: phi[:, k], steps), dim=1)
+
+    def _at_steps(self, number: Callable[[int], N], steps: int) -> list[N]:
+        """The value at each step, from number k of phi: itself, or on the straight line between two knots."""
         if not isinstance(self.shape, Knots):
-            return phi.expand(-1, steps)
-        position = torch.linspace(0, self.shape.knots - 1, steps, dtype=phi.dtype)
-        left = position.floor().clamp(max=self.shape.knots - 2).long()
-        return phi[:, left] + (position - left) * (phi[:, left + 1] - phi[:, left])
+            return [number(i if self.shape == "per_step" else 0) for i in range(steps)]
+        position = [i * (self.shape.knots - 1) / max(steps - 1, 1) for i in range(steps)]
+        left = [min(int(p), self.shape.knots - 2) for p in position]
+        return [number(k) + (p - k) * (number(k + 1) - number(k)) for p, k in zip(position, left, strict=True)]
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"over_steps": self.over_steps(phi[None], steps)[0].tolist()} if len(phi) > 1 else {}
 
     def spoken(self, phi: Tensor) -> float | list[float]:
         return float(phi[0]) if self.shape == "scalar" else [float(p) for p in phi]

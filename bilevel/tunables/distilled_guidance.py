@@ -1,4 +1,4 @@
-"""Guidance that a network was distilled to be told as a number (FLUX.1 dev): one for all steps, one a step, or K knots.
+"""The distilled guidance of FLUX.1 dev, an input of the network, as a scalar, one value per step, or K knots.
 
 True guidance combines two predictions and doubles the cost of a step; a distilled network gives in one call what it
 learned that the combination would give. The link and the shapes are those of `guidance`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.tunables._spread import Spread
+from genbo.bilevel.tunables._spread import OverSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ TOLD_AS = "guidance"
 
 
 @dataclass(frozen=True)
-class DistilledGuidance(Spread):
+class DistilledGuidance(OverSteps):
     """`start` is a number, or a list of one number a step (per_step) or a knot (knots)."""
 
     start: float | list[float] = 3.5

@@ -1,4 +1,4 @@
-"""The guidance weight, or another option of the guidance rule, as a scalar, a value a step, or K knots.
+"""The guidance weight, or another option of the guidance rule, as a scalar, one value per step, or K knots.
 
     phi = low + (high - low) sigmoid(u)
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.tunables._spread import EDGE, Knots, Spread
+from genbo.bilevel.tunables._spread import EDGE, Knots, OverSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ __all__ = ["EDGE", "Guidance", "Knots"]
 
 
 @dataclass(frozen=True)
-class Guidance(Spread):
+class Guidance(OverSteps):
     """`start` is a number, or a list of one number a step (per_step) or a knot (knots)."""
 
     option: str = "weight"
@@ -29,6 +29,10 @@ class Guidance(Spread):
     @property
     def name(self) -> str:
         return "guidance" if self.option == "weight" else f"guidance.{self.option}"
+
+    @property
+    def rule_option(self) -> str:
+        return self.option
 
     def embed(self, process: Process, phi: Tensor) -> Process:
         return process.with_option(self.option, self.over_steps(phi, process.steps))

@@ -1,4 +1,4 @@
-"""The noise schedule: any of the parameters of a family, each through a link that keeps it in its domain.
+"""The noise schedule: any parameters of a family, each kept inside its domain by a link.
 
     phi = (the parameters named in `parameters`, one after the other);  all others stay where they start
 
@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from genbo.bilevel.tunables._defaults import TunableDefaults
 from genbo.diffusion.kinds import class_of
-from genbo.schedules.link import Interval
+from genbo.schedules.link import Bounded
 from genbo.schedules.piecewise import read_betas, through
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 
     from genbo.diffusion.process import Process
     from genbo.schedules.link import Link
-    from genbo.schedules.schedule import Family, Schedule, Told
+    from genbo.schedules.schedule import Family, Schedule
 
 Numbers = float | list[float]
 POINTS = 101  # of a curve that is drawn
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(TunableDefaults):
     """`parameters` names what is tuned (by default all but the ends); `start` says where parameters start or stay.
 
     `bounds` narrows the domain of a number. `normalised: false` leaves the signal at the end of time that the family's
@@ -73,7 +74,8 @@ class NoiseSchedule:
         """The link of each parameter, within the bounds that were given."""
         found = dict(self.shape().links)
         for name, (low, high) in self.bounds.items():
-            found[name] = Interval(low, high, getattr(found[name], "log", False))
+            domain = found[name]
+            found[name] = Bounded(low, high, isinstance(domain, Bounded) and domain.log)
         return found
 
     def _plain(self) -> Family:
@@ -105,7 +107,7 @@ class NoiseSchedule:
         try:
             betas = read_betas(Path(self.like))
         except (OSError, ValueError) as problem:
-            return f"{self.like}: {getattr(problem, 'strerror', None) or problem}"
+            return f"{self.like}: {(problem.strerror if isinstance(problem, OSError) else None) or problem}"
         if len(betas) < self.inner + 2:
             return (
                 f"{self.like} has {len(betas)} betas for {self.inner} inner knots; give a longer list, or fewer knots"
@@ -127,7 +129,7 @@ class NoiseSchedule:
         known = self._plain().links
         for name, (low, high) in self.bounds.items():
             domain = known[name]
-            if not isinstance(domain, Interval):
+            if not isinstance(domain, Bounded):
                 yield f"bounds: {name} is several numbers, which need no bounds"
             elif not domain.low <= low < high <= domain.high:
                 yield f"bounds: {name} must have low < high within [{domain.low:g}, {domain.high:g}]"
@@ -135,7 +137,7 @@ class NoiseSchedule:
     def _bad_starts(self) -> Iterator[str]:
         known = self._plain().links
         for name, given in self.start.items():
-            number = isinstance(known[name], Interval)
+            number = isinstance(known[name], Bounded)
             if number == isinstance(given, list):
                 yield f"start: {name} is {'a number' if number else 'a list of numbers'}"
             elif (why := known[name].why_not(given if isinstance(given, list) else [given])) is not None:
@@ -155,15 +157,14 @@ class NoiseSchedule:
     def size(self, steps: int) -> int:
         return sum(self.links[name].size for name in self.tuned)
 
+    def bounds_of(self, steps: int) -> list[tuple[float, float] | None]:
+        links = [self.links[name] for name in self.tuned]
+        pairs = [[(link.low, link.high) if isinstance(link, Bounded) else None] * link.size for link in links]
+        return list(chain.from_iterable(pairs))
+
     def numbers(self, steps: int) -> list[float]:
-        """phi at the start without torch, for the plan."""
         starts = self._starts()
         return list(chain.from_iterable(starts[name] for name in self.tuned))
-
-    def first(self, steps: int) -> Tensor:
-        import torch
-
-        return torch.tensor(self.numbers(steps), dtype=torch.float64)
 
     def coordinates(self, phi: Tensor) -> Tensor:
         return self._each("coordinates", phi)
@@ -196,9 +197,12 @@ class NoiseSchedule:
 
     def embed(self, process: Process, phi: Tensor) -> Process:
         """The process whose sampler stops at the schedule's levels, told in what the model is conditioned on."""
-        told: Told = getattr(process.model, "conditioning", "log_snr")
-        train_steps = getattr(process.model, "train_steps", 1000)
-        return process.with_grid(self.schedule(phi).grid(process.steps, told=told, train_steps=train_steps))
+        from genbo.diffusion.network import Network
+
+        schedule, model = self.schedule(phi), process.model
+        if not isinstance(model, Network):  # an exact world is told the log-SNR itself
+            return process.with_grid(schedule.grid(process.steps))
+        return process.with_grid(schedule.grid(process.steps, told=model.conditioning, train_steps=model.train_steps))
 
     def spoken(self, phi: Tensor) -> list[float]:
         return [float(p) for p in phi]
@@ -209,6 +213,9 @@ class NoiseSchedule:
         links = self.links
         sizes = [(name, links[name].size) for name in self.tuned]
         return [name if size == 1 else f"{name}_{k + 1}" for name, size in sizes for k in range(size)]
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"curve": self.curve(phi)}
 
     def curve(self, phi: Tensor) -> list[list[float]]:
         """Time and log-SNR along the schedule at phi (P,)."""
@@ -222,4 +229,4 @@ class NoiseSchedule:
         links = self.links
         parts = phi.split([links[name].size for name in self.tuned])
         listed = {name: [float(p) for p in part] for name, part in zip(self.tuned, parts, strict=True)}
-        return {name: numbers[0] if isinstance(links[name], Interval) else numbers for name, numbers in listed.items()}
+        return {name: numbers[0] if isinstance(links[name], Bounded) else numbers for name, numbers in listed.items()}

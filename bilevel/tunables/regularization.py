@@ -1,4 +1,4 @@
-"""The strength lambda of KL regularization: how dearly the lower level pays for leaving the pretrained model.
+"""The strength lambda of the KL regularization towards the pretrained model.
 
     log lambda = log low + (log high - log low) sigmoid(u)
 
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Gt
 
+from genbo.bilevel.tunables._defaults import TunableDefaults
+from genbo.schedules.link import Bounded
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,7 +26,7 @@ EDGE = 1e-4  # of the range of log lambda: a start on a bound begins this far in
 
 
 @dataclass(frozen=True)
-class Regularization:
+class Regularization(TunableDefaults):
     """`start` is the lambda to compare with; the search looks over all of `bounds`."""
 
     start: Annotated[float, Gt(0)] = 1.0
@@ -48,21 +51,20 @@ class Regularization:
         return 1
 
     def numbers(self, steps: int) -> list[float]:
-        """phi at the start without torch, for the plan."""
         return [self.start]
 
-    def first(self, steps: int) -> Tensor:
-        import torch
+    def bounds_of(self, steps: int) -> list[tuple[float, float] | None]:
+        return [self.bounds]
 
-        return torch.tensor([self.start], dtype=torch.float64)
+    @property
+    def _link(self) -> Bounded:
+        return Bounded(*self.bounds, log=True, edge=EDGE)
 
     def coordinates(self, phi: Tensor) -> Tensor:
-        low, high = map(math.log, self.bounds)
-        return ((phi.log() - low) / (high - low)).clamp(EDGE, 1 - EDGE).logit()
+        return self._link.coordinates(phi)
 
     def value(self, u: Tensor) -> Tensor:
-        low, high = map(math.log, self.bounds)
-        return (low + (high - low) * u.sigmoid()).exp().clamp(*self.bounds)
+        return self._link.value(u)
 
     def embed(self, process: Process, phi: Tensor) -> Process:
         """The process as it is."""

@@ -1,4 +1,4 @@
-"""Where the sampler of a pretrained model stops: N times between noise and image, falling for any u.
+"""The N times at which a pretrained model's sampler calls the network; they decrease for any u.
 
     t_{k+1} = t_1 + (t_image - t_1) w_k,        0 < w_1 < ... < w_{N-1} < 1
 
@@ -23,8 +23,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from genbo.bilevel.tunables._defaults import TunableDefaults
 from genbo.schedules.clock import Clock
 from genbo.schedules.link import Rising
 
@@ -40,7 +41,7 @@ MOST = 0.5  # of the range that least gaps may take
 
 
 @dataclass(frozen=True)
-class Timesteps:
+class Timesteps(TunableDefaults):
     """`start` is a name, or a list of one time a step, noisiest first; `of` a process it is the tunable itself."""
 
     start: Literal["own", "uniform", "trailing", "karras", "ays"] | list[float] = "own"
@@ -86,7 +87,7 @@ class Timesteps:
                 way = "fall" if clock.falls else "rise (they are log-SNRs here)"
                 yield f"{after:g} follows {before:g}, and times must {way} from noise to image; put them in order"
 
-    def of(self, process: Process) -> Stops:
+    def of(self, process: Process) -> TunedTimes:
         """The tunable for this process. ValueError with a sentence where it cannot be."""
         from genbo.diffusion.process import Timed
 
@@ -97,21 +98,19 @@ class Timesteps:
         reasons = [*self.mistakes(steps), self.why_not(steps, (clock.noisiest, clock.cleanest))]
         if wrong := [reason for reason in reasons if reason]:
             raise ValueError("; ".join(wrong))
-        return Stops(_start(self.start, model, process), clock=clock)
+        return TunedTimes(_start(self.start, model, process), clock=clock)
 
 
 @dataclass(frozen=True)
-class Stops(Timesteps):
+class TunedTimes(Timesteps):
     """The times of one process' sampler as a `Tunable`; `start` is a list, the first of which stays."""
 
     start: list[float] = field(default_factory=list)
     clock: Clock = field(kw_only=True)
 
-    def first(self, steps: int) -> Tensor:
-        """All but the first stop, (N - 1,)."""
-        import torch
-
-        return torch.tensor(self.start[1:], dtype=torch.float64)
+    def numbers(self, steps: int) -> list[float]:
+        """All but the first stop."""
+        return self.start[1:]
 
     @property
     def _range(self) -> tuple[float, float, float]:
@@ -155,6 +154,9 @@ class Stops(Timesteps):
     def settled(self, phi: Tensor) -> Tensor:
         """phi as any scheduler can be told it: whole training steps."""
         return self.clock.settled(self.stops(phi))[..., 1:]
+
+    def shown(self, phi: Tensor, steps: int) -> dict[str, list[Any]]:
+        return {"log_snr": self.log_snr(phi)}
 
     def log_snr(self, phi: Tensor) -> list[float]:
         """How much noise there is at every stop."""

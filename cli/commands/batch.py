@@ -20,7 +20,8 @@ from genbo.cli.commands.show import document_of
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.job.user_code import Allowed, allowed
 from genbo.cli.report import number_format
-from genbo.cli.run.folder import is_run, to_json
+from genbo.cli.run.folder import is_run
+from genbo.cli.run.json_files import to_json
 
 Document = dict[str, Any]
 PR_SET_PDEATHSIG = 1  # of prctl(2)

@@ -47,7 +47,7 @@ def run(
 
 def _look_at_data(job: Job) -> None:
     """Raises `ArtifactRefused` where the images of `data:` cannot be read, or are not what the network can learn."""
-    from genbo.cli.commands.tune import named
+    from genbo.cli.stages.endings import named
 
     if job.data is None:
         return
@@ -61,7 +61,7 @@ def show(job: Job) -> None:
     """The resolved job as YAML, then the plan as a table."""
     from rich.console import Console
 
-    from genbo.cli.run.folder import to_yaml
+    from genbo.cli.run.job_file import to_yaml
 
     console = Console(soft_wrap=True)
     console.print("Job", style="bold")
@@ -91,37 +91,32 @@ def _gradient(job: Job, assembled: Assembled) -> None:
     if job.tilts:
         return _law(job, assembled)
     from genbo.bilevel.loop import begin
-    from genbo.bilevel.problem import samples_per_call
+    from genbo.bilevel.problem import SamplesAt, samples_per_call
     from genbo.diffusion.seed import batch_of
 
     problem, seed = assembled.problem, assembled.seed.child("measure")
-    members = max(map(len, assembled.estimator.draws(problem.parameters)))
+    members = max(map(len, assembled.estimator.cost(problem.parameters).draws))
     samples = max(2, min(job.budget.samples, samples_per_call(problem.process.batch, members)))
     weights = [*(weight for weight, _ in problem.rewards), *(0.0 for _ in problem.constraints)]
     batch = batch_of(assembled.prompts, samples, seed)
-    u, at = begin(problem).u, torch.tensor(weights, dtype=torch.float64)
-    estimate, _ = assembled.estimator(problem, u, batch, at, seed, {})
+    at = SamplesAt(begin(problem).u, batch, torch.tensor(weights, dtype=torch.float64), seed)
+    estimate = assembled.estimator(problem, at)
     estimate.grad.tolist()  # waits for the device
     return None
 
 
 def _law(job: Job, assembled: Assembled) -> None:
     """A call's worth of what a search for lambda draws: a bank, a guided law, or the law of a short training."""
-    from dataclasses import replace
-
     from genbo.bilevel.regularization.bank_sampler import Sampled
+    from genbo.bilevel.regularization.context import LawContext
 
     a, process = assembled, assembled.problem.process
-    if not hasattr(a.lower, "samples"):
+    if a.lower.traits.on_paper:
         raise UserMistake("nothing to measure: this search draws no samples, everything is known on paper")
     prompts = a.prompts[: process.batch]
     source = Sampled(process, prompts, a.problem.rewards, a.lower_rewards, a.seed.child("measure"), samples_too=True)
-    samples = max(2, min(a.lower.samples, process.batch // len(prompts)))
-    short = replace(a.lower, samples=samples)
-    if not short.free and not hasattr(short, "solver"):
-        short.solve(source, a.strength.start)
-        return
-    bank = source.draw(0, samples, None)
-    if not short.free:
-        few = replace(short, steps=2)
-        few.solver(process, prompts, a.problem.rewards, a.lower_rewards, a.seed, bank)(a.strength.start)
+    samples = max(2, min(a.lower.drawing.samples, process.batch // len(prompts)))
+    short = a.lower.shortened(samples)
+    banks = () if short.drawing.bank == "none" else (source.draw(0, samples, None),)
+    if not short.traits.free:
+        short.begin(LawContext(source, banks, a.seed))(a.strength.start)

@@ -18,7 +18,7 @@ from genbo.cli.errors import UserMistake
 from genbo.cli.job.gallery import MARK
 from genbo.cli.job.job import NO_PROMPT
 from genbo.cli.run.folder import is_run
-from genbo.diffusion.models import _folder
+from genbo.diffusion import pipeline_folder
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.tokens import loaded, readers_of
 from genbo.rewards._tokens import sentences
@@ -40,8 +40,8 @@ def run(
     output: str | Path | None = None,
 ) -> int:
     """The command: one PNG an image and a contact sheet, a row a prompt; prints their paths."""
-    from genbo.cli.commands.tune import named
     from genbo.cli.report.html import contact_sheet
+    from genbo.cli.stages.endings import named
 
     if samples < 1:
         raise UserMistake(f"--samples {samples}: draw at least one")
@@ -71,12 +71,12 @@ def run(
 
 def told(pipeline: Path, prompts: Sequence[str]) -> Sequence[str]:
     """The prompts as the model takes them: of a model that takes none, the one that says nothing."""
-    if _folder.is_unconditional(pipeline):
+    if pipeline_folder.is_unconditional(pipeline):
         if prompts:
             raise UserMistake("this model is told nothing, so no prompt changes what it draws; leave --prompt out")
         return NO_PROMPT
     if not prompts:
-        known = _folder.known_prompts(pipeline) or ["a red apple"]
+        known = pipeline_folder.known_prompts(pipeline) or ["a red apple"]
         raise UserMistake(f"no prompt is given; add --prompt {shlex.quote(known[0])}")
     return prompts
 

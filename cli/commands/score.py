@@ -28,7 +28,7 @@ from genbo.cli.job.sections.data import read_data
 from genbo.cli.job.user_code import Allowed, allowed, announce
 from genbo.cli.job.yaml_nodes import Node, Place, node_of_text
 from genbo.cli.report import number_format
-from genbo.cli.run.folder import to_json
+from genbo.cli.run.json_files import to_json
 from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def scored(
     """What `--json` prints, with a row for each image."""
     import torch
 
-    from genbo.cli.commands.tune import named as as_ends
+    from genbo.cli.stages.endings import named as as_ends
 
     with as_ends(), torch.no_grad():
         place, rows = place_of(device), {}

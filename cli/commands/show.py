@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.report import number_format, root_words
-from genbo.cli.run.folder import SCHEMA, holder, is_run, read_journal, read_report, read_status, to_json
+from genbo.cli.run.folder import is_run
+from genbo.cli.run.journal import read_journal
+from genbo.cli.run.json_files import to_json
+from genbo.cli.run.layout import SCHEMA
+from genbo.cli.run.lock import holder
+from genbo.cli.run.status import read_report, read_status
 
 if TYPE_CHECKING:
     from rich.console import Console

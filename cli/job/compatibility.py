@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from genbo.bilevel.protocols import cannot_follow
+from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
-from genbo.cli.run.folder import sha256_of
+from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.teacher import Lesson
 from genbo.schedules.schedule import divided
 
@@ -42,9 +44,13 @@ def pooled(job: Job, root: Node) -> Iterator[Misfit]:
 
 def refusals(job: Job, root: Node) -> Iterator[Misfit]:
     """Why the estimator or the optimizer cannot work in this job."""
-    for part, options in (("estimator", job.chosen().options), ("optimizer", job.optimizer.options)):
-        why_not = getattr(options, "why_not", None)
-        if why_not and (reason := why_not(job.facts())):
+    facts = job.facts()
+    reasons = {
+        "estimator": cannot_follow(job.chosen().options, facts),
+        "optimizer": job.optimizer.options.why_not(facts),
+    }
+    for part, reason in reasons.items():
+        if reason:
             yield root.find([part]), reason, part
 
 
@@ -61,7 +67,7 @@ def suits(job: Job, root: Node) -> Iterator[Misfit]:
 def times(job: Job, root: Node) -> Iterator[Misfit]:
     """Why this model's sampler cannot stop at the times of a tunable."""
     for key, tunable in job.tune.items():
-        if not hasattr(tunable, "of"):
+        if not isinstance(tunable, Timesteps):
             continue
         at = root.find(["tune", key, "start"])
         if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
@@ -106,7 +112,7 @@ def remarks(job: Job) -> Iterator[str]:
 
 def lowest_weight(job: Job) -> float:
     """The least guidance weight that may occur: the model's, or the lower end of what is tuned."""
-    tuned = [tunable for tunable in job.tune.values() if getattr(tunable, "option", "") == "weight"]
+    tuned = [tunable for tunable in job.tune.values() if tunable.rule_option == "weight"]
     listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), tunable.bounds[0])]
     weight = getattr(job.model.guidance.options, "weight", 1.0)
     return float(min(listed or (weight if isinstance(weight, list) else [weight])))
@@ -199,11 +205,13 @@ def opinions(job: Job, root: Node) -> Iterator[Misfit]:
     """A judge must be a reward that tuning never saw, and there must be samples for it to look at."""
     judges = job.evaluate.judges
     lower = job.lower.options if job.lower and job.tilts else None
-    if judges and lower and not (lower.free and hasattr(lower, "samples")):
-        message = (
-            "score samples, but this lower level has no samples that all lambdas share; take lower: {kind: reweight}"
+    if judges and lower and (lower.traits.on_paper or not lower.traits.free):
+        message = "score samples, but this lower level has no samples that all lambdas share"
+        yield (
+            root.find(["evaluate", "judges"]),
+            f"judges {message}; take lower: {{kind: reweight}}, or delete them",
+            None,
         )
-        yield root.find(["evaluate", "judges"]), f"judges {message}, or delete them", None
     followed = [reward for reward in job.reward if reward.weight]
     for key, rewards in (("reward", followed), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())):
         for number, judge in enumerate(judges):
@@ -308,7 +316,7 @@ def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
     if job.keep:
         message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
         yield root.find(["keep"]), message, None
-    if "optimizer" in written and lower.options.free:
+    if "optimizer" in written and lower.options.traits.free:
         message = "the whole curve over lambda is computed, so no optimizer is used; delete this"
         yield root.find(["optimizer"]), message, None
     levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]

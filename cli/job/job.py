@@ -20,7 +20,7 @@ from genbo.cli.job.resolved import Chosen, Job
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.user_code import Allowed
 from genbo.cli.job.yaml_nodes import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
-from genbo.diffusion.models._damage import names_in
+from genbo.diffusion.damage import names_in
 
 __all__ = [
     "NO_PROMPT",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Chooser, Facts
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
@@ -104,7 +104,7 @@ class Job(BaseModel):
         """The lower level, as far as other keys depend on it."""
         if self.lower is None or not self.lower.tilts:
             return Level(exists=self.lower is not None)
-        return Level(exists=True, tilts=True, free=self.lower.options.free)
+        return Level(exists=True, tilts=True, free=self.lower.options.traits.free)
 
     @property
     def parameters(self) -> int:
@@ -126,7 +126,7 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
-            slope=self.lower.options.slope if self.lower and self.tilts else None,
+            slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
             coupled=self.trains and self.lower is not None and self.lower.options.coupled,
             differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
             differentiable_model=getattr(self.model.options, "differentiable", True),
@@ -135,8 +135,7 @@ class Job(BaseModel):
 
     def chosen(self, half_precision: bool | None = None) -> Chosen:
         """The estimator itself where the job names one, else what `auto` chooses."""
-        choose = getattr(self.estimator.options, "choose", None)
-        if choose is None:
+        if not isinstance(self.estimator.options, Chooser):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
-        name, options, reason = choose(self.facts(half_precision))
+        name, options, reason = self.estimator.options.choose(self.facts(half_precision))
         return Chosen(name, catalog.options_of("estimators", name)(**options), reason)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from genbo.cli.errors import UserMistake
-from genbo.cli.run.folder import sha256_of
+from genbo.cli.run.seals import sha256_of
 
 Allowed = Mapping[Path, str]
 

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from genbo.bilevel.problem import calls, samples_per_call
+from genbo.bilevel.protocols import GradientCost
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.job.compatibility import remarks
 from genbo.cli.job.job import NO_PROMPT, Chosen, Job, likely_device
@@ -200,9 +201,8 @@ def plan(job: Job) -> Plan:
 def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
     rule = job.model.guidance.options
     own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
-    effective = getattr(rule, "effective_at", None) or (lambda step, steps, now: now["weight"])
     at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]
-    guided = [abs(effective(i, job.steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+    guided = [abs(rule.effective_weight(now, i, job.steps) - 1) > ROUNDING for i, now in enumerate(at)]
     return Searching(job, guided, batch, most=most)
 
 
@@ -222,19 +222,14 @@ class _Counter:
         self.steps, self.samples = job.steps, job.budget.samples
         self.estimator, self.lower = estimator, job.lower.options if job.lower else None
         self.rule = job.model.guidance.options
-        self.effective_at = getattr(self.rule, "effective_at", None)
-        self.draws: list[list[Member]] = estimator.draws(job.parameters)
-        self.passes: int = estimator.network_passes()
-        self.goes_back: bool = getattr(estimator, "goes_back", False)
+        self.gradient: GradientCost = estimator.cost(job.parameters)
+        self.draws, self.passes = self.gradient.draws, self.gradient.network_passes
         self.differentiated = any(member is None for draw in self.draws for member in draw)
-        self.idle: int = getattr(estimator, "idle", 0)  # steps at first that have nothing to go by
-        self.common: bool = getattr(estimator, "common", True)  # whether all draws of a step share their samples
         self.lessons = _lessons([*job.reward, *job.keep])
-        self.of_levels = any(not hasattr(tunable, "option") for tunable in job.tune.values())
-        options = {getattr(tunable, "option", "") for tunable in job.tune.values()}
+        self.of_levels = any(tunable.rule_option is None for tunable in job.tune.values())
+        options = {tunable.rule_option for tunable in job.tune.values()}
         self.weight_is_tuned = "weight" in options
-        switching = set(vars(self.rule)) - {"weight"} if self.effective_at else set()
-        self.switch_is_tuned = bool(options & switching)
+        self.switch_is_tuned = bool(options & set(self.rule.traits.switches))
 
     # -- what is guided ------------------------------------------------------------------------------------
 
@@ -260,17 +255,16 @@ class _Counter:
 
     def _guided(self, options: Mapping[str, list[float]]) -> list[bool]:
         steps = len(next(iter(options.values())))
-        effective = self.effective_at or (lambda step, steps, now: now["weight"])
         at = [{name: values[i] for name, values in options.items()} for i in range(steps)]
-        return [abs(effective(i, steps, now) - 1) > ROUNDING for i, now in enumerate(at)]
+        return [abs(self.rule.effective_weight(now, i, steps) - 1) > ROUNDING for i, now in enumerate(at)]
 
     def _options(self, numbers: Sequence[float]) -> dict[str, list[float]]:
         """Every number of the rule, a value a step, with phi in its place."""
         options, at = self._fixed, 0
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
-            if hasattr(tunable, "option"):
-                options = {**options, tunable.option: tunable.spread(numbers[at : at + size], self.steps)}
+            if tunable.rule_option is not None:
+                options = {**options, tunable.rule_option: tunable.spread(numbers[at : at + size], self.steps)}
             at += size
         return options
 
@@ -299,7 +293,7 @@ class _Counter:
         """A start as the link gives it back: one that stands on a bound begins a little inside."""
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
-            if index < size and not hasattr(tunable, "option"):
+            if index < size and tunable.rule_option is None:
                 return 0.0
             if index < size:
                 low, high = tunable.bounds
@@ -312,10 +306,10 @@ class _Counter:
 
     def step(self, number: int) -> Cost:
         """One step of tuning; what a step in the middle costs is known from the second."""
-        other = 0 if self.common else len(self.draws) - 1  # draws whose samples no other has
+        other = 0 if self.gradient.shared_samples else len(self.draws) - 1  # draws whose samples no other has
         first, later = self._students
         drawn = (later if number else first) + self.taught(self._new(number)) + self.taught(self.samples) * other
-        return drawn + self._answered + self._minibatches(getattr(self.lower, "steps_of_update", 0))
+        return drawn + self._answered + self._minibatches(self.lower.steps_of_update if self.lower else 0)
 
     def _new(self, number: int) -> int:
         """Samples of this step that no step before has drawn."""
@@ -342,9 +336,7 @@ class _Counter:
         for draw in self.draws:
             total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
         if self.differentiated and self.parts:
-            total += self._cost([self.at_start if first else self.moved], self.samples) * getattr(
-                self.estimator, "direct_parts", 1
-            )
+            total += self._cost([self.at_start if first else self.moved], self.samples) * self.gradient.direct_parts
         if any(keep.relative_to_start for keep in self.job.keep):
             total += self._cost([self.at_start], self.samples)
         return total
@@ -353,7 +345,7 @@ class _Counter:
         return sum((self.step(number) for number in range(self.tuning_steps() if steps is None else steps)), Cost())
 
     def evaluation(self) -> dict[str, Cost]:
-        stays = self.job.budget.steps <= 1 + self.idle  # the last step is measured and not taken
+        stays = self.job.budget.steps <= 1 + self.gradient.idle_steps  # the last step is measured and not taken
         sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
         judged = opinions(self.job, self.job.evaluate.samples)
         found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
@@ -376,7 +368,7 @@ class _Counter:
     @cached_property
     def _answered(self) -> Cost:
         """Of the lower levels that tell how a network answers: their steps, and the looks at the upper objective."""
-        solves, tilted = (getattr(self.estimator, name, 0) for name in ("solves", "tilted_solves"))
+        solves, tilted = self.gradient.solves, self.gradient.tilted_solves
         lower = self.lower
         if not solves or lower is None:
             return Cost()
@@ -399,9 +391,8 @@ class _Counter:
         networks = calls(samples, len(members), self.batch, 1)
         passes = [self._passes(members[0], i) if differentiated else 1 for i in range(self.steps)]
         rows = sum(passes[i] * (1 + guided[i]) for guided in members for i in range(self.steps))
-        back = (
-            sum(self._rows_back(members[0], i) for i in range(self.steps)) if differentiated and self.goes_back else 0
-        )
+        goes_back = differentiated and self.gradient.goes_back
+        back = sum(self._rows_back(members[0], i) for i in range(self.steps)) if goes_back else 0
         return Cost(networks * sum(passes), samples * rows, samples * len(members), samples * back)
 
     def _by_its_own_call(self, members: Guided, samples: int) -> Cost:
@@ -463,7 +454,7 @@ class _Counter:
 
 def _numbers(tunable: Any, steps: int) -> list[float]:
     """phi at the start, or zeros for what has no place in the guidance rule: where it starts, the model knows."""
-    numbers: list[float] = tunable.numbers(steps) if hasattr(tunable, "option") else [0.0] * tunable.size(steps)
+    numbers: list[float] = tunable.numbers(steps) if tunable.rule_option else [0.0] * tunable.size(steps)
     return numbers
 
 

@@ -11,12 +11,13 @@ How many banks or lambdas there are is known only at the end, so there is a leas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genbo.bilevel.lower.finetune import WORLD_ROWS, WORLD_STEPS, Finetune
 from genbo.bilevel.problem import calls
-from genbo.bilevel.regularization.rounds import banks_at_most, laws_of_a_point, pilot_parts
+from genbo.bilevel.protocols import GradientCost, LowerSolver
+from genbo.bilevel.regularization.rounds import banks_at_most, pilot_parts
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 
@@ -30,8 +31,8 @@ class Searching:
     def __init__(self, job: Job, guided: list[bool], batch: int, *, most: bool) -> None:
         assert job.lower is not None
         self.job, self.guided, self.batch, self.most = job, guided, batch, most
-        self.lower: Any = job.lower.options
-        self.name: str = job.chosen().name
+        self.lower: LowerSolver[Any, Any] = job.lower.options
+        self.gradient: GradientCost = job.chosen().options.cost(job.parameters)
         options: Any = job.model.options
         self.is_world = not hasattr(options, "folder") and not hasattr(options, "learns")
 
@@ -40,12 +41,12 @@ class Searching:
     @property
     def samples(self) -> int:
         """A prompt; none where everything is known on paper."""
-        return int(getattr(self.lower, "samples", 0))
+        return self.lower.drawing.samples
 
     @property
     def bridge(self) -> bool:
         """Whether noise may be shifted."""
-        return bool(getattr(self.lower, "bridge", False))
+        return self.lower.drawing.bank == "shifted"
 
     @property
     def learns(self) -> bool:
@@ -62,7 +63,7 @@ class Searching:
     @property
     def differentiated(self) -> bool:
         """Whether a gradient goes back through the network at all."""
-        climbs = self.learns or not self.lower.free or self.job.finetune is not None
+        climbs = self.learns or not self.lower.traits.free or self.job.finetune is not None
         return climbs or (self.bridge and self.by_gradients and self.job.budget.steps > 1)
 
     def tuning_steps(self) -> int:
@@ -75,21 +76,21 @@ class Searching:
         prompts, rounds = len(self.job.prompts), self.job.budget.steps
         if not self.samples:
             return Cost()
-        if self.lower.free:
+        if self.lower.traits.free:
             spent = self.bank(prompts, self.samples)
             for more in banks_at_most(self.samples, rounds) if self.most else ():
                 spent += self.fresh(prompts, more)
             return spent
-        spent = self.laws(prompts, laws_of_a_point(self.name)) * (rounds if self.most else 1)
-        if self.lower.slope == "difference":  # the tilt beside it, from samples of the pretrained model
+        spent = self.laws(prompts, self.gradient.laws) * (rounds if self.most else 1)
+        if self.lower.traits.estimator == "difference":  # the tilt beside it, from samples of the pretrained model
             spent += self.bank(prompts, self.samples)
-        return spent + (self.bank(prompts, self.samples) if self.learns and self.lower.method == "weighted" else Cost())
+        return spent + (self.bank(prompts, self.samples) if self.lower.drawing.bank == "plain" else Cost())
 
     def evaluation(self) -> dict[str, Cost]:
         if not self.samples:
             return {}
         prompts, samples = held_out_bank(self.job)
-        if self.lower.free:
+        if self.lower.traits.free:
             judged = opinions(self.job, len(prompts) * samples)
             held_out = self.bank(len(prompts), samples) + judged
             if self.most and self.bridge and self.job.budget.steps > 1:
@@ -107,10 +108,10 @@ class Searching:
         """Why there are a least and a most, if there are."""
         rounds = self.job.budget.steps
         reasons = []
-        if self.samples and rounds > 1 and self.lower.free:
+        if self.samples and rounds > 1 and self.lower.traits.free:
             near = ", nearer to it and with pilots, and up to two such of held-out samples" if self.bridge else ""
             reasons.append(f"the search stops when λ* is as precise as asked: up to {rounds - 1} more banks{near}")
-        elif self.samples and not self.lower.free:
+        elif self.samples and not self.lower.traits.free:
             if rounds > 1:
                 reasons.append(f"the search stops when λ* is as precise as asked: from 1 to {rounds} lambdas")
             elif not self.learns:
@@ -148,7 +149,7 @@ class Searching:
             drawn += _back(once, again=True) if self.by_gradients else once
         return drawn
 
-    def laws(self, prompts: int, kinds: list[str]) -> Cost:
+    def laws(self, prompts: int, kinds: Sequence[str]) -> Cost:
         """Of laws at a lambda: `y`, or `z` with the upper reward let in."""
         each = self.tuned_law(prompts) if self.learns else self.guided_law(prompts)
         return each * len(kinds)
@@ -162,6 +163,7 @@ class Searching:
         """A training, and its law as it is measured."""
         samples = prompts * self.samples
         path = self.drawn(samples, self._noisy) + self.drawn(samples, self._noisy, scored=False)
+        assert isinstance(self.lower, Finetune)
         own = self.lower.method == "weighted" and not self._is_noisy
         return self.taught(self.lower) + path + (self.drawn(samples, scored=False) if own else Cost())
 
@@ -236,7 +238,7 @@ def _back(once: Cost, *, again: bool = False) -> Cost:
 def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
     """The prompts of the held-out bank, and samples of each: as many as the search has, or it could not say as much."""
     assert job.lower is not None
-    samples = min(job.evaluate.samples, getattr(job.lower.options, "samples", job.evaluate.samples))
+    samples = min(job.evaluate.samples, job.lower.options.drawing.samples or job.evaluate.samples)
     number = min(len(job.held_out), job.evaluate.samples // samples)
     return job.held_out[:number], job.evaluate.samples // number
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genbo.diffusion.models._folder import config_of
+from genbo.diffusion.pipeline_folder import config_of
 
 if TYPE_CHECKING:
     from genbo.cli.job.job import Job

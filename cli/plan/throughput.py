@@ -17,7 +17,6 @@ from genbo.diffusion.process import Meter, Whole
 if TYPE_CHECKING:
     from genbo.cli.job.job import Job
     from genbo.cli.plan.cost import Cost
-    from genbo.cli.stages.build import Assembled
     from genbo.diffusion.process import Process
 
 MAX_ENTRIES = 200
@@ -56,23 +55,22 @@ def expected_s(job: Job, image_forwards: int) -> float | None:
     return None if pace is None else pace * image_forwards
 
 
-def guessed_s(assembled: Assembled, *costs: Cost) -> list[float]:
+def guessed_s(process: Process, prompt: str, *costs: Cost) -> list[float]:
     """Seconds that each of these will take, by one call of the network: the rest is small beside it."""
-    pace = _call_s(assembled)
+    pace = _call_s(process, prompt)
     return [pace * (REST * cost.image_forwards + BACK * cost.image_backwards) for cost in costs]
 
 
-def _call_s(assembled: Assembled) -> float:
+def _call_s(process: Process, prompt: str) -> float:
     """Seconds an image forward, as one call takes them."""
     import torch
 
     from genbo.diffusion.seed import Noise
 
-    process = assembled.problem.process
     if isinstance(process.model, Whole):
-        return _drawn_s(process, assembled.prompts[0]) / REST
+        return _drawn_s(process, prompt) / REST
     model, rows = process.model, min(2 * process.batch, 64)
-    condition = model.encode(assembled.prompts[:1]).take(torch.zeros(rows, dtype=torch.long, device=model.device))
+    condition = model.encode([prompt]).take(torch.zeros(rows, dtype=torch.long, device=model.device))
     x = Noise(range(rows), model.shape).draw().to(model.device, model.dtype)
     time_ = process.grid.time[0, :1].expand(rows).to(model.device, model.dtype)
     with torch.no_grad():
@@ -115,8 +113,7 @@ def key_of(job: Job) -> str:
 
 def goes_back(estimator: Any) -> bool:
     """Whether an estimator differentiates through the sampler; one of lambda only reads what was drawn."""
-    draws = getattr(estimator, "draws", None)
-    return draws is not None and any(member is None for draw in draws(1) for member in draw)
+    return any(member is None for draw in estimator.cost(1).draws for member in draw)
 
 
 def model_digest(job: Job) -> str:

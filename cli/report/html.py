@@ -20,7 +20,10 @@ from markupsafe import Markup
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.report import chart, number_format
 from genbo.cli.report.summary import shape_in_words
-from genbo.cli.run.folder import read_report, to_yaml, words_in, write_atomic
+from genbo.cli.run.atomic import write_atomic
+from genbo.cli.run.job_file import to_yaml
+from genbo.cli.run.status import read_report
+from genbo.cli.run.tensors import words_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -281,7 +284,7 @@ def drawn(document: Document, evaluation: Path | None) -> tuple[list[Picture], t
     places = [evaluation / f"{name}.safetensors" for name in ("start", "tuned")]
     if not all(place.is_file() for place in places):
         return [], None
-    from genbo.cli.stages.holdout import shown_samples
+    from genbo.cli.report.held_out_side import shown_samples
 
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:

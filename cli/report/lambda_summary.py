@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.report import number_format
 
 if TYPE_CHECKING:
+    from genbo.bilevel.measured import Measured
     from genbo.bilevel.regularization.curve import Point
     from genbo.bilevel.regularization.search import Round
-    from genbo.bilevel.regularization.tilted import Law, Measured
+    from genbo.bilevel.regularization.tilted import Law
     from genbo.bilevel.verdict import Comparison
-    from genbo.cli.stages.finetuning import Weights
+    from genbo.cli.report.tuned_weights import Weights
 
 Document = dict[str, Any]
 EXACT = 1e-11  # the relative width of an interval that is numerical alone
@@ -38,7 +39,7 @@ class Pair:
     def compared(self, which: str) -> Comparison:
         """A number of both laws, its difference and the interval of that."""
         from genbo.bilevel.interval import of_difference, over_prompts
-        from genbo.bilevel.regularization.tilted import MANY_PROMPTS
+        from genbo.bilevel.measured import MANY_PROMPTS
         from genbo.bilevel.verdict import Comparison, ruined_of, shape_of
 
         start, tuned = (getattr(law, which) for law in (self.start, self.tuned))
@@ -187,7 +188,7 @@ class Searched:
         return [*said, *about_held_out(document), *about_judges(document)]
 
     def _about_optimum(self) -> list[Document]:
-        from genbo.bilevel.regularization.tilted import MANY_PROMPTS
+        from genbo.bilevel.measured import MANY_PROMPTS
         from genbo.cli.report.summary import remark
 
         best = self.last.optimum

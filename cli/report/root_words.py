@@ -33,9 +33,10 @@ def labels_of(problem: Problem) -> list[str]:
     """A name for each number of phi: `guidance`, `guidance 3` of several, or a parameter of a schedule's family."""
     found: list[str] = []
     for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
-        own = getattr(tunable, "labels", None)
         moved = len(tunable.spoken(tunable.first(problem.process.steps))) - size if size > 1 else 0  # type: ignore[arg-type]
-        found += own or ([tunable.name] if size == 1 else [f"{tunable.name} {k + 1 + moved}" for k in range(size)])
+        found += tunable.labels or (
+            [tunable.name] if size == 1 else [f"{tunable.name} {k + 1 + moved}" for k in range(size)]
+        )
     return found
 
 

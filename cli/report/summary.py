@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job import catalog
 from genbo.cli.report import number_format, root_words
-from genbo.cli.run.folder import SCHEMA, version
+from genbo.cli.run.layout import SCHEMA
+from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from genbo.bilevel.problem import Problem
+    from genbo.bilevel.protocols import Tunable
     from genbo.bilevel.root_estimate import Answer
     from genbo.bilevel.verdict import Comparison
+    from genbo.cli.report.held_out_side import Side
     from genbo.cli.report.lambda_summary import Searched
-    from genbo.cli.stages.holdout import Side
 
 Document = dict[str, Any]
 CLEAR = 2.0  # standard errors from which a gradient is told from noise
@@ -186,16 +188,11 @@ def _phi(found: Findings) -> Document:
     return pieces
 
 
-def _over_steps(tunable: Any, steps: int, first: Tensor, phi: Tensor) -> Document:
+def _over_steps(tunable: Tunable, steps: int, first: Tensor, phi: Tensor) -> Document:
     """The values that the sampler sees, one a step, where the tunable is a schedule; or where its steps stop."""
-    if hasattr(tunable, "curve"):
-        return {"labels": tunable.labels, "start_curve": tunable.curve(first), "tuned_curve": tunable.curve(phi)}
-    if hasattr(tunable, "log_snr"):
-        return {"start_log_snr": tunable.log_snr(first), "tuned_log_snr": tunable.log_snr(phi)}
-    if not hasattr(tunable, "over_steps") or len(phi) == 1:
-        return {}
-    both = {"start_over_steps": first, "tuned_over_steps": phi}
-    return {name: tunable.over_steps(value[None], steps)[0].tolist() for name, value in both.items()}
+    labels = {"labels": tunable.labels} if tunable.labels else {}
+    sides = {"start": tunable.shown(first, steps), "tuned": tunable.shown(phi, steps)}
+    return {**labels, **{f"{side}_{name}": values for side, shown in sides.items() for name, values in shown.items()}}
 
 
 # -- start against tuned -------------------------------------------------------------------------------------

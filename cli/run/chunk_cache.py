@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genbo.cli.run.folder import fault, read_tensors, sync_folder, words_in, write_tensors
+from genbo.cli.run.atomic import sync_folder
+from genbo.cli.run.faults import fault
+from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,13 +8,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused, Diverged
-from genbo.cli.run.folder import Checkpoint, fault, kinds, strict
-from genbo.cli.stages.context import Work, conclude, counted, counting, judges_said, names_of, time_left
+from genbo.cli.run.checkpoints import Checkpoint
+from genbo.cli.run.faults import fault
+from genbo.cli.run.journal import Mark
+from genbo.cli.run.json_files import strict
+from genbo.cli.run.loop_state import kinds
+from genbo.cli.stages.context import Work, counting, judges_said, names_of, time_left
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.loop import Step
+    from genbo.bilevel.loop import TuningStep
     from genbo.bilevel.problem import Problem
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import Kept
@@ -72,7 +77,7 @@ def climb(work: Work) -> Generator[Document, None, Checkpoint]:
             break
         fault("step.computed")
         last = keep(work, step, time.monotonic() - began)
-        yield run.journal.records[-1]
+        yield run.journal.last
         work.stop_if_asked()
     return last
 
@@ -82,26 +87,26 @@ def where_it_stood(work: Work) -> Checkpoint:
     from genbo.bilevel.loop import begin
 
     run, problem = work.run, work.assembled.problem
-    found = run.checkpoints.newest()
+    found = run.last_safe_point()
     for file in run.checkpoints.skipped:
         work.screen.note(f"{file} is damaged and was skipped: going on from an older checkpoint")
     first = begin(problem)
     if found is None:
-        found = Checkpoint(first, b"", 0.0)
+        run.journal.restore(Mark())
+        found = Checkpoint(first, Mark(), 0.0)
     for name in (name for name, kind in kinds().items() if kind == "tensor"):
         has, wanted = getattr(found.state, name).shape, getattr(first, name).shape
         if has != wanted:
             raise ArtifactRefused(f"the checkpoint's tensor {name!r} is {tuple(has)}, not {tuple(wanted)}")
-    run.journal.restore(found.steps)
     return found
 
 
-def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
+def keep(work: Work, step: TuningStep, elapsed_s: float) -> Checkpoint:
     """The step into the journal, then the checkpoint that follows it."""
     run, names = work.run, names_of(work.assembled)
     record = record_of(step, work.assembled, names, elapsed_s)
     run.journal.append(record)
-    last = Checkpoint(step.state, run.journal.data, elapsed_s)
+    last = Checkpoint(step.state, run.journal.mark, elapsed_s)
     run.checkpoints.save(last)
     run.last_step = step.state.steps
     text = f"step {run.last_step} of {work.assembled.budget.steps}"
@@ -110,7 +115,7 @@ def keep(work: Work, step: Step, elapsed_s: float) -> Checkpoint:
     return last
 
 
-def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
+def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: float) -> Document:
     """A line of `steps.jsonl`."""
     return {
         "step": step.index,
@@ -131,7 +136,7 @@ def record_of(step: Step, assembled: Assembled, names: Names, elapsed_s: float) 
     }
 
 
-def _parts(step: Step) -> Document:
+def _parts(step: TuningStep) -> Document:
     """Of a gradient through a network in training: what the sampler does, and what the network answers."""
     if step.indirect is None:
         return {}
@@ -179,11 +184,11 @@ def sides_of(work: Work, tuned: Tuned, networks: Kept) -> tuple[Problem, Problem
     a = work.assembled
     if a.problem.learning is None:
         return a.judge, a.judge
-    learning = pretraining.apprentice_of(work)
+    learning = pretraining.response_of(work)
     found = []
     for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
         learner = (
-            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.learner
+            pretraining.from_scratch(work, networks, phi, f"scratch-{name}") if learning.coupled else learning.trainer
         )
         found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
     return found[0], found[1]

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.loop import Budget
-    from genbo.bilevel.problem import Estimator, Optimizer, Problem, Reward, Tunable
-    from genbo.bilevel.regularization.tilted import Slope
-    from genbo.bilevel.training.network_trainer import Apprentice, Learner
+    from genbo.bilevel.problem import Problem
+    from genbo.bilevel.protocols import Estimator, Optimizer, Tunable
+    from genbo.bilevel.regularization.tilted import LawEstimator
+    from genbo.bilevel.scoring import Reward
+    from genbo.bilevel.training.network_trainer import NetworkTrainer
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.diffusion.data import Images, Splits
     from genbo.diffusion.network import Network
@@ -28,7 +31,7 @@ class Assembled:
     """A problem and the means to follow it."""
 
     problem: Problem
-    estimator: Estimator
+    estimator: Estimator[Any, Any, Any]  # of samples, or of the law at lambda: `slope`
     estimator_name: str
     estimator_reason: str
     optimizer: Optimizer
@@ -53,15 +56,16 @@ class Assembled:
         return cast("Regularization", tunable)
 
     @property
-    def slope(self) -> Slope:
+    def slope(self) -> LawEstimator:
         """The estimator, where it is one of lambda."""
-        return cast("Slope", self.estimator)
+        return cast("LawEstimator", self.estimator)
 
 
 def assemble(job: Job) -> Assembled:
     """Open the model and the rewards, and put everything together."""
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Constraint, Problem
+    from genbo.bilevel.protocols import cannot_follow
     from genbo.cli.errors import UserMistake
     from genbo.cli.plan.counts import batch_of
     from genbo.diffusion.process import process_of
@@ -74,13 +78,13 @@ def assemble(job: Job) -> Assembled:
     _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
-        learning.learner.meter = process.meter
+        learning.trainer.meter = process.meter
     opened = _Opened(model)
     tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
     half = is_half(model)
     chosen = job.chosen(half)
-    if reason := chosen.options.why_not(job.facts(half)):
+    if reason := cannot_follow(chosen.options, job.facts(half)):
         raise UserMistake(f"estimator: {reason}")
     tunables = tuple(_of(process, t) for t in job.tune.values())
 
@@ -112,29 +116,33 @@ def assemble(job: Job) -> Assembled:
     )
 
 
-def learner_of(job: Job, data: Splits) -> Learner:
+def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
     """The job's own network before any training, on the device where it will be."""
+    from genbo.bilevel.training.network_trainer import NetworkContext
+
     assert job.lower is not None
     network: Network = job.model.options.open(data.train)
     train = data.train.to(network.device)
     labels = train.labels if network.classes else None
-    learner: Learner = job.lower.options.open(network.module, train.signed(), labels, classes=network.classes)
-    return learner
+    context = NetworkContext(network.module, train.signed(), labels, network.classes)
+    trainer: NetworkTrainer = job.lower.options.begin(context)
+    return trainer
 
 
-def _learning(job: Job, data: Splits) -> Apprentice:
+def _learning(job: Job, data: Splits) -> ScheduleResponse:
     """The lower level that trains the network under the schedule that is tuned."""
-    from genbo.bilevel.training.network_trainer import Apprentice
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
+    from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 
     sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
-    (name,) = (name for name, tunable in job.tune.items() if hasattr(tunable, "schedule"))
+    (name,) = (name for name, tunable in job.tune.items() if isinstance(tunable, NoiseSchedule))
     at = sum(list(sizes.values())[: list(sizes).index(name)])
     tunable = job.tune[name]
 
     def schedule(phi: Tensor) -> Schedule:
         return tunable.schedule(phi[..., at : at + sizes[name]])  # type: ignore[no-any-return]
 
-    return Apprentice(learner_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
+    return ScheduleResponse(trainer_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
 
 
 def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
@@ -173,8 +181,6 @@ def _of(process: Process, options: Any) -> Tunable:
     """The tunable itself, where its options must see the process first."""
     from genbo.cli.errors import UserMistake
 
-    if not hasattr(options, "of"):
-        return cast("Tunable", options)
     try:
         return cast("Tunable", options.of(process))
     except ValueError as problem:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged
-from genbo.cli.report import number_format
+from genbo.cli.report.tuned_weights import Finetuned, Weights
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import read_tensors, words_in, write_tensors
+from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 from genbo.cli.stages.context import Work, judges_said
 
 if TYPE_CHECKING:
@@ -27,106 +27,12 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.training.finetuning import Training
-    from genbo.bilevel.verdict import Comparison
-    from genbo.cli.stages.holdout import Side
+    from genbo.cli.report.held_out_side import Side
     from genbo.diffusion.process import Process
     from genbo.diffusion.seed import Batch
 
 Document = dict[str, Any]
 OFTEN = 50  # steps of a training after which its state is kept
-
-
-@dataclass(frozen=True)
-class Law:
-    """Samples of one set of weights: (rewards of both levels, N) on the held-out noise, and the KL of its paths."""
-
-    factor: float | None  # of the lambda that was found; None is the pretrained model
-    lam: float | None
-    side: Side
-    kl: tuple[float, float] | None  # and its standard error
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What came of fine-tuning: the pretrained model first, then one for each factor, 1 among them."""
-
-    tuned: Process
-    laws: tuple[Law, ...]
-    prompts: tuple[str, ...]
-    upper: tuple[float, ...]  # the weights of the upper rewards; the rows that follow are the lower ones
-    lower: tuple[float, ...]
-    fresh_prompts: bool
-    judges: tuple[str, ...] = ()  # names; their rows stand behind those of both levels
-
-    def at(self, factor: float | None) -> Law:
-        return next(law for law in self.laws if law.factor == factor)
-
-    def scores(self, law: Law, level: str) -> Any:
-        """(N,), the weighted rewards of a level, or what a judge says, by its name."""
-        import torch
-
-        rows = law.side.scores.double()
-        split, end = len(self.upper), len(self.upper) + len(self.lower)
-        if level in self.judges:
-            return rows[end + self.judges.index(level)]
-        weights, rows = (self.upper, rows[:split]) if level == "r1" else (self.lower, rows[split:end])
-        return torch.tensor(weights, dtype=torch.float64) @ rows
-
-    def compared(self, factor: float | None, other: float | None, level: str) -> Comparison:
-        """`factor` after `other`."""
-        from genbo.bilevel.verdict import compare
-
-        before, after = (self.scores(self.at(f), level) for f in (other, factor))
-        return compare(before, after, self.prompts, fresh_prompts=self.fresh_prompts)
-
-    def document(self) -> list[Document]:
-        """The key `weights` of `report.json`: a row a law, against the pretrained model."""
-        from genbo.cli.report.summary import plain
-
-        rows = []
-        for law in self.laws:
-            row: Document = {"factor": law.factor, "lam": law.lam, "kl": None, "kl_se": None}
-            if law.kl is not None:
-                row |= {"kl": law.kl[0], "kl_se": law.kl[1]}
-            for level in ("r1", "r2"):
-                row[level] = self.scores(law, level).mean().item()
-                row[f"{level}_gain"] = None if law.factor is None else plain(self.compared(law.factor, None, level))
-            if self.judges and law.factor is not None:
-                row["judges"] = {name: plain(self.compared(law.factor, None, name)) for name in self.judges}
-            rows.append(row)
-        return rows
-
-    def remarks(self, upper: str, lower: str) -> Iterator[Document]:
-        """Sentences: what the tuned weights did, and whether less KL is over-optimised as the curve says."""
-        from genbo.cli.report.summary import remark
-
-        names = {"r1": upper, "r2": lower}
-        opinions = {name: name for name in self.judges}
-        if 1.0 in [law.factor for law in self.laws]:
-            gains = [f"{name} {_change(self.compared(1.0, None, level))}" for level, name in (names | opinions).items()]
-            yield remark("note", f"The weights tuned at lambda against the pretrained model: {' and '.join(gains)}.")
-        for law in self.laws:
-            if law.factor is None or law.factor == 1:
-                continue
-            both = {level: self.compared(law.factor, 1.0, level) for level in names}
-            gains = [f"{names[level]} {_change(found)}" for level, found in both.items()]
-            said = f"Weights tuned at {law.factor:g} lambda against lambda: {' and '.join(gains)}"
-            yield remark("note", f"{said}{_meaning(law.factor, both)}.")
-
-
-def _change(found: Comparison) -> str:
-    return number_format.change(found.difference, found.interval)
-
-
-def _meaning(factor: float, both: Mapping[str, Comparison]) -> str:
-    """In words, where the samples show it."""
-    r1, r2 = both["r1"].verdict, both["r2"].verdict
-    none = "no measurable difference"
-    if factor < 1 and r2 == "better" and r1 == "worse":
-        return ": over-optimised"
-    if factor > 1 and r2 == "worse" and r1 == "worse":
-        return ": held back too much"
-    return ": no measurable difference in either" if r1 == r2 == none else ""
 
 
 # -- the stage -----------------------------------------------------------------------------------------------
@@ -142,11 +48,11 @@ def tuned_weights(work: Work, last: Round, kept: Kept) -> Weights:
     batch = batch_of(a.held_out, min(job.evaluate.samples, PAIRS), a.seed.child("weights"))
     factors = (1.0, *sorted(job.finetune.also))
     processes = {factor: trained(work, last, best.lam * factor, factor, kept) for factor in factors}
-    laws = [Law(None, None, side_of(work, a.problem.process, "start", batch, kept), None)]
+    laws = [Finetuned(None, None, side_of(work, a.problem.process, "start", batch, kept), None)]
     for factor, process in processes.items():
         name = "tuned" if factor == 1 else f"weights-{factor:g}"
         side = side_of(work, process, name, batch, kept)
-        laws.append(Law(factor, best.lam * factor, side, path_kl(work, process, factor, batch, kept)))
+        laws.append(Finetuned(factor, best.lam * factor, side, path_kl(work, process, factor, batch, kept)))
     return Weights(
         processes[1.0],
         tuple(laws),

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged, UserMistake
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import fault, strict
-from genbo.cli.stages.context import Work, conclude, counted, time_left
+from genbo.cli.run.faults import fault
+from genbo.cli.run.journal import Mark
+from genbo.cli.run.json_files import strict
+from genbo.cli.stages.context import Work, time_left
 from genbo.cli.stages.finetuning import tuned_weights
+from genbo.cli.stages.finish import conclude, counted
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
     from genbo.bilevel.regularization.bank_sampler import Sampled
+    from genbo.bilevel.regularization.context import LawSolver
     from genbo.bilevel.regularization.search import Round
-    from genbo.bilevel.regularization.tilted import Law, Solve
+    from genbo.bilevel.regularization.tilted import Law, SolveLaw
     from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched
     from genbo.cli.report.summary import Tuned
 
@@ -42,7 +46,7 @@ def whole(work: Work) -> Generator[Document, None, Document]:
     reason = no_answer(last)
     beside = () if reason else bank_beside(work, last, banks)
     before = pretrained_of(work, last, beside)
-    found = partial(Searched, last, before, upper, lower, work.job.lower.kind, a.lower.law)  # type: ignore[union-attr]
+    found = partial(Searched, last, before, upper, lower, work.job.lower.kind, a.lower.traits.meaning)  # type: ignore[union-attr]
     if reason is not None:
         end(work, first(work), found(None), [banks], "diverged", reason)
         raise Diverged(reason)
@@ -77,7 +81,7 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
     from genbo.cli.report.lambda_summary import label, record_of
 
     run, a = work.run, work.assembled
-    run.journal.restore(b"")  # rounds are read again from their banks, and said again
+    run.journal.restore(Mark())  # rounds are read again from their banks, and said again
     work.screen.begin([])
     work.stop_if_asked()
     for number, now in enumerate(rounds(work, kept)):
@@ -91,45 +95,43 @@ def searched(work: Work, kept: Kept) -> Generator[Document, None, Round]:
         work.screen.step(strict(record), left)
         if now.after in ("bridge", "more"):
             work.screen.note(now.reason)
-        yield run.journal.records[-1]
+        yield run.journal.last
         work.stop_if_asked()
     return now
 
 
 def rounds(work: Work, kept: Kept) -> Iterator[Round]:
     """Of the lower solver that the job names."""
-    from genbo.bilevel.regularization.search import Budget, search, walk
+    from genbo.bilevel.regularization.search import SearchBudget, search, walk
 
     a, job = work.assembled, work.job
-    if not hasattr(a.lower, "samples"):
+    if a.lower.traits.on_paper:
         yield on_paper(work)
         return
-    if not a.lower.free:
+    if not a.lower.traits.free:
         solve, banks = solver_of(work, kept)
         yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
         return
-    budget = Budget(a.lower.samples, job.budget.steps, a.lower.precision)
+    budget = SearchBudget(a.lower.drawing.samples, job.budget.steps, a.lower.drawing.precision)
     yield from search(source_of(work, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
 
 
-def solver_of(work: Work, kept: Kept) -> tuple[Solve, tuple[Bank, ...]]:
+def solver_of(work: Work, kept: Kept) -> tuple[SolveLaw, tuple[Bank, ...]]:
     """A lower solver that calls the network at every lambda, and the bank that it learns from, if it does."""
+    from genbo.bilevel.regularization.context import LawContext
+
     a = work.assembled
-    source = source_of(work, kept, a.prompts, "search")
-    if not hasattr(a.lower, "solver"):
-        return partial(a.lower.solve, source), ()
-    banks = (source.draw(0, a.lower.samples, None),) if a.lower.method == "weighted" else ()
-    seed = a.seed.child("finetune")
-    solver = a.lower.solver(a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(banks or (None,)))
-    return solver, banks
+    source, drawing = source_of(work, kept, a.prompts, "search"), a.lower.drawing
+    banks = () if drawing.bank == "none" else (source.draw(0, drawing.samples, None),)
+    return a.lower.begin(LawContext(source, banks, a.seed.child("finetune"))), banks
 
 
 def bank_beside(work: Work, last: Round, kept: Kept) -> tuple[Bank, ...]:
     """Samples of the pretrained model, where the lower level does not end in the tilt and so is compared with it."""
     a = work.assembled
-    if a.lower.slope != "difference" or last.optimum is None:
+    if a.lower.traits.estimator != "difference" or last.optimum is None:
         return ()
-    return (source_of(work, kept, a.prompts, "tilt").draw(0, a.lower.samples, None),)
+    return (source_of(work, kept, a.prompts, "tilt").draw(0, a.lower.drawing.samples, None),)
 
 
 def tilt_beside(work: Work, last: Round, plain: Sequence[Bank]) -> Law | None:
@@ -161,13 +163,14 @@ def on_paper(work: Work) -> Round:
     return Round((), curve, best, "done", best.reason)
 
 
-def exact(work: Work, prompts: tuple[str, ...]) -> Solve:
-    from genbo.bilevel.lower.closed_form import cumulant_of
+def exact(work: Work, prompts: tuple[str, ...]) -> SolveLaw:
+    from genbo.bilevel.regularization.context import ExactWorld, LawContext
 
     job = work.job
     assert job.lower is not None
     upper, lower = ([(r.weight, r.options) for r in rewards] for rewards in (job.reward, job.lower.reward))
-    return partial(work.assembled.lower.solve, cumulant_of(job.model.options, prompts, upper, lower))
+    solver: LawSolver = work.assembled.lower
+    return solver.begin(LawContext(exact=ExactWorld(job.model.options, prompts, upper, lower)))
 
 
 def source_of(work: Work, kept: Kept, prompts: tuple[str, ...], role: str) -> Sampled:
@@ -183,7 +186,7 @@ def source_of(work: Work, kept: Kept, prompts: tuple[str, ...], role: str) -> Sa
         upper=a.problem.rewards,
         lower=a.lower_rewards,
         seed=a.seed.child(role),
-        shiftable=getattr(a.lower, "bridge", False),
+        shiftable=a.lower.drawing.bank == "shifted",
         gradients=all(getattr(part, "differentiable", True) for part in parts),
         samples_too=True,
         keep=kept,
@@ -206,7 +209,7 @@ def pretrained_of(work: Work, last: Round, plain: Sequence[Bank]) -> Pretrained:
     from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.report.lambda_summary import Pretrained
 
-    if not hasattr(work.assembled.lower, "samples"):
+    if work.assembled.lower.traits.on_paper:
         law = exact(work, work.assembled.prompts)(math.inf)
         return Pretrained(law.r1.mean, law.r2.mean)
     banks = [bank for bank in (*plain, *last.banks) if not is_shifted(bank)]
@@ -242,8 +245,9 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
 
     Then the same by each judge, None where one gives no number.
     """
+    from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.rounds import pilot_samples
-    from genbo.bilevel.regularization.search import is_shifted, speaking
+    from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.plan.counts import held_out_bank
     from genbo.cli.report.lambda_summary import Pair
 
@@ -251,18 +255,18 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
     start, best = a.strength.start, last.optimum
     assert best is not None
     fresh = job.held_out_is_fresh_prompts
-    if not hasattr(a.lower, "samples"):
+    if a.lower.traits.on_paper:
         solve = exact(work, a.held_out)
         return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh), {}
     prompts, samples = held_out_bank(job)
     source = source_of(work, kept, prompts, "evaluate")
-    if not a.lower.free:
+    if not a.lower.traits.free:
         before, after = (at_lambda(work, source, last, lam) for lam in (start, best.lam))
-        return Pair(before, after, True, prompts, len(prompts) * a.lower.samples, fresh), {}
+        return Pair(before, after, True, prompts, len(prompts) * a.lower.drawing.samples, fresh), {}
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
-            if speaking(a.lower, banks)(lam).fit.verdict != "reliable":
+            if a.lower.begin(LawContext(banks=banks))(lam).fit.verdict != "reliable":
                 shifts = source.shifts(len(banks), pilot_samples(samples), lam)
                 banks.append(source.draw(len(banks), samples, shifts))
     keep_shown(work, source, banks, best.lam)
@@ -275,18 +279,19 @@ def held_out(work: Work, last: Round, kept: Kept) -> tuple[Pair, Mapping[str, Pa
 
 def pair_of(work: Work, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
     """The start's lambda and this one by the samples that know both, or else each by those that know it best."""
-    from genbo.bilevel.regularization.search import speaking
+    from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.tilted import VERDICTS
     from genbo.cli.report.lambda_summary import Pair
 
     a = work.assembled
     start, fresh = a.strength.start, work.job.held_out_is_fresh_prompts
-    both = [[a.lower.solve(bank, at) for at in (start, lam)] for bank in banks]
+    solver: LawSolver = a.lower
+    both = [[solver.begin(LawContext(banks=[bank]))(at) for at in (start, lam)] for bank in banks]
     before, tuned = min(both, key=lambda laws: max(VERDICTS.index(law.fit.verdict) for law in laws))
     shared = Pair(before, tuned, True, prompts, len(prompts) * banks[0].samples, fresh)
     if shared.speaks:
         return shared
-    apart = speaking(a.lower, banks)
+    apart = solver.begin(LawContext(banks=banks))
     return replace(shared, start=apart(start), tuned=apart(lam), shared=False)
 
 
@@ -328,27 +333,19 @@ def judged_banks(
 
 def at_lambda(work: Work, source: Sampled, last: Round, lam: float) -> Law:
     """The law at lambda on held-out prompts, where it takes the network to know it."""
-    from genbo.bilevel.lower.finetune import measured
-    from genbo.diffusion.seed import Batch
+    from genbo.bilevel.regularization.context import LawContext
 
     a = work.assembled
-    if not hasattr(a.lower, "solver"):
-        law: Law = a.lower.solve(source, lam)
-        return law
-    seed = a.seed.child("finetune")
-    solver = a.lower.solver(
-        a.problem.process, a.prompts, a.problem.rewards, a.lower_rewards, seed, *(last.banks or (None,))
-    )
-    each = [(c, n) for c in range(len(source.prompts)) for n in range(a.lower.samples)]
-    seeds = tuple(source.seed.child("law", c, n).value for c, n in each)
-    batch = Batch(tuple(source.prompts[c] for c, _ in each), seeds)
-    return measured(solver.tuned(lam), a.problem.process, batch, a.problem.rewards, a.lower_rewards, lam)
+    learned_from = replace(source, prompts=a.prompts)
+    solver: LawSolver = a.lower
+    return solver.begin(LawContext(learned_from, last.banks, a.seed.child("finetune"), on=source))(lam)
 
 
 def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> None:
     """Samples to look at, of a world without images: of the pretrained model, and drawn anew by their weights."""
-    from genbo.cli.run.folder import write_tensors
-    from genbo.cli.stages.holdout import POINTS, is_picture
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.cli.report.held_out_side import POINTS, is_picture
+    from genbo.cli.run.tensors import write_tensors
 
     x = banks[0].x
     assert x is not None
@@ -357,7 +354,7 @@ def keep_shown(work: Work, source: Sampled, banks: list[Bank], lam: float) -> No
     import torch
 
     generator = source.seed.child("shown").generator()
-    bank = max(banks, key=lambda b: work.assembled.lower.solve(b, lam).fit.ess)
+    bank = max(banks, key=lambda b: work.assembled.lower.begin(LawContext(banks=[b]))(lam).fit.ess)
     assert bank.x is not None
     each = max(1, POINTS // len(source.prompts))
     weights = (bank.r2 / lam + bank.log_ratio).softmax(1)

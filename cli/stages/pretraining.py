@@ -11,13 +11,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.run.folder import fault, read_tensors, words_in, write_tensors
+from genbo.cli.run.faults import fault
+from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 from genbo.cli.stages.context import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.training.network_trainer import Apprentice, Learner
+    from genbo.bilevel.training.network_trainer import NetworkTrainer
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
     from genbo.schedules.schedule import Schedule
 
 OFTEN = 200  # steps of training after which the network is kept
@@ -32,18 +34,18 @@ def kept_networks(work: Work) -> Kept:
 
 def before(work: Work, kept: Kept) -> None:
     """The network trained under the schedule that the job starts at."""
-    learning = apprentice_of(work)
-    pretrain = learning.learner.options.pretrain
-    trained(work, kept, learning.learner, learning.start, "start", pretrain, "training the network")
+    learning = response_of(work)
+    pretrain = learning.trainer.options.pretrain
+    trained(work, kept, learning.trainer, learning.start, "start", pretrain, "training the network")
 
 
-def from_scratch(work: Work, kept: Kept, phi: Tensor, name: str) -> Learner:
+def from_scratch(work: Work, kept: Kept, phi: Tensor, name: str) -> NetworkTrainer:
     """A new network, trained under the schedule at phi for as many steps as the job's budget gives its own in all."""
-    from genbo.cli.stages.build import learner_of
+    from genbo.cli.stages.build import trainer_of
 
     assert work.assembled.data is not None
-    learning, options = apprentice_of(work), work.assembled.lower
-    learner = learner_of(work.job, work.assembled.data)
+    learning, options = response_of(work), work.assembled.lower
+    learner = trainer_of(work.job, work.assembled.data)
     learner.meter = work.assembled.problem.process.meter
     steps = options.pretrain + options.steps_of_update * work.job.budget.steps
     what = f"training anew under the schedule at {name.removeprefix('scratch-')}"
@@ -51,15 +53,17 @@ def from_scratch(work: Work, kept: Kept, phi: Tensor, name: str) -> Learner:
     return learner
 
 
-def apprentice_of(work: Work) -> Apprentice:
-    from genbo.bilevel.training.network_trainer import Apprentice
+def response_of(work: Work) -> ScheduleResponse:
+    from genbo.bilevel.training.schedule_response import ScheduleResponse
 
     learning = work.assembled.problem.learning
-    assert isinstance(learning, Apprentice)
+    assert isinstance(learning, ScheduleResponse)
     return learning
 
 
-def trained(work: Work, kept: Kept, learner: Learner, schedule: Schedule, name: str, steps: int, what: str) -> None:
+def trained(
+    work: Work, kept: Kept, learner: NetworkTrainer, schedule: Schedule, name: str, steps: int, what: str
+) -> None:
     """`steps` of training, in blocks; found again where an earlier process has left them."""
     place, words = kept.folder / f"{name}.safetensors", {**kept.words, "name": name, "steps": steps}
     kept.folder.mkdir(exist_ok=True)

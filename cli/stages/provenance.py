@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import NO_PROMPT
-from genbo.cli.run.folder import Run, sha256, sha256_of, version
+from genbo.cli.run.folder import Run
+from genbo.cli.run.seals import sha256, sha256_of
+from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
     from genbo.cli.stages.build import Assembled

@@ -1,4 +1,4 @@
-"""Adaptive projected guidance (Sadat et al. 2410.02416, Alg. 1), on predictions of x_0.
+"""Adaptive projected guidance (Sadat et al. 2410.02416, Alg. 1), applied to predictions of x_0.
 
 The difference d = x_0(cond) - x_0(uncond), with a running average (`momentum`, usually negative) and its norm held
 under `norm_threshold` (0: no limit), is split into a part along x_0(cond), which mostly adds saturation, and a part
@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Ge, Interval
+
+from genbo.diffusion.numbers import N
+from genbo.diffusion.traits import GuidanceTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Apg:
+    traits: ClassVar[GuidanceTraits] = GuidanceTraits(keeps_state=True)
+
     weight: float | list[float] = 5.0
     eta: float = 0.0
     norm_threshold: Annotated[float, Ge(0)] = 15.0
     momentum: Annotated[float, Interval(gt=-1, lt=1)] = -0.5
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         return options["weight"]
 
     def combine(

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from genbo.diffusion.numbers import N
+from genbo.diffusion.traits import GuidanceTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,9 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plain:
+    traits: ClassVar[GuidanceTraits] = GuidanceTraits(in_diffusers=True)
+
     weight: float | list[float] = 5.0
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         return options["weight"]
 
     def combine(

@@ -1,4 +1,4 @@
-"""Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): guided as usual, then brought back to the spread of cond.
+"""Rescaled guidance (Lin et al. 2305.08891, eq. 15-16): the result gets the standard deviation of cond again.
 
 guided = uncond + weight (cond - uncond),    out = rescale guided sd(cond) / sd(guided) + (1 - rescale) guided
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Interval
+
+from genbo.diffusion.numbers import N
+from genbo.diffusion.traits import GuidanceTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rescaled:
+    traits: ClassVar[GuidanceTraits] = GuidanceTraits(in_diffusers=True)
+
     weight: float | list[float] = 5.0
     rescale: Annotated[float, Interval(ge=0, le=1)] = 0.7
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         return options["weight"]
 
     def combine(

@@ -1,4 +1,4 @@
-"""Any other pipeline that diffusers ships, drawn by its own call: no gradients, no steps of genbo's own.
+"""Any other diffusers pipeline, sampled by its own call: no gradients, and only guidance can be tuned.
 
 What can be tuned of it is its guidance weight: one for all steps, or one a step where its call has
 `callback_on_step_end`. The sampler's kind names the scheduler that is put into it, with the pipeline's own settings; a
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genbo.diffusion.models import _folder
+from genbo.diffusion import pipeline_folder, scheduler_settings
+from genbo.diffusion.kinds import kind_of
 from genbo.diffusion.models.diffusers import Diffusers
 
 
@@ -33,15 +34,16 @@ class Blackbox(Diffusers):
         return None
 
     def folder_mistakes(self, folder: Path) -> list[str]:
-        return _folder.folder_mistakes(folder, self.variant, any_class=True)
+        return pipeline_folder.folder_mistakes(folder, self.variant, any_class=True)
 
     def family(self, pipeline: str) -> str:
         return "_blackbox"
 
     def misfits(self, sampler: Any, rule: Any, tuned: frozenset[str]) -> Iterator[tuple[str, str]]:
-        for said in self.undrawable(sampler):
+        wrong = scheduler_settings.undrawn(sampler)
+        for said in [wrong] if wrong else self.undrawable(sampler):
             yield "sampler", said
-        if type(rule).__name__ != "Plain":
+        if kind_of(rule) != "plain":
             yield "guidance", "a black box guides by itself; write a number, or tune guidance"
         if strange := sorted(name for name in tuned if name != "guidance"):
             yield "tune", f"a black box can be tuned in guidance alone, not in {strange[0]}"

@@ -9,19 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from annotated_types import Gt
-
-from genbo.diffusion import bundled
-from genbo.diffusion.models import _damage, _folder
-from genbo.diffusion.pipelines import _settings
+from genbo.diffusion import bundled, damage, pipeline_folder, scheduler_settings
+from genbo.diffusion.kinds import kind_of
+from genbo.diffusion.pipeline_options import PipelineOptions
 from genbo.diffusion.tokens import readers_of
 
 if TYPE_CHECKING:
-    import torch
-
     from genbo.diffusion.process import Model
     from genbo.rewards._tokens import Reader
 
@@ -30,7 +25,7 @@ LONG_CALLS = 20_000  # network calls from which compiling, a minute or two, is p
 
 
 @dataclass(frozen=True)
-class Diffusers:
+class Diffusers(PipelineOptions):
     """`revision` and `variant` as in `from_pretrained`; `dtype: auto` is bf16 on a GPU and fp32 on a CPU.
 
     `height` and `width` are pixels, where they are not the model's own. `lora` is a safetensors file, or its folder,
@@ -40,41 +35,18 @@ class Diffusers:
     GPU in long jobs.
     """
 
-    pretrained: str = "emoji"
-    revision: str | None = None
-    variant: str | None = None
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
-    negative_prompt: str = ""
-    height: Annotated[int, Gt(0)] | None = None
-    width: Annotated[int, Gt(0)] | None = None
-    distilled_guidance: float | None = None
-    lora: str | None = None
-    lora_scale: float = 1.0
-    offload: Literal["none", "encoders", "model", "sequential"] = "none"
-    vae_tiling: bool = False
-    vae_slicing: bool = False
-    compile: Literal["auto", "on", "off"] = "auto"
-    attention: str = "auto"
-
-    @property
-    def folder(self) -> Path | None:
-        """The local folder that `pretrained` names, or None for a hub id."""
-        folder = bundled.model_folder(self.pretrained) or Path(self.pretrained).expanduser()
-        return folder if folder.exists() else None
-
     @property
     def time_range(self) -> tuple[float, float] | None:
         """What the network may be told, noisiest first: its training steps; None where they are not known yet."""
-        steps = _folder.scheduler_of(self.folder).get("num_train_timesteps") if self.folder else None
+        steps = pipeline_folder.scheduler_of(self.folder).get("num_train_timesteps") if self.folder else None
         if self.folder is None or not isinstance(steps, int):
             return None
-        return (float(steps), 1.0) if _folder.is_flow(self.folder) else (steps - 1.0, 0.0)
+        return (float(steps), 1.0) if pipeline_folder.is_flow(self.folder) else (steps - 1.0, 0.0)
 
     @property
     def known_prompts(self) -> list[str] | None:
         """The classes of a model that draws classes; None where prompts are words."""
-        return _folder.known_prompts(self.folder) if self.folder else None
+        return pipeline_folder.known_prompts(self.folder) if self.folder else None
 
     def readers(self) -> list[Reader]:
         """Of its text encoders, where its folder is here."""
@@ -83,7 +55,7 @@ class Diffusers:
     @property
     def told_nothing(self) -> bool:
         """Whether its network is known to take no prompt."""
-        return self.folder is not None and _folder.is_unconditional(self.folder)
+        return self.folder is not None and pipeline_folder.is_unconditional(self.folder)
 
     @property
     def differentiable(self) -> bool:
@@ -93,29 +65,17 @@ class Diffusers:
     def mistakes(self) -> list[str]:
         """What stops this model from being loaded, a sentence each; looks at the folder, loads nothing."""
         found = self._no_folder() if self.folder is None else self.folder_mistakes(self.folder)
-        found += _folder.lora_mistakes(self.lora) if self.lora is not None else []
+        found += pipeline_folder.lora_mistakes(self.lora) if self.lora is not None else []
         if self.device == "cpu" and self.offload != "none":
             found.append("offload: there is nothing to move away from where the device is the CPU; delete it")
         return found
-
-    def folder_mistakes(self, folder: Path) -> list[str]:
-        """Those of a folder, which for a hub id is known only once it is here."""
-        return _folder.folder_mistakes(folder, self.variant)
 
     def damages(self) -> list[str]:
         """What of the files on this machine is damaged, of a model without mistakes; reads headers and JSON alone."""
         found = self.folder_damages(self.folder) if self.folder else []
         if self.lora is not None and not found:
-            found += _damage.lora_damages(_folder.lora_file(self.lora), self.folder, self.variant)
+            found += damage.lora_damages(pipeline_folder.lora_file(self.lora), self.folder, self.variant)
         return found
-
-    def folder_damages(self, folder: Path) -> list[str]:
-        """Those of a folder, which for a hub id is known only once it is here."""
-        return _damage.damages(folder, self.variant)
-
-    def family(self, pipeline: str) -> str:
-        """The file in `diffusion/pipelines/` that opens a pipeline of this class."""
-        return _folder.families()[pipeline]
 
     def _no_folder(self) -> list[str]:
         names = ", ".join(bundled.model_names())
@@ -137,18 +97,18 @@ class Diffusers:
             return
         for said in self.undrawable(sampler):
             yield "sampler", said
-        if "timesteps" in tuned and _settings.tells_log_sigma(_folder.scheduler_of(folder), sampler):
+        if "timesteps" in tuned and scheduler_settings.tells_log_sigma(pipeline_folder.scheduler_of(folder), sampler):
             yield "tune", "this network is told log sigma in place of a time, so timesteps cannot be tuned; delete them"
         guides = any(weight != 1 for weight in _listed(rule.weight)) or "guidance" in tuned
-        if guides and _folder.is_unconditional(folder):
+        if guides and pipeline_folder.is_unconditional(folder):
             yield "guidance", "this model is told nothing, so there is nothing to guide; write guidance: 1"
-        if guides and _folder.takes_guidance(folder) and not self.negative_prompt:
+        if guides and pipeline_folder.takes_guidance(folder) and not self.negative_prompt:
             yield (
                 "guidance",
                 "this model was distilled to be told its guidance: write guidance: 1 and set or tune "
                 "distilled_guidance; for true guidance, at twice the cost, give a negative_prompt",
             )
-        if not _folder.takes_guidance(folder):
+        if not pipeline_folder.takes_guidance(folder):
             asked = self.distilled_guidance is not None or "distilled_guidance" in tuned
             key = "distilled_guidance" if self.distilled_guidance is not None else "tune"
             if asked:
@@ -156,27 +116,29 @@ class Diffusers:
 
     def undrawable(self, sampler: Any) -> Iterator[str]:
         """Why this sampler cannot draw from the folder: settings that it does not follow, steps that there are not."""
-        folder, kind = self.folder, _settings.kind_of(sampler)
+        folder, levels = self.folder, sampler.traits.levels_of
         if folder is None:
             return
-        config = _folder.scheduler_of(folder)
-        if _settings.is_flow(config) and kind != "euler":
-            yield f"a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}"
+        config = pipeline_folder.scheduler_of(folder)
+        if scheduler_settings.is_flow(config) and (wrong := scheduler_settings.no_flow(sampler)):
+            yield wrong
             return
-        if kind not in _settings.CLASSES:
-            yield _settings.unserved(kind)
+        if levels is None:
+            yield scheduler_settings.unserved(kind_of(sampler))
             return
         yield from self._unfollowed(config, sampler)
-        pipeline = str(_folder.config_of(folder, "", "model_index.json").get("_class_name"))
-        if not _settings.is_flow(config) and (said := _settings.steps_mistake(config, kind, sampler.steps, pipeline)):
+        pipeline = str(pipeline_folder.config_of(folder, "", "model_index.json").get("_class_name"))
+        if not scheduler_settings.is_flow(config) and (
+            said := scheduler_settings.steps_mistake(config, levels, sampler.steps, pipeline, kind_of(sampler))
+        ):
             yield said
 
     def _unfollowed(self, config: dict[str, Any], sampler: Any) -> list[str]:
-        return _settings.mistakes(config, sampler)
+        return scheduler_settings.mistakes(config, sampler)
 
     def remarks(self, sampler: Any, lowest: float) -> Iterator[str]:
         """What is worth saying of how it is drawn; `lowest` is the least guidance weight that may occur."""
-        if self.folder and (said := _settings.replaced(_folder.scheduler_of(self.folder), sampler)):
+        if self.folder and (said := scheduler_settings.replaced(pipeline_folder.scheduler_of(self.folder), sampler)):
             yield said
         if lowest < 1:
             yield self._below_1
@@ -197,8 +159,10 @@ class Diffusers:
         folder = self.folder
         if folder is None:
             return Ddim(), Plain()
-        unguided = _folder.is_unconditional(folder) or (_folder.takes_guidance(folder) and not self.negative_prompt)
-        return Euler() if _folder.is_flow(folder) else Ddim(), Plain(1.0) if unguided else Plain()
+        unguided = pipeline_folder.is_unconditional(folder) or (
+            pipeline_folder.takes_guidance(folder) and not self.negative_prompt
+        )
+        return Euler() if pipeline_folder.is_flow(folder) else Ddim(), Plain(1.0) if unguided else Plain()
 
     def compiled_for(self, calls: int) -> Diffusers:
         """With `compile: auto` decided for a job of so many network calls."""
@@ -211,11 +175,6 @@ class Diffusers:
         from genbo.diffusion.load import load_pipeline
 
         return load_pipeline(self)
-
-    def torch_device(self) -> torch.device:
-        from genbo.diffusion.device import torch_device
-
-        return torch_device(self.device)
 
 
 def _listed(weight: float | list[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""An exact world that is not symmetric: every coordinate is exponential, and so is the world without a prompt.
+"""A skewed toy model in closed form: every coordinate is exponential, with and without a prompt.
 
     p(x_0 | c) = exp(-x_0 / s_c) / s_c,  x_0 > 0,   a coordinate each
 

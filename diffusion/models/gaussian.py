@@ -1,4 +1,4 @@
-"""An exact world: every prompt is a Gaussian, and so is the world without a prompt; guided samples are Gaussian too.
+"""A Gaussian toy model in closed form: one Gaussian per prompt and one without; guided samples are Gaussian too.
 
     p(x_0 | c) = N(m_c, s^2 I),    p(x_0) = N(0, S^2 I),    E[x_0 | x_t] linear in x_t
 

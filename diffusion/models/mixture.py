@@ -1,4 +1,4 @@
-"""An exact world: a mixture of Gaussians whose denoiser is known in closed form, with a class for every prompt.
+"""A toy model in closed form: a mixture of Gaussians with one class per prompt.
 
     p(x_0 | c) = sum of the components labelled c,     p(x_0) = all of them
     E[x_0 | x_t] = sum_k r_k(x_t) [m_k + alpha_t s^2 / (alpha_t^2 s^2 + sigma_t^2) (x_t - alpha_t m_k)]

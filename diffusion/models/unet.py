@@ -1,4 +1,4 @@
-"""A U-Net of one's own, trained on the job's data by `lower: {kind: denoising}`: schedules are tuned with it.
+"""A U-Net of your own, trained on the job's data by `lower: {kind: denoising}`, to tune schedules with.
 
 A diffusers `UNet2DModel`, new or from a folder. It is told the class of an image where there are `classes`, and one
 more label stands for none, so that guidance can be tuned too.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge, MinLen
 
-from genbo.diffusion.models._damage import part_damages
+from genbo.diffusion.damage import part_damages
 from genbo.diffusion.refused import Refused
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genbo.diffusion.pipelines import _settings
+from genbo.diffusion import scheduler_settings
 from genbo.diffusion.pipelines._discrete import given, of_betas, stopping
 from genbo.diffusion.pipelines._pipeline import PipelineModel, as_loaded
 from genbo.diffusion.process import Condition
@@ -24,7 +24,7 @@ from genbo.schedules.grid import Grid, grid_of_levels
 
 if TYPE_CHECKING:
     from genbo.diffusion.adapt import Adapter
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.pipelines._pipeline import Size
     from genbo.diffusion.process import Process, Sampler
     from genbo.diffusion.seed import Batch, Seed
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEEDED = ("prompt", "generator", "num_inference_steps", "output_type", "guidance_scale")
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> BlackboxModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> BlackboxModel:
     """The pipeline as a `Model` that draws by itself."""
     return BlackboxModel(pipeline, options)
 
@@ -42,7 +42,7 @@ class BlackboxModel(PipelineModel):
 
     prediction = "sample"
 
-    def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
+    def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
         self.part = "unet" if hasattr(pipeline, "unet") else "transformer"  # type: ignore[misc]
         self.taken = inspect.signature(pipeline.__call__).parameters
         if missing := [name for name in NEEDED if name not in self.taken]:
@@ -81,18 +81,20 @@ class BlackboxModel(PipelineModel):
     def grid(self, sampler: Sampler) -> Grid:
         """As many steps as there are; their levels are the pipeline's own, and nobody reads these."""
         scheduler = self.scheduler(sampler)
-        if type(scheduler).__name__ in _settings.CLASSES.values():
+        if type(scheduler).__name__ in scheduler_settings.CLASSES.values():
             stopping(scheduler, sampler)
         steps = torch.linspace(1, 0, sampler.steps + 1, dtype=torch.float64)[None]
         return grid_of_levels(steps[:, :-1], 1 - steps, steps)
 
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """The sampler's kind with the pipeline's own settings; a flow model keeps the kind that it has."""
+        if wrong := scheduler_settings.undrawn(sampler):
+            raise Refused(f"sampler: {wrong}")
         own = self.pipeline.scheduler
         config = {**own.config, **settings}
         if "beta_schedule" in config and not config.get("use_flow_sigmas"):
             return as_loaded(self.pipeline, of_betas(given(own, **settings), sampler))
-        if type(sampler).__name__ != "Euler":
+        if sampler.traits.levels_of != "euler":
             raise Refused(f"sampler: this pipeline's {type(own).__name__} has no betas; write sampler: {{kind: euler}}")
         return type(own).from_config(config)
 
@@ -109,7 +111,7 @@ class BlackboxModel(PipelineModel):
             "num_inference_steps": process.steps,
             "output_type": "pt",
             **self._guided(weights),
-            "eta": getattr(process.sampler, "eta", None),
+            **process.sampler.traits.call(process.sampler),
             "height": self.options.height,
             "width": self.options.width,
             "negative_prompt": self._negative(len(batch)),

@@ -1,8 +1,8 @@
 """Levels of a network that was trained at whole times 0 ... T - 1 of one noise schedule.
 
 The pipeline's own scheduler settings are kept (betas, spacing, Karras sigmas, zero terminal SNR, clipping, the solver's
-order), and diffusers' scheduler of the sampler's kind is asked where it would stop under them. `_settings` lists which
-are followed; what is not is refused.
+order), and diffusers' scheduler of the sampler's kind is asked where it would stop under them. `scheduler_settings`
+lists which are followed; what is not is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genbo.diffusion.pipelines import _settings
+from genbo.diffusion import scheduler_settings
+from genbo.diffusion.kinds import kind_of
 from genbo.diffusion.pipelines._pipeline import PipelineModel, as_loaded, refuse_unknown
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.room import first_line
@@ -25,7 +26,7 @@ from genbo.schedules.grid import Grid, ends_at, grid_of_levels, grid_of_sigmas
 from genbo.schedules.schedule import of_log_snr, zero_terminal_mistake
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler, Spacing
 
 FEW_STEPS = 15  # below which diffusers lowers the order at the end
@@ -36,7 +37,7 @@ PLAIN_TIMES = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use
 class Discrete(PipelineModel):
     """A pipeline with a scheduler of betas."""
 
-    def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
+    def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
         super().__init__(pipeline, options)
         config = pipeline.scheduler.config
         if "beta_schedule" not in config or config.get("use_flow_sigmas"):
@@ -84,7 +85,7 @@ class Discrete(PipelineModel):
         DDIM's own steps may end elsewhere than the next begins (`Grid` says when); these join.
         """
         scheduler = self.scheduler(sampler)
-        if _settings.tells_log_sigma(scheduler.config, sampler):
+        if scheduler_settings.tells_log_sigma(scheduler.config, sampler):
             raise Refused("tune: this network is told log sigma in place of a time, so its times cannot be tuned")
         stopping(scheduler, sampler)
         alpha, sigma = of_log_snr(self.clock.log_snr(times))
@@ -128,9 +129,9 @@ class Discrete(PipelineModel):
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """diffusers' scheduler for a sampler's kind, with the pipeline's own settings, or others."""
         config = given(self.pipeline.scheduler, **settings)
-        if (kind := _settings.kind_of(sampler)) not in _settings.CLASSES:
-            raise Refused(f"sampler: {_settings.unserved(kind)}")
-        if wrong := _settings.mistakes(config, sampler):
+        if sampler.traits.levels_of is None:
+            raise Refused(f"sampler: {scheduler_settings.unserved(kind_of(sampler))}")
+        if wrong := scheduler_settings.mistakes(config, sampler):
             raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
         found = as_loaded(self.pipeline, of_betas(config, sampler))
         if not _same_levels(self.pipeline.scheduler, found):
@@ -146,9 +147,9 @@ def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
     """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
     import diffusers
 
-    cls = getattr(diffusers, _settings.CLASSES[_settings.kind_of(sampler)])
+    cls = getattr(diffusers, scheduler_settings.CLASSES[str(sampler.traits.levels_of)])
     try:
-        return cls.from_config(_settings.made_of(config, sampler))
+        return cls.from_config(scheduler_settings.made_of(config, sampler))
     except (ValueError, NotImplementedError, ImportError) as error:
         raise Refused(
             f"pretrained: diffusers makes no {cls.__name__} of this scheduler: {first_line(error)}"
@@ -163,15 +164,15 @@ def given(scheduler: Any, **settings: Any) -> dict[str, Any]:
     """
     config, parameters = dict(scheduler.config), inspect.signature(type(scheduler).__init__).parameters
     left = [name for name in config.get("_use_default_values", ()) if name in parameters and name not in settings]
-    of_network = {*_settings.TABLE, *_settings.OF_NETWORK}
+    of_network = {*scheduler_settings.TABLE, *scheduler_settings.OF_NETWORK}
     kept = [name for name in left if name not in of_network and config[name] == parameters[name].default]
     return {**config, **settings, "_use_default_values": kept}
 
 
 def stopping(scheduler: Any, sampler: Sampler) -> None:
     """Set to a sampler's steps, each of which leads from one level to a cleaner one; `Refused` where it cannot be."""
-    kind, steps = _settings.kind_of(sampler), sampler.steps
-    if reason := _settings.steps_mistake(scheduler.config, kind, steps):
+    levels, steps = str(sampler.traits.levels_of), sampler.steps
+    if reason := scheduler_settings.steps_mistake(scheduler.config, levels, steps, sampler=kind_of(sampler)):
         raise Refused(f"sampler: {reason}")
     fewer = (
         f"sampler: this scheduler's settings leave no {steps} levels to stop at; take other settings, or other steps"
@@ -206,10 +207,10 @@ def _same_levels(own: Any, other: Any) -> bool:
 def _solver(scheduler: Any, times: Tensor) -> dict[str, Any]:
     """How a scheduler steps between its levels at these times (M, T), as a grid has it."""
     config = scheduler.config
-    if type(scheduler).__name__ == _settings.CLASSES["ddpm"]:
+    if type(scheduler).__name__ == scheduler_settings.CLASSES["ddpm"]:
         large = config.variance_type == "fixed_large"
         return {"variance": "large" if large else "small", "noisy_end": large and bool((times[:, -1] > 0).all())}
-    if type(scheduler).__name__ != _settings.CLASSES["dpmpp"]:
+    if type(scheduler).__name__ != scheduler_settings.CLASSES["dpmpp"]:
         return {}
     return {"orders": _orders(config, times.shape[1]), "heun": config.solver_type == "heun"}
 
@@ -226,7 +227,7 @@ def _orders(config: Any, steps: int) -> tuple[int, ...]:
 
 
 def _is_euler(scheduler: Any) -> bool:
-    return type(scheduler).__name__ == _settings.CLASSES["euler"]
+    return type(scheduler).__name__ == scheduler_settings.CLASSES["euler"]
 
 
 def _unit_variance(scheduler: Any) -> bool:
@@ -266,7 +267,7 @@ def _table_grid(scheduler: Any, steps: int) -> Grid:
     """
     times = torch.as_tensor(scheduler.timesteps).long()
     previous = times - scheduler.config.num_train_timesteps // steps
-    if type(scheduler).__name__ == _settings.CLASSES["ddpm"]:
+    if type(scheduler).__name__ == scheduler_settings.CLASSES["ddpm"]:
         previous = torch.cat([times[1:], torch.tensor([-1])])
     alpha_bar = scheduler.alphas_cumprod.double()
     bar_t = alpha_bar[times]

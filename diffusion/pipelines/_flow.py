@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from genbo.diffusion.pipelines import _settings
+from genbo.diffusion import scheduler_settings
 from genbo.diffusion.pipelines._pipeline import PipelineModel, refuse_unknown
 from genbo.diffusion.refused import Refused
 from genbo.schedules.clock import FlowClock
 from genbo.schedules.grid import Grid, grid_of_levels
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler, Spacing
 
 
@@ -35,12 +35,12 @@ class Flow(PipelineModel):
     prediction = "flow_prediction"
     max_shift: ClassVar[float] = 1.15  # of this family's pipeline, where the scheduler's config has none
 
-    def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
+    def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
         super().__init__(pipeline, options)
         own = pipeline.scheduler
-        if type(own).__name__ != _settings.FLOW:
+        if type(own).__name__ != scheduler_settings.FLOW:
             name = type(own).__name__
-            raise Refused(f"pretrained: this pipeline's {name} is not {_settings.FLOW}; take one that has it")
+            raise Refused(f"pretrained: this pipeline's {name} is not {scheduler_settings.FLOW}; take one that has it")
 
     def raw_sigmas(self, steps: int) -> Sequence[float] | None:
         """What the pipeline hands to its scheduler before shifting; None where the scheduler makes its own."""
@@ -48,12 +48,11 @@ class Flow(PipelineModel):
 
     def scheduler(self, sampler: Sampler, **settings: Any) -> Any:
         """The pipeline's scheduler once more, with other settings."""
-        kind = type(sampler).__name__.lower()
-        if kind != "euler":
-            raise Refused(f"sampler: a flow model is sampled by euler, not by {kind}; write sampler: {{kind: euler}}")
+        if (reason := scheduler_settings.no_flow(sampler)) is not None:
+            raise Refused(f"sampler: {reason}")
         own = self.pipeline.scheduler
-        config = {**own.config, "_class_name": _settings.FLOW, **settings}
-        if wrong := _settings.mistakes(config, sampler):
+        config = {**own.config, "_class_name": scheduler_settings.FLOW, **settings}
+        if wrong := scheduler_settings.mistakes(config, sampler):
             raise Refused("; ".join(f"pretrained: {said}" for said in wrong))
         found = type(own).from_config(config)
         refuse_unknown(found)

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from genbo.diffusion import scheduler_settings
 from genbo.diffusion.adapt import Adapter, Network, network_with
-from genbo.diffusion.pipelines import _settings
+from genbo.diffusion.parts import encoders, networks
+from genbo.diffusion.pipeline_options import PipelineOptions
 from genbo.diffusion.process import Condition
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.seed import Seed
 from genbo.diffusion.tokens import unsaid
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
     from genbo.diffusion.process import Sampler
 
 Size = tuple[int, int]
@@ -41,10 +42,8 @@ class PipelineModel:
     of_size: ClassVar[Mapping[str, Any]] = {}  # what its call must be told where the size is not the network's own
     prediction: str
 
-    def __init__(self, pipeline: Any, options: Diffusers | None = None) -> None:
-        from genbo.diffusion.models.diffusers import Diffusers
-
-        self.pipeline, self.options = pipeline, options or Diffusers()
+    def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
+        self.pipeline, self.options = pipeline, options or PipelineOptions()
         for module in networks(pipeline).values():
             module.eval().requires_grad_(False)
         self.denoiser = getattr(pipeline, self.part)
@@ -75,7 +74,7 @@ class PipelineModel:
 
     def prompted(self, sampler: Sampler) -> str | None:
         """How the pipeline's own call takes a `prompt`, in Python; None where it cannot draw what genbo draws."""
-        return "prompt"
+        return "prompt" if sampler.traits.in_diffusers else None
 
     @property
     def channels(self) -> int:
@@ -192,17 +191,6 @@ class PipelineModel:
         return self.options.variant
 
 
-def encoders(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The components that read prompts, by name."""
-    return {name: network for name, network in networks(pipeline).items() if name.startswith("text_encoder")}
-
-
-def networks(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """The components that have weights, by name."""
-    found = pipeline.components.items()
-    return {name: component for name, component in found if isinstance(component, torch.nn.Module)}
-
-
 def as_loaded(pipeline: Any, scheduler: Any) -> Any:
     """A scheduler as this class of pipeline has it when it is loaded: some set `steps_offset` or `clip_sample` anew.
 
@@ -226,8 +214,8 @@ def as_loaded(pipeline: Any, scheduler: Any) -> Any:
 
 def refuse_unknown(scheduler: Any) -> None:
     """`Refused` where a newer diffusers has a setting that genbo has never seen, and it is in use."""
-    for name, value in _settings.unknown(scheduler):
+    for name, value in scheduler_settings.unknown(scheduler):
         raise Refused(
             f"pretrained: this model's scheduler sets {name}: {value}, which genbo does not know; "
-            f"delete it from its {_settings.FILE}, or take another model"
+            f"delete it from its {scheduler_settings.FILE}, or take another model"
         )

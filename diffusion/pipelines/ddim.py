@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from genbo.diffusion.pipelines.ddpm import DDPMModel
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DDIMModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> DDIMModel:
     """The pipeline as a `Model`."""
     return DDIMModel(pipeline, options)
 
@@ -19,4 +19,4 @@ class DDIMModel(DDPMModel):
     """The pipeline takes no scheduler but DDIM's."""
 
     takes_eta = True
-    drawn_by = ("Ddim",)
+    drawn_by = ("ddim",)

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from genbo.diffusion.models._folder import class_names
+from genbo.diffusion.pipeline_folder import class_names
 from genbo.diffusion.pipelines._classes import labels
 from genbo.diffusion.pipelines._discrete import Discrete
 from genbo.diffusion.process import Condition
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DDPMModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> DDPMModel:
     """The pipeline as a `Model`."""
     return DDPMModel(pipeline, options)
 
@@ -32,12 +32,13 @@ class DDPMModel(Discrete):
 
     names: ClassVar[Mapping[str, str]] = {}
     takes_eta: ClassVar[bool] = False
-    drawn_by: tuple[str, ...] = ("Ddim", "Ddpm", "Dpmpp")  # samplers whose schedulers the pipeline's own call serves
+    drawn_by: tuple[str, ...] = ("ddim", "ddpm", "dpmpp")  # samplers whose schedulers the pipeline's own call serves
 
     def prompted(self, sampler: Sampler) -> str | None:
         """diffusers' own DDPMPipeline hands no eta on, and no class."""
-        fresh = getattr(sampler, "eta", 0) > 0 and not self.takes_eta
-        return None if type(sampler).__name__ not in self.drawn_by or self.classes or fresh else ""
+        untold = any(sampler.traits.call(sampler).values()) and not self.takes_eta
+        drawn = sampler.traits.in_diffusers and sampler.traits.levels_of in self.drawn_by
+        return "" if drawn and not self.classes and not untold else None
 
     @property
     def classes(self) -> int:

@@ -16,11 +16,11 @@ from genbo.diffusion.pipelines._classes import labels
 from genbo.diffusion.pipelines._discrete import Discrete
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> DiTModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> DiTModel:
     """The pipeline as a `Model`."""
     return DiTModel(pipeline, options)
 
@@ -32,7 +32,7 @@ class DiTModel(Discrete):
 
     def prompted(self, sampler: Sampler) -> str | None:
         """diffusers' own call begins Euler from noise of variance 1, not sigma_max^2; it hands on no eta, no seeds."""
-        if type(sampler).__name__ == "Euler" or sampler.stochastic:
+        if not sampler.traits.in_diffusers or sampler.traits.levels_of == "euler" or sampler.stochastic:
             return None
         return f"class_labels={'pipeline.get_label_ids([prompt])' if self.pipeline.labels else '[int(prompt)]'}"
 

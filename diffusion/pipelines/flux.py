@@ -18,13 +18,13 @@ from torch import Tensor
 from genbo.diffusion.pipelines._flow import Flow
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
     from genbo.diffusion.pipelines._pipeline import Size
 
 DISTILLED = 3.5  # diffusers' own default
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> FluxModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> FluxModel:
     """The pipeline as a `Model`."""
     return FluxModel(pipeline, options)
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from genbo.diffusion.pipelines._discrete import Discrete
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
 
 UNASKED = {"resolution": None, "aspect_ratio": None}  # what PixArt-alpha was told beside the prompt
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> PixArtSigmaModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> PixArtSigmaModel:
     """The pipeline as a `Model`."""
     return PixArtSigmaModel(pipeline, options)
 

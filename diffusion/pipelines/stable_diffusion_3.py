@@ -14,10 +14,10 @@ from torch import Tensor
 from genbo.diffusion.pipelines._flow import Flow
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> StableDiffusion3Model:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> StableDiffusion3Model:
     """The pipeline as a `Model`."""
     return StableDiffusion3Model(pipeline, options)
 

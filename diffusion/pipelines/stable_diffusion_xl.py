@@ -19,12 +19,12 @@ from genbo.diffusion.pipelines.stable_diffusion import StableDiffusionModel
 from genbo.diffusion.process import Condition
 
 if TYPE_CHECKING:
-    from genbo.diffusion.models.diffusers import Diffusers
+    from genbo.diffusion.pipeline_options import PipelineOptions
 
 BESIDE = ("text_embeds", "time_ids")  # what the U-Net takes as `added_cond_kwargs`
 
 
-def open_pipeline(pipeline: Any, options: Diffusers) -> StableDiffusionXLModel:
+def open_pipeline(pipeline: Any, options: PipelineOptions) -> StableDiffusionXLModel:
     """The pipeline as a `Model`."""
     return StableDiffusionXLModel(pipeline, options)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt, Interval
+
+from genbo.diffusion.traits import SamplerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ddim:
+    traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="ddim", in_diffusers=True, call_options=("eta",))
+
     steps: Annotated[int, Gt(0)] = 20
     eta: Annotated[float, Interval(ge=0, le=1)] = 0.0
 

@@ -14,9 +14,11 @@ and a last time above 0 (trailing, or steps_offset), its images keep sqrt(n) of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
+
+from genbo.diffusion.traits import SamplerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
 class Ddpm:
     """`variance: own` is as the model's own scheduler has it, and small where it has none."""
 
+    traits: ClassVar[SamplerTraits] = SamplerTraits(
+        levels_of="ddpm",
+        in_diffusers=True,
+        settings={"variance": {size: {"variance_type": f"fixed_{size}"} for size in ("small", "large")}},
+    )
+
     steps: Annotated[int, Gt(0)] = 100
     variance: Literal["own", "small", "large"] = "own"
-    stochastic = True
+    stochastic: ClassVar[bool] = True
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
         mean, scale = self.transition(at, x_t, x_0, eps)

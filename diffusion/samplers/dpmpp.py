@@ -15,9 +15,11 @@ the first and the last step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
+
+from genbo.diffusion.traits import SamplerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dpmpp:
+    traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="dpmpp", in_diffusers=True)
+
     steps: Annotated[int, Gt(0)] = 10
-    stochastic = False
+    stochastic: ClassVar[bool] = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
         order = min(at.order or (1 if at.last else 2), 1 + len(memory))

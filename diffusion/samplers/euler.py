@@ -7,9 +7,11 @@ the levels at which they stop, not in the step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Gt
+
+from genbo.diffusion.traits import SamplerTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Euler:
+    traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="euler", in_diffusers=True)
+
     steps: Annotated[int, Gt(0)] = 20
-    stochastic = False
+    stochastic: ClassVar[bool] = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
         return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory

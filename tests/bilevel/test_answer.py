@@ -280,6 +280,18 @@ def test_an_objective_that_only_rises_ends_at_its_bound(way, kind, noise):
     assert found.u.item() == us[-1].item()
 
 
+@pytest.mark.parametrize("steps", [20, 40, 80])
+def test_a_rise_that_slackens_before_the_bound_ends_there_too(steps):
+    """F = log(1 + phi): it falls to a tenth on the way, and is not zero at the bound, nor beyond."""
+
+    def slope(u: Tensor) -> Tensor:
+        return 10 * u.sigmoid() * (1 - u.sigmoid()) / (1 + 10 * u.sigmoid())
+
+    us, gs, ses = climb(slope, [-2.0], 1e-3, steps=steps)
+    assert 0.9 < us[-1].sigmoid() < 1
+    assert answer(us, gs, ses, domain=domain_of(us)).kinds == ("upper_bound",)
+
+
 def test_an_optimum_beside_a_bound_is_an_optimum():
     """F = -(phi - 9.9)^2 / 2 within [0, 10]."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import Learner
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.diffusion.data import Data
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet
@@ -30,32 +30,32 @@ WAYS = {
 }
 
 
-def learner(**options: Any) -> Learner:
+def trainer(**options: Any) -> NetworkTrainer:
     splits = Data("digits").open()
     network = Unet(channels=[16, 32], attention=True, classes=True, device="cuda").open(splits.train)
     told = {"bf16": "off", "batch": 32, "warmup": 4, **options}
     pixels = splits.train.to(network.device)
-    return Denoising(**told).open(network.module, pixels.signed(), pixels.labels, classes=network.classes)
+    return Denoising(**told).begin(NetworkContext(network.module, pixels.signed(), pixels.labels, network.classes))
 
 
-def far(one: Learner, other: Learner) -> float:
+def far(one: NetworkTrainer, other: NetworkTrainer) -> float:
     """The weights' distance, of the way that they have come."""
-    start = learner(capture="off", compile="off")
+    start = trainer(capture="off", compile="off")
     begun = torch.cat([p.detach().flatten() for p in start.params])
     mine, theirs = (torch.cat([p.detach().flatten() for p in of.params]) for of in (one, other))
     return float((mine - theirs).norm() / (mine - begun).norm())
 
 
 def test_small_networks_are_recorded_unasked():
-    assert learner().captures
-    assert not learner(capture="off").captures
+    assert trainer().captures
+    assert not trainer(capture="off").captures
 
 
 @pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_step_trains_the_same_however_it_is_launched(way, noise_levels):
-    plain = learner(capture="off", compile="off", noise_levels=noise_levels)
-    fast = learner(**WAYS[way], noise_levels=noise_levels)
+    plain = trainer(capture="off", compile="off", noise_levels=noise_levels)
+    fast = trainer(**WAYS[way], noise_levels=noise_levels)
     for one in (plain, fast):
         one.train(COSINE, 4, Seed(0))
         kept = one.state()
@@ -63,14 +63,14 @@ def test_a_step_trains_the_same_however_it_is_launched(way, noise_levels):
         one.load(kept)
         one.train(OTHER, 4, Seed(2))
     assert far(fast, plain) < 0.05
-    other = learner(capture="off", compile="off", noise_levels=noise_levels)
+    other = trainer(capture="off", compile="off", noise_levels=noise_levels)
     other.train(OTHER, 8, Seed(3))
     assert far(other, plain) > 0.2  # of other minibatches
 
 
 @pytest.mark.parametrize("way", ["captured", "both"])
 def test_samples_are_drawn_from_the_average_as_it_stands(way):
-    one = learner(**WAYS[way])
+    one = trainer(**WAYS[way])
     batch = batch_of(["3", "8"], 6, Seed(0))
     for _ in range(2):
         one.train(COSINE, 20, Seed(one.steps))
@@ -82,7 +82,7 @@ def test_samples_are_drawn_from_the_average_as_it_stands(way):
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
 def test_a_sampler_that_remembers_is_not_shown_the_next_call(prediction):
-    one = learner(prediction=prediction)
+    one = trainer(prediction=prediction)
     one.train(COSINE, 20, Seed(0))
     batch = batch_of(["3", "8"], 6, Seed(0))
     drawn = []
@@ -94,7 +94,7 @@ def test_a_sampler_that_remembers_is_not_shown_the_next_call(prediction):
 
 
 def test_a_state_goes_on_in_a_new_recording():
-    one, other = learner(), learner()
+    one, other = trainer(), trainer()
     one.train(COSINE, 4, Seed(0))
     other.load({name: x.cpu().contiguous() for name, x in one.state().items()})
     for of in (one, other):

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from genbo.bilevel.measured import Measured
 from genbo.bilevel.regularization.curve import Point, optimum, settled, trace
-from genbo.bilevel.regularization.tilted import Fit, Law, Measured
+from genbo.bilevel.regularization.tilted import Fit, Law
 
 GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
 SOME = Fit(ess=100.0, max_weight=0.03, khat=0.6, samples=1000.0)

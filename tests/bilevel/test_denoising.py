@@ -15,8 +15,9 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.training.network_trainer import Answers, Diverged, Learner
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer, TrainingDiverged
 from genbo.bilevel.training.penalty import implicit, penalty
+from genbo.bilevel.training.schedule_response import ScheduleLevels
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
@@ -55,11 +56,11 @@ def options(**changed: Any) -> Denoising:
     return replace(Denoising(noise_levels="schedule", batch=128, lr=3e-3, warmup=20, ema=0.95), **changed)
 
 
-def learner(**changed: Any) -> Learner:
-    return options(**changed).open(Small(), DATA)
+def trainer(**changed: Any) -> NetworkTrainer:
+    return options(**changed).begin(NetworkContext(Small(), DATA))
 
 
-def distance(schedule: Schedule, module: torch.nn.Module, of: Learner, steps: int = 6, n: int = 64) -> Tensor:
+def distance(schedule: Schedule, module: torch.nn.Module, of: NetworkTrainer, steps: int = 6, n: int = 64) -> Tensor:
     """Squared Wasserstein distance of samples from the data, from noise that is always the same."""
     process = process_of(of.network(schedule, module), Ddim(steps=steps), Plain(weight=1.0))
     noise = torch.special.ndtri(quantiles(n))[:, None].to(of.data.dtype)
@@ -177,7 +178,7 @@ def test_left_out_labels_become_that_of_no_class():
 )
 def test_training_learns_to_sample(changed):
     """From noise to within a quarter of what an untrained network makes of it."""
-    trained = learner(**changed)
+    trained = trainer(**changed)
     before = distance(COSINE, trained.average, trained, steps=20).item()
     losses = [trained.train(COSINE, 50, Seed(0).child(k)) for k in range(8)]
     assert losses[-1] < losses[0] and trained.steps == 400
@@ -185,12 +186,12 @@ def test_training_learns_to_sample(changed):
 
 
 def test_a_run_that_was_stopped_is_the_run_that_was_not():
-    one, two = learner(), learner()
+    one, two = trainer(), trainer()
     for k in range(4):
         one.train(COSINE, 5, Seed(0).child(k))
     for k in range(2):
         two.train(COSINE, 5, Seed(0).child(k))
-    three = learner()
+    three = trainer()
     three.load(two.state())
     for k in range(2, 4):
         three.train(COSINE, 5, Seed(0).child(k))
@@ -201,12 +202,12 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not():
 
 @pytest.mark.parametrize("trained", [0, 5])
 def test_what_diverges_stops_with_the_weights_from_before(trained):
-    one = learner()
+    one = trainer()
     if trained:
         one.train(COSINE, trained, Seed(0))
     before = one.state()
     one.data = torch.full_like(DATA, float("nan"))
-    with pytest.raises(Diverged, match=r"the training loss is nan after \d+ steps; lower lr \(0.003\)"):
+    with pytest.raises(TrainingDiverged, match=r"the training loss is nan after \d+ steps; lower lr \(0.003\)"):
         one.train(COSINE, 3, Seed(1))
     after = one.state()
     assert before.keys() == after.keys() and one.steps == trained
@@ -216,7 +217,7 @@ def test_what_diverges_stops_with_the_weights_from_before(trained):
 
 
 def test_weights_warm_up_and_are_averaged():
-    one = learner(warmup=10, ema=0.5)
+    one = trainer(warmup=10, ema=0.5)
     start = {k: v.clone() for k, v in one.module.named_parameters()}
     one.train(COSINE, 1, Seed(0))
     moved = max((p - start[name]).abs().max().item() for name, p in one.module.named_parameters())
@@ -238,7 +239,7 @@ class NothingRead(TorchDispatchMode):
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
 def test_a_step_reads_nothing_back(zero_terminal):
-    one, schedule = learner(), schedule_of(Cosine(), zero_terminal=zero_terminal)
+    one, schedule = trainer(), schedule_of(Cosine(), zero_terminal=zero_terminal)
     with pytest.raises(AssertionError, match="reads"), NothingRead():
         torch.ones(1).item()
     one.train(schedule, 1, Seed(0))
@@ -251,7 +252,7 @@ def test_a_step_reads_nothing_back(zero_terminal):
 
 @pytest.mark.parametrize("noise_levels", ["broad", "schedule"])
 def test_the_loss_is_one_graph_for_the_compiler(noise_levels):
-    one = learner(noise_levels=noise_levels)
+    one = trainer(noise_levels=noise_levels)
     compiled = torch.compile(one.loss.__call__, backend="eager", fullgraph=True)
     draws = one.draw(Seed(0))
     torch.testing.assert_close(compiled(one.module, COSINE, draws), one.loss(one.module, COSINE, draws))
@@ -269,9 +270,9 @@ def test_mistakes_are_sentences():
 
 
 @pytest.fixture(scope="module")
-def trained() -> Learner:
+def trained() -> NetworkTrainer:
     """Far from done, in float64: its samples leave something to be wished for."""
-    one = options().open(Small(torch.float64), DATA.double())
+    one = options().begin(NetworkContext(Small(torch.float64), DATA.double()))
     one.train(COSINE, 150, Seed(0))
     return one
 
@@ -280,14 +281,14 @@ def flat(module: torch.nn.Module) -> Tensor:
     return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
-def answers(trained: Learner, **changed: Any) -> Answers:
+def answers(trained: NetworkTrainer, **changed: Any) -> ScheduleLevels:
     one = copy.copy(trained)
     one.options = replace(trained.options, **changed)
     tunable = NoiseSchedule(parameters=["start", "tau"])
-    return Answers(one, tunable.schedule, wanted(tunable, one), Seed(7))
+    return ScheduleLevels(one, tunable.schedule, wanted(tunable, one), Seed(7))
 
 
-def wanted(tunable: NoiseSchedule, of: Learner) -> Callable[[Tensor, torch.nn.Module], Tensor]:
+def wanted(tunable: NoiseSchedule, of: NetworkTrainer) -> Callable[[Tensor, torch.nn.Module], Tensor]:
     return lambda q, module: distance(tunable.schedule(q), module, of)
 
 
@@ -334,9 +335,9 @@ def test_gradients_agree_from_one_gamma_to_another(trained):
 
 
 def test_broad_training_needs_no_z(trained):
-    one = options(noise_levels="broad").open(Small(), DATA)
+    one = options(noise_levels="broad").begin(NetworkContext(Small(), DATA))
     one.train(COSINE, 20, Seed(0))
-    two = replace(answers(trained), learner=one, wanted=wanted(NoiseSchedule(parameters=["start", "tau"]), one))
+    two = replace(answers(trained), trainer=one, wanted=wanted(NoiseSchedule(parameters=["start", "tau"]), one))
     assert two.solve(Q, 0.0) is one.average and not two.coupled
     found = penalty(two, Q, 100.0)
     assert found.indirect.tolist() == [0, 0] and found.direct.abs().min() > 0
@@ -348,21 +349,21 @@ def test_enough_steps_of_z_end_at_the_exact_gradient():
     q, draws = world.tunable.first(STEPS), world.draws
     exact = implicit(world, q)
 
-    class Whole(Learner):
+    class OnAllData(NetworkTrainer):
         def draw(self, seed: Seed) -> Minibatch:
             return draws
 
     def error(steps: int) -> float:
         o = Denoising(noise_levels="schedule", lr=1.0, z_lr=1.0, z_steps=steps, z_refresh=1000, weight_decay=1e-3)
-        one = Whole(o, Held(world.solve(q, 0.0)), draws.x, None, ())
+        one = OnAllData(o, NetworkContext(Held(world.solve(q, 0.0)), draws.x))
         one.loss = world.loss
 
         def of_samples(q: Tensor, module: torch.nn.Module) -> Tensor:
             return distance(world.tunable.schedule(q), module, one, STEPS, 128)
 
-        return penalty(Answers(one, world.tunable.schedule, of_samples, Seed(0)), q, 1e5, symmetric=True).distance(
-            exact
-        )
+        return penalty(
+            ScheduleLevels(one, world.tunable.schedule, of_samples, Seed(0)), q, 1e5, symmetric=True
+        ).distance(exact)
 
     assert error(1) > 0.3, "a few steps say little, however large gamma is"
     assert error(100) < 0.15
@@ -398,7 +399,7 @@ class Recorded:
 def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
     """Warming up changes nothing, another schedule reaches the recording, and a state that is loaded goes on in it."""
     monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
-    plain, recorded = learner(noise_levels=noise_levels), learner(noise_levels=noise_levels)
+    plain, recorded = trainer(noise_levels=noise_levels), trainer(noise_levels=noise_levels)
     recorded.captures = True
     others = [Cosine(tau=2.0), Cosine(end=0.6, normalised=False), Sigmoid()]
     for one in (plain, recorded):
@@ -415,7 +416,7 @@ def test_a_recorded_step_trains_as_one_that_is_not(monkeypatch, noise_levels):
 
 def test_a_network_that_is_recorded_is_the_average_as_it_stands(monkeypatch):
     monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
-    one = learner()
+    one = trainer()
     one.replayed = Recorded(one._called)
     batch = Batch(("",) * 3, (1, 2, 3))
     for _ in range(2):
@@ -429,7 +430,7 @@ def test_a_network_that_is_recorded_is_the_average_as_it_stands(monkeypatch):
 
 
 def test_a_state_is_a_copy_of_the_moment_and_made_once():
-    one = learner()
+    one = trainer()
     one.train(COSINE, 2, Seed(0))
     kept = one.state()
     assert all(mine is theirs for mine, theirs in zip(kept.values(), one.state().values(), strict=True))
@@ -445,7 +446,7 @@ def test_a_state_is_a_copy_of_the_moment_and_made_once():
 def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
     """A file has no channels-last: the fused step would pair each weight with another's moment."""
     pixels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    one, other = (options().open(Unet(channels=[8]).open().module, pixels) for _ in range(2))
+    one, other = (options().begin(NetworkContext(Unet(channels=[8]).open().module, pixels)) for _ in range(2))
     one.train(COSINE, 2, Seed(0))
     other.load({name: x.contiguous() for name, x in one.state().items()})
     moments = [(p, other.optimizer.state[p]["exp_avg"]) for p in other.params]
@@ -461,7 +462,7 @@ def test_moments_that_were_stored_plainly_go_on_in_the_order_of_the_weights():
 def test_a_sampler_that_remembers_is_not_shown_the_next_call(monkeypatch, prediction):
     """DPM-Solver++ keeps x_0, which for `sample` is the network's output itself."""
     monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
-    one = learner(prediction=prediction)
+    one = trainer(prediction=prediction)
     one.replayed = Recorded(one._called)
     one.train(COSINE, 20, Seed(0))
     batch = Batch(("",) * 3, (1, 2, 3))
@@ -474,7 +475,7 @@ def test_a_sampler_that_remembers_is_not_shown_the_next_call(monkeypatch, predic
 
 
 def test_a_derivative_on_its_way_forwards_is_not_lost_in_a_recording():
-    one = learner()
+    one = trainer()
     one.replayed = Recorded(one._called)
     one.train(COSINE, 5, Seed(0))
     x, told = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)), torch.full((4,), 500.0)
@@ -491,7 +492,7 @@ def test_a_derivative_on_its_way_forwards_is_not_lost_in_a_recording():
 def test_an_answer_after_a_state_that_never_moved_is_finite(monkeypatch):
     """A recorded step has its moments from the start; those of no step yet are no preconditioner."""
     monkeypatch.setattr("genbo.bilevel.training.network_trainer.Captured", Recorded)
-    one, other = learner(), learner()
+    one, other = trainer(), trainer()
     one.captures = True
     fresh = one.state()
     one.train(COSINE, 3, Seed(0))
@@ -504,7 +505,7 @@ def test_an_answer_after_a_state_that_never_moved_is_finite(monkeypatch):
 def test_the_label_of_no_class_is_the_same_in_training_and_in_sampling():
     """Whatever classes the training share happens to hold."""
     labels = torch.arange(len(DATA)) % 2
-    one = options(unlabelled=1.0).open(Small(), DATA, labels, classes=("a", "b", "c"))
+    one = options(unlabelled=1.0).begin(NetworkContext(Small(), DATA, labels, ("a", "b", "c")))
     drawn = one.draw(Seed(0)).labels
     assert drawn is not None
     assert set(drawn.tolist()) == {3} == set(one.network(COSINE).unconditional().tensors["labels"].tolist())

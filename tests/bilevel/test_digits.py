@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.optimizers.adam import Adam
-from genbo.bilevel.training.network_trainer import Learner
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.indexed import indexed
@@ -52,11 +52,11 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def trained() -> Learner:
+def trained() -> NetworkTrainer:
     images, _ = digits()
-    learner = Denoising(batch=48, lr=3e-3, warmup=20, ema=0.97).open(network(), images[:1000])
-    learner.train(schedule_of(Cosine()), 150, Seed(0))
-    return learner
+    trainer = Denoising(batch=48, lr=3e-3, warmup=20, ema=0.97).begin(NetworkContext(network(), images[:1000]))
+    trainer.train(schedule_of(Cosine()), 150, Seed(0))
+    return trainer
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ def kernel_distance(x: Tensor, y: Tensor) -> Tensor:
     return within[0] + within[1] - 2 * both.mean()
 
 
-def drawn(learner: Learner, tunable: NoiseSchedule, phi: Tensor, batch: Batch) -> Tensor:
-    model = learner.network(tunable.schedule(tunable.first(STEPS)))
+def drawn(trainer: NetworkTrainer, tunable: NoiseSchedule, phi: Tensor, batch: Batch) -> Tensor:
+    model = trainer.network(tunable.schedule(tunable.first(STEPS)))
     return sample(tunable.embed(process_of(model, Ddim(steps=STEPS), Plain(weight=1.0)), phi), batch)
 
 
@@ -134,13 +134,13 @@ def test_only_what_has_sinusoids_can_be_told_the_index():
 def test_classes_are_told_and_left_out():
     """Ten digits and a label for none: guided samples are those of both halves together."""
     images, labels = digits()
-    learner = Denoising(batch=64, lr=3e-3, warmup=10, ema=0.9).open(
-        network(classes=11), images[:600], labels[:600], classes=CLASSES
+    trainer = Denoising(batch=64, lr=3e-3, warmup=10, ema=0.9).begin(
+        NetworkContext(network(classes=11), images[:600], labels[:600], CLASSES)
     )
-    first = learner.train(schedule_of(Cosine()), 10, Seed(0))
-    assert learner.train(schedule_of(Cosine()), 30, Seed(1)) < first
-    assert learner.draw(Seed(0)).labels.max() == 10  # type: ignore[union-attr]
-    process = process_of(learner.network(schedule_of(Cosine())), Ddim(steps=2), Plain(weight=2.0))
+    first = trainer.train(schedule_of(Cosine()), 10, Seed(0))
+    assert trainer.train(schedule_of(Cosine()), 30, Seed(1)) < first
+    assert trainer.draw(Seed(0)).labels.max() == 10  # type: ignore[union-attr]
+    process = process_of(trainer.network(schedule_of(Cosine())), Ddim(steps=2), Plain(weight=2.0))
     with torch.no_grad():
         one, two = (sample(process, Batch((label,) * 2, (5, 6))) for label in "38")
         assert (one - two).abs().max() > 1e-3

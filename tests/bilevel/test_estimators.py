@@ -12,7 +12,8 @@ from genbo.bilevel.estimators.auto import Auto
 from genbo.bilevel.estimators.forward_mode import ForwardMode
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Facts, Problem, calls
+from genbo.bilevel.problem import Problem, SamplesAt, calls
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
@@ -37,7 +38,7 @@ def problem(model=None, tunable=None, target=None, batch: int = 4096, steps: int
 def gradient(problem: Problem, estimator, samples: int, seed: int = 0, prompts=("east",)):
     batch = batch_of(prompts, samples, Seed(seed))
     u = problem.coordinates(problem.first())
-    return estimator(problem, u, batch, torch.ones(1, dtype=torch.float64), Seed(seed), {})[0]
+    return estimator(problem, SamplesAt(u, batch, torch.ones(1, dtype=torch.float64), Seed(seed)))
 
 
 def exact_gradient(problem: Problem, u=None) -> torch.Tensor:
@@ -136,7 +137,7 @@ def test_random_directions_cost_sqrt_p_plus_one(parameters):
     one = ZerothOrder(directions="random", count=1, h=1e-3)
     batch, u = batch_of(("east",), 16, Seed(0)), p.coordinates(p.first())
     weights = torch.ones(1, dtype=torch.float64)
-    draws = torch.stack([one(p, u, batch, weights, Seed(s), {})[0].grad for s in range(600)])
+    draws = torch.stack([one(p, SamplesAt(u, batch, weights, Seed(s))).grad for s in range(600)])
     relative = ((draws - exact) ** 2).sum(1).mean().sqrt() / exact.norm()
     assert relative.item() == pytest.approx(math.sqrt(parameters + 1), rel=0.2)
     assert ((draws.mean(0) - exact) / (draws.std(0) / 600**0.5)).abs().max() < 4
@@ -157,11 +158,11 @@ def test_one_point_residual_feedback_uses_the_value_before():
     p = problem()
     estimator = ZerothOrder(directions="random", points="one_point", h=0.5)
     u, weights = p.coordinates(p.first()), torch.ones(1, dtype=torch.float64)
-    first, state = estimator(p, u, batch_of(("east",), 32, Seed(0)), weights, Seed(0), {})
+    first = estimator(p, SamplesAt(u, batch_of(("east",), 32, Seed(0)), weights, Seed(0)))
     assert first.grad.abs().max() == 0  # there is nothing to compare with yet
-    second, after = estimator(p, u, batch_of(("east",), 32, Seed(1)), weights, Seed(1), state)
+    second = estimator(p, SamplesAt(u, batch_of(("east",), 32, Seed(1)), weights, Seed(1), first.state))
     v = torch.randn(1, 1, generator=Seed(1).child("directions").generator(), dtype=torch.float64)[0]
-    torch.testing.assert_close(second.grad, v * (after["last"] - state["last"]) / 0.5)
+    torch.testing.assert_close(second.grad, v * (second.state["last"] - first.state["last"]) / 0.5)
 
 
 def test_zeroth_order_never_asks_for_a_gradient():
@@ -215,10 +216,10 @@ def test_cost_is_what_the_estimator_says(estimator, parameters, expected):
     p = problem(tunable=Guidance(start=2.5, bounds=(0.0, 10.0), shape=Knots(parameters)), batch=12)
     gradient(p, estimator, samples=10)
     meter = p.process.meter
-    rows = 10 * estimator.trajectories(parameters) * estimator.network_passes()
+    rows = 10 * estimator.cost(parameters).trajectories * estimator.cost(parameters).network_passes
     assert meter.denoiser_calls == expected
     assert meter.image_forwards == 2 * STEPS * rows
-    assert meter.reward_images == 10 * estimator.trajectories(parameters)
+    assert meter.reward_images == 10 * estimator.cost(parameters).trajectories
 
 
 def test_members_of_a_batch_do_not_touch_each_other():
@@ -247,4 +248,4 @@ def test_auto_chooses_and_says_why(facts, kind):
     assert chosen == kind
     assert str(facts.parameters) in reason
     if kind == "zeroth_order":
-        assert ZerothOrder(**options).trajectories(facts.parameters) <= 40
+        assert ZerothOrder(**options).cost(facts.parameters).trajectories <= 40

@@ -15,10 +15,10 @@ from genbo.bilevel.estimators.difference import Difference
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.guided import Guided, law_of
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.curve import matched
-from genbo.bilevel.regularization.tilted import Law, Solve
+from genbo.bilevel.regularization.tilted import Law, SolveLaw
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.path_kl import sample_with_kl
@@ -39,11 +39,11 @@ def source(name: str, *, steps: int = 40, eta: float = 1.0, seed: int = 0, batch
     return Sampled(process, [world.prompt], [(1.0, world.r1.open())], [(1.0, world.r2.open())], Seed(seed))
 
 
-def guided(name: str, n: int = 400, **options) -> Solve:
+def guided(name: str, n: int = 400, **options) -> SolveLaw:
     return partial(Guided(n, most=None).solve, source(name, **options))
 
 
-def tilt(name: str) -> Solve:
+def tilt(name: str) -> SolveLaw:
     world = WORLDS[name]
     return partial(ClosedForm().solve, cumulant_of(world.model, [world.prompt], [(1.0, world.r1)], [(1.0, world.r2)]))
 
@@ -278,7 +278,7 @@ def test_and_again_when_they_are_climbed():
         Guided(4, most=None).solve(replace(here, upper=size), 1.0, 10.0)
 
 
-class Broken:
+class BrokenReward:
     differentiable = True
 
     def __call__(self, images: Tensor, prompts) -> Tensor:
@@ -293,7 +293,7 @@ def test_a_lambda_of_nothing_is_refused(lam):
 
 def test_numbers_that_are_not_finite_end_in_a_sentence():
     with pytest.raises(ValueError, match=r"the lower reward is not a finite number .* lambda = 1;"):
-        Guided(4, most=None).solve(replace(source("gaussian", steps=4), lower=[(1.0, Broken())]), 1.0)
+        Guided(4, most=None).solve(replace(source("gaussian", steps=4), lower=[(1.0, BrokenReward())]), 1.0)
     with pytest.raises(ValueError, match=r"not a finite number .* a larger lambda guides less"):
         guided("mixture", 4, steps=8)(1e-300)
 

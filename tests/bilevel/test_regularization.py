@@ -11,9 +11,10 @@ import torch
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.measured import Measured
+from genbo.bilevel.protocols import Facts
 from genbo.bilevel.regularization.curve import matched, optimum, trace
-from genbo.bilevel.regularization.tilted import Law, Measured, Solve
+from genbo.bilevel.regularization.tilted import Law, SolveLaw
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian
@@ -26,7 +27,7 @@ KLS = (0.1, 1.0, 8.0)
 NAMES = sorted(WORLDS)
 
 
-def solver(world: World) -> Solve:
+def solver(world: World) -> SolveLaw:
     return partial(ClosedForm().solve, cumulant_of(world.model, [world.prompt], [(1.0, world.r1)], [(1.0, world.r2)]))
 
 
@@ -100,7 +101,7 @@ def test_the_value_gap_leans_by_what_its_file_says(name):
     )
 
 
-def reversed_kl(world: World, solve: Solve) -> Solve:
+def reversed_kl(world: World, solve: SolveLaw) -> SolveLaw:
     """The same solver with the arguments of its KL swapped."""
 
     def swapped(lam: float, gamma: float | None = None) -> Law:

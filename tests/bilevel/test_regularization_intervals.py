@@ -23,10 +23,11 @@ from genbo.bilevel.interval import (
 )
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
+from genbo.bilevel.measured import Measured, Relative
 from genbo.bilevel.regularization.bank import Bank, bank_of
 from genbo.bilevel.regularization.curve import WIDER, Optimum, optimum, settled, trace
-from genbo.bilevel.regularization.search import Budget, _is_settled, search
-from genbo.bilevel.regularization.tilted import Fit, Law, Measured, Relative
+from genbo.bilevel.regularization.search import SearchBudget, _is_settled, search
+from genbo.bilevel.regularization.tilted import Fit, Law
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic
@@ -321,16 +322,16 @@ def test_an_optimum_is_believed_on_fresh_shifted_samples_only():
     best = Optimum("interior", 1.0, 0.0, "reliable", "", log_se=0.05, interval=(0.9, 1.1))
     plain = bank_of(normal(1, 4), normal(1, 4))
     shifted = Bank(plain.r1, plain.r2, torch.full_like(plain.r1, 0.1))
-    assert not _is_settled(best, [plain], True, Budget())
-    assert _is_settled(best, [plain, shifted], True, Budget())
-    assert _is_settled(best, [plain], False, Budget())
+    assert not _is_settled(best, [plain], True, SearchBudget())
+    assert _is_settled(best, [plain, shifted], True, SearchBudget())
+    assert _is_settled(best, [plain], False, SearchBudget())
     for other in ({"kind": "unclear"}, {"verdict": "doubtful"}, {"log_se": 0.11}, {"log_se": None}):
-        assert not _is_settled(Optimum(**{**vars(best), **other}), [plain, shifted], True, Budget())
+        assert not _is_settled(Optimum(**{**vars(best), **other}), [plain, shifted], True, SearchBudget())
 
 
 def test_a_search_that_sees_its_optimum_at_once_draws_once_more():
     source = Direct(gaussian(0.6, 1), 1)  # at a KL of 0.18: plain samples are enough
-    *_, end = search(source, Reweight(), Covariance(), (0.3, 20.0), Budget(8192))
+    *_, end = search(source, Reweight(), Covariance(), (0.3, 20.0), SearchBudget(8192))
     assert source.drawn[:2] == [(0, 8192, False), (1, 8192, True)] and end.after == "done"
 
 
@@ -344,7 +345,7 @@ def found_in(name: str, samples: int, seed: int, how: str) -> Optimum:
     rewards, bounds = NOISE_WORLDS[name]
     source = Direct(rewards, 1, seed=seed)
     if how == "search":
-        *_, end = search(source, Reweight(), Covariance(), bounds, Budget(samples))
+        *_, end = search(source, Reweight(), Covariance(), bounds, SearchBudget(samples))
         assert end.optimum is not None
         return end.optimum
     shifts = source.shifts(0, samples // 4, best_of(name)) if how == "shifted" else None

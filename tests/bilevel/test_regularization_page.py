@@ -28,9 +28,10 @@ def test_every_file_that_the_page_names_is_there():
 
 
 def test_thresholds_on_the_page_are_those_of_the_code():
+    from genbo.bilevel.measured import MANY_PROMPTS
     from genbo.bilevel.regularization.curve import POINTS, WIDER
     from genbo.bilevel.regularization.proposal import SHARES
-    from genbo.bilevel.regularization.tilted import MANY_PROMPTS, Fit
+    from genbo.bilevel.regularization.tilted import Fit
 
     edge = {"reliable": (0.01, 0.5, 2), "doubtful": (0.05, 0.7, 1)}
     for verdict, (weight, khat, times) in edge.items():

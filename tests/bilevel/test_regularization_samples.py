@@ -12,11 +12,12 @@ from torch import Tensor
 from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.reweight import Reweight, fit_of
+from genbo.bilevel.measured import Measured
 from genbo.bilevel.regularization.bank import Bank, bank_of, mistakes
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.pareto import quantile, shape, smoothed, tail_length
-from genbo.bilevel.regularization.search import Budget, search
-from genbo.bilevel.regularization.tilted import Fit, Measured
+from genbo.bilevel.regularization.search import SearchBudget, search
+from genbo.bilevel.regularization.tilted import Fit
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.exponential import Exponential
 from genbo.diffusion.models.gaussian import Gaussian
@@ -390,7 +391,7 @@ def test_the_whole_search_through_a_sampler_ends_at_the_optimum():
     process = pretrained(Gaussian(means={"a": [0.0, 0.0]}, std=1.0), batch=4000)
     upper, lower = [(1.0, Quadratic([1.5, 0.0], 0.5).open())], [(1.0, Linear([1.0, 0.0]).open())]
     source = Sampled(process, ("a",), upper, lower, Seed(0), gradients=True)
-    *_, end = search(source, Reweight(), Covariance(), (0.05, 20.0), Budget(samples=4000, rounds=2))
+    *_, end = search(source, Reweight(), Covariance(), (0.05, 20.0), SearchBudget(samples=4000, rounds=2))
     assert end.after == "done" and end.optimum is not None and end.optimum.interval is not None
     low, high = end.optimum.interval
     assert low < 2 / 3 < high and end.optimum.lam == pytest.approx(2 / 3, rel=0.03)

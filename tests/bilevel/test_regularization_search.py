@@ -15,6 +15,7 @@ from genbo.bilevel.estimators.covariance import Covariance
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.reweight import Reweight
+from genbo.bilevel.measured import Measured
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.regularization.bank import bank_of
 from genbo.bilevel.regularization.curve import (
@@ -27,8 +28,8 @@ from genbo.bilevel.regularization.curve import (
     trace,
     within_reach,
 )
-from genbo.bilevel.regularization.search import Budget, Round, is_shifted, search, walk
-from genbo.bilevel.regularization.tilted import EXACT, Law, Measured
+from genbo.bilevel.regularization.search import Round, SearchBudget, is_shifted, search, walk
+from genbo.bilevel.regularization.tilted import EXACT, Law
 from genbo.bilevel.tunables.regularization import Regularization
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.rewards.linear import Linear
@@ -39,9 +40,9 @@ from tests.rooms import test_optimizers
 BOUNDS = (0.05, 20.0)
 
 
-def last(source: Direct, budget: Budget | None = None, **given) -> Round:
+def last(source: Direct, budget: SearchBudget | None = None, **given) -> Round:
     *_, end = search(
-        source, Reweight(), given.get("slope", Covariance()), given.get("bounds", BOUNDS), budget or Budget()
+        source, Reweight(), given.get("slope", Covariance()), given.get("bounds", BOUNDS), budget or SearchBudget()
     )
     return end
 
@@ -113,21 +114,21 @@ def rewarded(r1_of_r2, noise: float = 0.0) -> Rewards:
     ],
 )
 def test_optima_are_named_by_where_they_lie(r1, kind, said):
-    end = last(Direct(rewarded(r1, noise=1.0), 2), Budget(4096), bounds=(0.7, 20.0))
+    end = last(Direct(rewarded(r1, noise=1.0), 2), SearchBudget(4096), bounds=(0.7, 20.0))
     assert end.after == "done" and end.optimum.kind == kind
     assert said in end.reason
     assert (end.optimum.interval is not None) == (kind == "interior")
 
 
 def test_rewards_that_have_nothing_to_do_with_each_other_are_unclear():
-    end = last(Direct(lambda z: (z[..., 1], z[..., 0]), 2, shift=False), Budget(512, rounds=1))
+    end = last(Direct(lambda z: (z[..., 1], z[..., 0]), 2, shift=False), SearchBudget(512, rounds=1))
     assert end.after == "spent" and end.optimum.kind == "unclear"
     assert "; draw more samples, or take other rewards" in end.reason
 
 
 def test_an_optimum_just_above_the_lower_bound_is_not_called_the_bound():
     """At the bound itself the gradient is lost in noise, and nobody can say."""
-    end = last(Direct(gaussian(1.0, 2), 2), Budget(512, rounds=1), bounds=(0.98, 20.0))
+    end = last(Direct(gaussian(1.0, 2), 2), SearchBudget(512, rounds=1), bounds=(0.98, 20.0))
     assert end.after == "spent" and end.optimum.kind == "unclear"
     assert "do not show whether it turns before it; draw more samples, or lower the bound" in end.reason
 
@@ -186,7 +187,7 @@ def test_a_budget_of_kl_is_a_lambda():
 @pytest.mark.parametrize("c", [0.8, 1.5, 3.0])
 def test_the_search_goes_as_far_as_the_optimum_lies(c):
     """At c = 3 the optimum has a KL of 4.5, where plain samples say nothing."""
-    end = last(Direct(gaussian(c, 8), 8), Budget(2048, rounds=5))
+    end = last(Direct(gaussian(c, 8), 8), SearchBudget(2048, rounds=5))
     assert end.after == "done" and end.optimum.kind == "interior" and end.optimum.verdict == "reliable"
     assert end.optimum.lam * c == pytest.approx(1, abs=5 * end.optimum.log_se)
     assert end.optimum.log_se < 0.1
@@ -194,13 +195,13 @@ def test_the_search_goes_as_far_as_the_optimum_lies(c):
 
 
 def test_without_gradients_the_search_finds_it_too():
-    end = last(Direct(gaussian(1.5, 8), 8, grad=False), Budget(4096, rounds=5))
+    end = last(Direct(gaussian(1.5, 8), 8, grad=False), SearchBudget(4096, rounds=5))
     assert end.after == "done" and end.optimum.lam == pytest.approx(2 / 3, rel=0.1)
 
 
 def test_where_noise_cannot_be_shifted_the_samples_are_doubled():
     source = Direct(gaussian(1.0, 2), 2, shift=False)
-    rounds = list(search(source, Reweight(), Covariance(), BOUNDS, Budget(256, rounds=6, precision=0.05)))
+    rounds = list(search(source, Reweight(), Covariance(), BOUNDS, SearchBudget(256, rounds=6, precision=0.05)))
     assert [r.after for r in rounds[:-1]] == ["more"] * (len(rounds) - 1) and len(rounds) > 2
     assert [r.banks[-1].samples for r in rounds] == [256 * 2**k for k in range(len(rounds))]
     assert rounds[-1].after in ("done", "spent")
@@ -208,14 +209,14 @@ def test_where_noise_cannot_be_shifted_the_samples_are_doubled():
 
 
 def test_a_budget_that_is_spent_says_how_far_it_got():
-    end = last(Direct(gaussian(6.0, 2), 2), Budget(512, rounds=1))
+    end = last(Direct(gaussian(6.0, 2), 2), SearchBudget(512, rounds=1))
     assert end.after == "spent" and end.optimum.kind == "out_of_reach" and end.optimum.interval is None
     assert "below which there are too few samples" in end.reason
     assert end.optimum.lam > 1 / 6
 
 
 def test_the_search_goes_on_from_its_banks_without_drawing_them_again():
-    budget = Budget(1024, rounds=4)
+    budget = SearchBudget(1024, rounds=4)
     whole = Direct(gaussian(8.0, 4), 4)
     rounds = list(search(whole, Reweight(), Covariance(), BOUNDS, budget))
     assert len(rounds) > 2
@@ -233,7 +234,7 @@ def test_several_prompts_are_searched_together():
         x = z[..., 0] + offset
         return -((x - 1.5) ** 2) / 2, x
 
-    end = last(Direct(rewards, 2, prompts=10), Budget(512))
+    end = last(Direct(rewards, 2, prompts=10), SearchBudget(512))
     assert end.after == "done" and end.optimum.lam == pytest.approx(2 / 3, rel=0.1)
     low, high = end.optimum.interval
     assert low < 2 / 3 < high
@@ -247,12 +248,12 @@ def test_several_prompts_are_searched_together():
     ],
 )
 def test_rewards_that_say_nothing_end_the_search_with_a_sentence(rewards, said):
-    (end,) = search(Direct(rewards, 1), Reweight(), Covariance(), BOUNDS, Budget(64))
+    (end,) = search(Direct(rewards, 1), Reweight(), Covariance(), BOUNDS, SearchBudget(64))
     assert end.after == "unusable" and end.optimum is None and said in end.reason
 
 
 def test_bounds_that_no_sample_can_reach_are_said():
-    end = last(Direct(gaussian(1.5, 1), 1), Budget(64, rounds=1), bounds=(0.01, 0.1))
+    end = last(Direct(gaussian(1.5, 1), 1), SearchBudget(64, rounds=1), bounds=(0.01, 0.1))
     assert end.optimum.kind == "out_of_reach"
     assert "no lambda within the bounds has enough effective samples; draw more samples, or raise" in end.reason
 
@@ -262,7 +263,7 @@ def test_the_interval_holds_two_thirds_in_ninety_of_a_hundred_seeds():
     """N(0, I) in two dimensions, c1 = 1.5: every seed ends reliably, and within 2 % where it is asked to."""
     hits, errors = 0, []
     for seed in range(100):
-        end = last(Direct(gaussian(1.5, 2), 2, seed=seed), Budget(16_384, precision=0.01))
+        end = last(Direct(gaussian(1.5, 2), 2, seed=seed), SearchBudget(16_384, precision=0.01))
         assert end.after == "done" and end.optimum.verdict == "reliable"
         low, high = end.optimum.interval
         hits += low <= 2 / 3 <= high

@@ -15,9 +15,11 @@ from genbo.bilevel.estimators.penalty import Penalty, _value
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
 from genbo.bilevel.lower.denoising import Denoising
-from genbo.bilevel.problem import Estimate, Facts, Problem
-from genbo.bilevel.training.network_trainer import Apprentice, Learner
+from genbo.bilevel.problem import Problem, SamplesAt
+from genbo.bilevel.protocols import Estimate, Facts
+from genbo.bilevel.training.network_trainer import NetworkContext, NetworkTrainer
 from genbo.bilevel.training.penalty import by_autograd, implicit
+from genbo.bilevel.training.schedule_response import ScheduleResponse
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.diffusion.denoising import Minibatch
 from genbo.diffusion.guidance.plain import Plain
@@ -45,7 +47,7 @@ def problem(request: pytest.FixtureRequest, tmp_path: Path) -> Problem:
 
 def estimate(p: Problem, estimator: Any) -> Estimate:
     batch = batch_of(("east", "north"), SAMPLES, Seed(3))
-    found, _ = estimator(p, p.coordinates(p.first()), batch, ONE, Seed(3), {})
+    found = estimator(p, SamplesAt(p.coordinates(p.first()), batch, ONE, Seed(3)))
     return found
 
 
@@ -112,21 +114,21 @@ class Squared:
 
 
 @pytest.fixture(scope="module")
-def coupled() -> tuple[LinearWorld, Problem, Learner]:
-    """The linear world as a job would have it: a learner at its lower level's minimum, on all its data at once."""
+def coupled() -> tuple[LinearWorld, Problem, NetworkTrainer]:
+    """The linear world as a job would have it: a trainer at its lower level's minimum, on all its data at once."""
     world = LinearWorld("log_snr")
     draws = world.draws
 
-    class Whole(Learner):
+    class OnAllData(NetworkTrainer):
         def draw(self, seed: Seed) -> Minibatch:
             return draws
 
     options = Denoising(noise_levels="schedule", lr=1.0, z_lr=1.0, z_steps=400, z_refresh=1000, weight_decay=DECAY)
-    learner = Whole(options, Held(world.solve(world.tunable.first(STEPS), 0.0)), draws.x, None, ())
-    learner.loss = world.loss
-    learning = Apprentice(learner, world.tunable.schedule, world.tunable.schedule(world.tunable.first(STEPS)))
+    trainer = OnAllData(options, NetworkContext(Held(world.solve(world.tunable.first(STEPS), 0.0)), draws.x))
+    trainer.loss = world.loss
+    learning = ScheduleResponse(trainer, world.tunable.schedule, world.tunable.schedule(world.tunable.first(STEPS)))
     process = process_of(learning.model(), Ddim(steps=STEPS), Plain(weight=1.0), batch=64)
-    return world, Problem(process, (world.tunable,), ((1.0, Squared()),), learning=learning), learner
+    return world, Problem(process, (world.tunable,), ((1.0, Squared()),), learning=learning), trainer
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Known:
 
     world: LinearWorld
     problem: Problem
-    learner: Learner
+    trainer: NetworkTrainer
     batch: Any
 
     @property
@@ -149,7 +151,7 @@ class Known:
         return self.world.lower(q, theta)
 
     def upper(self, q: Tensor, theta: Tensor) -> Tensor:
-        model = self.learner.network(self.world.tunable.schedule(q), LinearDenoiser(theta, "log_snr"))
+        model = self.trainer.network(self.world.tunable.schedule(q), LinearDenoiser(theta, "log_snr"))
         scores = self.problem.with_model(model).live_scores(q[None], self.batch)
         return -(ONE @ scores).mean()
 
@@ -165,12 +167,12 @@ class Known:
 )
 def test_the_penalty_is_the_exact_gradient_with_both_its_parts(coupled, estimator):
     """Of both signs: `grad` climbs the reward, so it is minus that of the distance, direct and indirect alike."""
-    world, problem, learner = coupled
+    world, problem, trainer = coupled
     q, batch = world.tunable.first(STEPS), batch_of([""], 48, Seed(5))
-    exact = implicit(Known(world, problem, learner, batch), q)
+    exact = implicit(Known(world, problem, trainer, batch), q)
     u = problem.coordinates(q)
     slopes = torch.stack([by_autograd(lambda at, k=k: problem.value(at)[k], u) for k in range(len(u))])
-    found, _ = estimator(problem, u, batch, ONE, Seed(5), {})
+    found = estimator(problem, SamplesAt(u, batch, ONE, Seed(5)))
     assert found.indirect is not None
     for mine, wanted in ((found.grad, exact.total), (found.indirect, exact.indirect)):
         wanted = -(slopes.T @ wanted)
@@ -182,10 +184,10 @@ def test_the_penalty_is_the_exact_gradient_with_both_its_parts(coupled, estimato
 @pytest.mark.parametrize("size", [64, 7])
 def test_the_weights_derivatives_of_what_is_wanted_come_in_parts(coupled, size):
     """Each part is gone back through by itself, and the sum is that of the whole."""
-    world, problem, learner = coupled
+    world, problem, trainer = coupled
     q, batch = world.tunable.first(STEPS), batch_of([""], 20, Seed(5))
     theta = world.solve(q, 0.0)[None].clone().requires_grad_()
-    model = learner.network(world.tunable.schedule(q), LinearDenoiser(theta[0], "log_snr"))
+    model = trainer.network(world.tunable.schedule(q), LinearDenoiser(theta[0], "log_snr"))
     whole = (ONE @ problem.with_model(model).live_scores(q[None], batch)).mean()
     (wanted,) = torch.autograd.grad(whole, theta)
     process, backward = replace(problem.process, model=model, batch=size), []

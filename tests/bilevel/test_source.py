@@ -10,7 +10,7 @@ from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.proposal import Shifts
-from genbo.bilevel.regularization.search import Budget, is_shifted, search
+from genbo.bilevel.regularization.search import SearchBudget, is_shifted, search
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -106,28 +106,28 @@ class Noted(Direct):
         return super().shifts(round, samples, lam)
 
 
-def rounds_of(source: Direct, budget: Budget, bounds=(0.05, 20.0)) -> list:
+def rounds_of(source: Direct, budget: SearchBudget, bounds=(0.05, 20.0)) -> list:
     return list(search(source, Reweight(), Covariance(), bounds, budget))
 
 
 @pytest.mark.parametrize("shift", [True, False])
 def test_every_round_of_a_search_draws_under_a_number_of_its_own(shift):
     here = Noted(gaussian(4.0, 4), 4, shift=shift)
-    found = rounds_of(here, Budget(128, rounds=3, precision=1e-3))
+    found = rounds_of(here, SearchBudget(128, rounds=3, precision=1e-3))
     assert len(found) == 3
     assert [number for number, _, _ in here.drawn] == [0, 1, 2]
     assert [number for number, _ in here.pilots] == [number for number, _, shifted in here.drawn if shifted]
     assert all(few < many for (_, few), (_, many, _) in zip(here.pilots, here.drawn[1:], strict=False))
 
 
-def first_round(c: float, budget: Budget, **options) -> tuple:
+def first_round(c: float, budget: SearchBudget, **options) -> tuple:
     found = rounds_of(Direct(gaussian(c, 2), 2, **options), budget, (0.3, 20.0))
     return found[0], found[-1]
 
 
 def test_an_optimum_is_believed_only_on_fresh_samples_drawn_near_it():
     """However reliable and precise plain samples look: a bank that happens to miss the tail looks better than it is."""
-    budget = Budget(8192, rounds=3, precision=0.2)
+    budget = SearchBudget(8192, rounds=3, precision=0.2)
     first, end = first_round(1.0, budget)
     best = first.optimum
     assert (best.kind, best.verdict) == ("interior", "reliable") and best.log_se < budget.precision
@@ -136,17 +136,17 @@ def test_an_optimum_is_believed_only_on_fresh_samples_drawn_near_it():
 
 
 def test_where_none_can_be_drawn_near_it_plain_samples_must_do():
-    first, end = first_round(1.0, Budget(8192, rounds=3, precision=0.2), shift=False)
+    first, end = first_round(1.0, SearchBudget(8192, rounds=3, precision=0.2), shift=False)
     assert first is end and first.after == "done" and first.optimum.verdict == "reliable"
 
 
 def test_an_optimum_that_is_not_as_precise_as_asked_is_not_settled():
-    first, end = first_round(1.0, Budget(8192, rounds=2, precision=1e-4), shift=False)
+    first, end = first_round(1.0, SearchBudget(8192, rounds=2, precision=1e-4), shift=False)
     assert (first.optimum.kind, first.optimum.verdict) == ("interior", "reliable")
     assert first.after == "more" and end.after == "spent"
 
 
 def test_an_optimum_on_doubtful_samples_is_not_settled_however_narrow_its_interval():
-    first, _ = first_round(1.0, Budget(2048, rounds=2, precision=10.0), shift=False)
+    first, _ = first_round(1.0, SearchBudget(2048, rounds=2, precision=10.0), shift=False)
     assert (first.optimum.kind, first.optimum.verdict) == ("interior", "doubtful")
     assert first.optimum.log_se < 10 and first.after == "more"

@@ -16,9 +16,9 @@ from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
 from genbo.bilevel.loop import Budget, batch_of_step, tune
 from genbo.bilevel.optimizers.adam import Adam
-from genbo.bilevel.problem import Problem
+from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.tunables.guidance import Guidance
-from genbo.bilevel.tunables.timesteps import Stops, Timesteps, ays, karras
+from genbo.bilevel.tunables.timesteps import Timesteps, TunedTimes, ays, karras
 from genbo.bilevel.verdict import draw
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
@@ -259,7 +259,7 @@ def test_all_estimators_agree():
     p = problem(mixture(Dpmpp(steps=4), weight=2.0), Timesteps("trailing"))
     batch, u, one = batch_of(["east"], 8, Seed(2)), p.coordinates(p.first()), torch.ones(1, dtype=torch.float64)
     exact, forward, fine = (
-        estimator(p, u, batch, one, Seed(0), {})[0].grad
+        estimator(p, SamplesAt(u, batch, one, Seed(0))).grad
         for estimator in (ReverseMode(), ForwardMode(), ZerothOrder(h=1e-4))
     )
     torch.testing.assert_close(forward, exact, rtol=1e-9, atol=1e-12)
@@ -277,6 +277,6 @@ def test_a_pool_gives_the_same_samples_again():
 
 def test_stops_of_a_world_are_settled_as_they_are():
     stops = Timesteps().of(gaussian(Ddim(steps=3)))
-    assert isinstance(stops, Stops)
+    assert isinstance(stops, TunedTimes)
     phi = torch.tensor([0.123, 4.56], dtype=torch.float64)
     assert torch.equal(stops.settled(phi), phi) and stops.log_snr(phi) == [-8.0, 0.123, 4.56]

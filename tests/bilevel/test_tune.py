@@ -14,7 +14,8 @@ from genbo.bilevel.interval import student_t
 from genbo.bilevel.loop import PATIENCE, Budget, batch_of_step, tune
 from genbo.bilevel.optimizers.adam import Adam
 from genbo.bilevel.optimizers.sgd import Sgd
-from genbo.bilevel.problem import Constraint, Estimate, Problem
+from genbo.bilevel.problem import Constraint, Problem
+from genbo.bilevel.protocols import Estimate
 from genbo.bilevel.root_estimate import answer
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.verdict import compare, draw
@@ -191,12 +192,13 @@ class Script:
         self.tables, self.grad = [torch.tensor(t, dtype=torch.float64) for t in tables], grad
         self.batches, self.weights, self.seeds = [], [], []
 
-    def __call__(self, problem, u, batch, weights, seed, state):
+    def __call__(self, problem, at):
+        u, batch, weights, seed = at.u, at.batch, at.weights, at.seed
         scores = self.tables[len(self.batches) % len(self.tables)]
         self.batches.append(batch)
         self.weights.append(weights.tolist())
         self.seeds.append(seed.value)
-        return Estimate(torch.full_like(u, self.grad), torch.ones_like(u), scores), {"seen": torch.ones(1)}
+        return Estimate(torch.full_like(u, self.grad), torch.ones_like(u), scores, state={"seen": torch.ones(1)})
 
 
 class Remembering:

@@ -11,7 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
-from genbo.cli.run import folder
+from genbo.cli.run.atomic import folder_in_place
+from genbo.cli.run.disk import storage
+from genbo.cli.run.job_file import read_yaml, to_yaml
+from genbo.cli.run.json_files import write_json
+from genbo.cli.run.status import read_report, read_status
+from genbo.cli.run.tensors import write_tensors
 from tests.cli.conftest import JOB as JOB_TEXT
 from tests.cli.test_run import JOB, checkpoint, opened, tensor
 
@@ -181,31 +186,31 @@ def test_a_damaged_job_does_not_let_another_job_in(tmp_path: Path) -> None:
 def test_what_was_computed_decides_whose_a_run_is_where_there_is_no_checkpoint(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
         (tmp_path / "run" / "banks").mkdir()
-        folder.write_tensors(tmp_path / "run" / "banks" / "round-0.safetensors", {"a": tensor(1)}, {"job": run.digest})
+        write_tensors(tmp_path / "run" / "banks" / "round-0.safetensors", {"a": tensor(1)}, {"job": run.digest})
     (tmp_path / "run" / "job.yaml").write_bytes(b"")
     with pytest.raises(UserMistake, match="another job"), opened(tmp_path / "run", {**JOB, "seed": 1}, resume=True):
         pass
     with opened(tmp_path / "run", resume=True):
         pass
-    assert folder.read_yaml(tmp_path / "run" / "job.yaml") == JOB
+    assert read_yaml(tmp_path / "run" / "job.yaml") == JOB
 
 
 def test_small_files_of_before_they_had_a_hash_are_taken(tmp_path: Path) -> None:
     begun(tmp_path / "run")
-    (tmp_path / "run" / "job.yaml").write_bytes(folder.to_yaml(JOB))
-    folder.write_json(tmp_path / "run" / "environment.json", {**GROUND, "threads": 2})
+    (tmp_path / "run" / "job.yaml").write_bytes(to_yaml(JOB))
+    write_json(tmp_path / "run" / "environment.json", {**GROUND, "threads": 2})
     with opened(tmp_path / "run", resume=True) as run:
         assert run.write_environment(GROUND) == ["threads was 2, is 1"]
 
 
 def test_a_report_that_is_not_what_was_written_is_not_taken(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
-        folder.write_json(tmp_path / "run" / "report.json", {"headline": "better", "gain": 1.5})
+        write_json(tmp_path / "run" / "report.json", {"headline": "better", "gain": 1.5})
         run.status("done", "better", last_step=1, resumable=False)
-    assert folder.read_report(tmp_path / "run") == {"headline": "better", "gain": 1.5}
+    assert read_report(tmp_path / "run") == {"headline": "better", "gain": 1.5}
     for text in ('{"headline": "better", "gain": 1.7}', "", "[]"):
         (tmp_path / "run" / "report.json").write_text(text)
-        assert folder.read_report(tmp_path / "run") is None
+        assert read_report(tmp_path / "run") is None
 
 
 # -- a disk that is full -------------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def test_a_full_disk_names_what_was_written_what_it_needs_and_what_is_free(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 3000, 3000))  # type: ignore[attr-defined]
     with (
         pytest.raises(StorageFailed, match=r"/tuned \(23\.7 MB needed, 3\.0 kB free\); make room") as found,
-        folder.folder_in_place(tmp_path / "tuned", 23_700_000),
+        folder_in_place(tmp_path / "tuned", 23_700_000),
     ):
         raise AssertionError("nothing is begun")
     assert found.value.resumable
@@ -235,7 +240,7 @@ def test_a_full_disk_names_what_was_written_what_it_needs_and_what_is_free(
 def test_an_export_that_does_not_fit_is_named_by_its_place(tmp_path: Path, error: Exception) -> None:
     with (
         pytest.raises(StorageFailed, match=rf"while writing {tmp_path}/tuned \(1\.2 kB needed, .* free") as found,
-        folder.folder_in_place(tmp_path / "tuned", 1200) as beside,
+        folder_in_place(tmp_path / "tuned", 1200) as beside,
     ):
         beside.mkdir()
         raise error
@@ -251,10 +256,10 @@ def test_errors_of_storage_name_files_of_the_run_alone(tmp_path: Path) -> None:
         (5, "/usr/lib/weights", f"writing {tmp_path}/run failed: Input/output error"),
         (1, ours, "writing .*/run/status.json failed: Operation not permitted"),
     ):
-        with pytest.raises(StorageFailed, match=said), folder.storage(tmp_path / "run"):
+        with pytest.raises(StorageFailed, match=said), storage(tmp_path / "run"):
             raise OSError(number, os.strerror(number), name)
     for error in (PermissionError(13, "x", "/usr/lib/weights"), RuntimeError("CUDA error code: 5"), KeyError("a")):
-        with pytest.raises(type(error)), folder.storage(tmp_path / "run"):
+        with pytest.raises(type(error)), storage(tmp_path / "run"):
             raise error
 
 
@@ -287,6 +292,6 @@ def test_a_reward_that_fails_once_leaves_a_run_to_go_on_with(workplace: Path, ca
     Path("job.yaml").write_text(job)
     with pytest.raises(ArtifactRefused):
         run(Path("job.yaml"), allow_code=[Path("r.py")], quiet=True)
-    status = folder.read_status(Path("run"))
+    status = read_status(Path("run"))
     assert status is not None and (status["state"], status["resumable"]) == ("failed", True)
     assert run(Path("job.yaml"), allow_code=[Path("r.py")], quiet=True, resume=True) == 0

@@ -15,8 +15,9 @@ from genbo.bilevel.tunables.guidance import Guidance
 from genbo.cli.commands import tune
 from genbo.cli.errors import Diverged
 from genbo.cli.job.job import read_job
+from genbo.cli.report.held_out_side import Side
 from genbo.cli.stages.build import assemble
-from genbo.cli.stages.holdout import Side, evaluate_side
+from genbo.cli.stages.holdout import evaluate_side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -97,7 +98,7 @@ def test_a_search_for_lambda_is_judged_on_prompts_that_it_never_drew(workplace: 
 
 
 def test_the_banks_of_a_search_and_of_its_evaluation_share_no_noise(workplace: Path) -> None:
-    from genbo.cli.run.folder import read_tensors
+    from genbo.cli.run.tensors import read_tensors
 
     lower = {**LAMBDA_JOB["lower"], "samples": 256, "bridge": False}
     tune.tune({**LAMBDA_JOB, "lower": lower, "budget": {"steps": 1}, "evaluate": {"samples": 256}}).result()
@@ -170,7 +171,7 @@ def test_what_was_kept_is_not_drawn_again_and_costs_what_it_did(kept: Path, tmp_
 
 
 def test_what_is_kept_says_what_it_is_of(kept: Path) -> None:
-    from genbo.cli.run.folder import words_in
+    from genbo.cli.run.tensors import words_in
 
     words = words_in(kept / "tuned.safetensors")
     batch = batch_of(("right", "left"), 8, Seed(0).child("evaluate"))

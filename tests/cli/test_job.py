@@ -14,7 +14,7 @@ from genbo.cli.job import sections
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.job import Job, JobMistakes, read_job
 from genbo.cli.job.schema import job_schema
-from genbo.cli.run.folder import to_yaml
+from genbo.cli.run.job_file import to_yaml
 
 WORLD: dict[str, Any] = {
     "version": 1,

@@ -18,7 +18,8 @@ from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.job.schema import job_schema
 from genbo.cli.plan.counts import plan
 from genbo.cli.report import html, summary
-from genbo.cli.run.folder import digest_of
+from genbo.cli.run.job_digest import digest_of
+from genbo.cli.stages.run import Result
 from genbo.rewards import bundled
 
 MODEL: dict[str, Any] = {"kind": "mixture", "sampler": {"kind": "ddim", "steps": 5}, "batch": 16}
@@ -286,7 +287,7 @@ def test_every_page_shows_them(done, capsys):
     assert "What judges say" in page and ">linear</bdi>: no measurable difference" in page
     cells = batch._cells({"job": "a", "exit_code": 0, "status": "done", "report": document})
     assert cells[4] == "better; quadratic-2: better; linear: no measurable difference"
-    assert tune.Result(done, document).judges == {"quadratic-2": "better", "linear": "no measurable difference"}
+    assert Result(done, document).judges == {"quadratic-2": "better", "linear": "no measurable difference"}
 
 
 def test_a_report_from_before_there_were_judges_is_still_drawn(done):
@@ -416,11 +417,11 @@ def test_tuned_weights_are_judged_too():
     """Rows of scores by hand: one upper reward, two lower ones with weights, then the judge."""
     from typing import cast
 
-    from genbo.cli.stages.finetuning import Law, Weights
-    from genbo.cli.stages.holdout import Side
+    from genbo.cli.report.held_out_side import Side
+    from genbo.cli.report.tuned_weights import Finetuned, Weights
 
-    def law(factor: float | None, scores: list[list[float]]) -> Law:
-        return Law(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
+    def law(factor: float | None, scores: list[list[float]]) -> Finetuned:
+        return Finetuned(factor, factor, Side(torch.tensor(scores), torch.zeros(0), {}, 0.0), None)
 
     before = [[1.0, 1.0, 2.0, 2.0], [0.0] * 4, [0.0] * 4, [5.0, 6.0, 5.0, 6.0]]
     after = [[2.0, 2.0, 3.0, 3.1], [1.0] * 4, [10.0] * 4, [4.0, 5.1, 4.1, 5.0]]
@@ -437,7 +438,7 @@ def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():
     """Influences by hand: standard errors 0.1 a prompt; five prompts, so t at 0.995 with three degrees."""
     from types import SimpleNamespace
 
-    from genbo.bilevel.regularization.tilted import Measured
+    from genbo.bilevel.measured import Measured
     from genbo.cli.report.lambda_summary import Pair
 
     def law(values: list[float], influence: float) -> Any:

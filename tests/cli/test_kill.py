@@ -18,7 +18,7 @@ POINTS = [
     "folder.made:1", "job.yaml.before_rename:1", "job.written:1", "environment.json.before_rename:1",
     "status.json.before_rename:1", "status.json.before_rename:3", "step.computed:1", "step.computed:3",
     "journal.before:1", "journal.torn:1", "journal.torn:3", "journal.after:2", "checkpoint.begin:1",
-    "checkpoint.state_safetensors:2", "checkpoint.state_json:3", "checkpoint.steps_jsonl:3",
+    "checkpoint.state_safetensors:2", "checkpoint.state_json:3", "checkpoint.environment_json:3",
     "checkpoint.manifest:2", "checkpoint.before_rename:1", "checkpoint.before_rename:4",
     "checkpoint.after_rename:1", "checkpoint.after_rename:3", "checkpoint.verified:3",
     "checkpoint.pruned:1", "evaluation.part:1", "evaluation.part:3", "evaluation.side:1",

@@ -15,7 +15,7 @@ from genbo.cli.commands import show
 from genbo.cli.errors import ArtifactRefused, Diverged
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report.held_out_side import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_do
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
         name, nth = point.split(":")
         monkeypatch.setenv("GENBO_FAULT", f"{name}:term:{nth}")
-        monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+        monkeypatch.setattr("genbo.cli.run.faults._passed", {})
         with pytest.raises(Preempted):
             genbo.tune(job(COUPLED), overwrite=not begun, resume=begun).result()
         begun = True
@@ -179,7 +179,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
     """The third training of a step sees NaN: what the first two came to is there, and the report says it."""
     from genbo.bilevel.training import network_trainer
 
-    calls, train = [], network_trainer.Learner.train
+    calls, train = [], network_trainer.NetworkTrainer.train
 
     def poisoned(self: Any, schedule: Any, steps: int, seed: Any) -> float:
         calls.append(steps)
@@ -187,7 +187,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
             self.data = torch.full_like(self.data, float("nan"))
         return train(self, schedule, steps, seed)
 
-    monkeypatch.setattr(network_trainer.Learner, "train", poisoned)
+    monkeypatch.setattr(network_trainer.NetworkTrainer, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
     with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
         genbo.tune(document).result()

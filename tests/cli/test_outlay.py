@@ -85,7 +85,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "genbo.cli.plan.throughput.guessed_s", lambda assembled, *costs: [0.0] * len(costs)
+        "genbo.cli.plan.throughput.guessed_s", lambda process, prompt, *costs: [0.0] * len(costs)
     )  # no call beside
     for module in (finetune, lambda_counts):
         monkeypatch.setattr(module, "WORLD_ROWS", {"weighted": 40, "gradient": 20})
@@ -370,7 +370,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_begun_before_is_ended(job: dict[str, Any], point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backwards are not known, and so not said: what is left of the run has too few of them."""
     monkeypatch.setenv("GENBO_FAULT", point.replace(":", ":term:"))
-    monkeypatch.setattr("genbo.cli.run.folder._passed", {})
+    monkeypatch.setattr("genbo.cli.run.faults._passed", {})
     with monkeypatch.context() as before:
         as_before(before)
         with pytest.raises(Preempted):

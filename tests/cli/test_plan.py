@@ -142,7 +142,8 @@ def test_the_estimators_say_how_many_they_draw() -> None:
     for options in ESTIMATORS.values():
         chosen = job_of(options, *TUNED["per-step-from-1"]).chosen().options
         for parameters in (1, 2, 5):
-            assert sum(map(len, chosen.draws(parameters))) == chosen.trajectories(parameters)
+            cost = chosen.cost(parameters)
+            assert sum(map(len, cost.draws)) == cost.trajectories
 
 
 @pytest.mark.parametrize("shape", ["scalar", "per_step", {"knots": 2}, {"knots": 3}, {"knots": 5}])
@@ -163,11 +164,12 @@ def test_the_intervals_plain_weight_is_its_tensor() -> None:
     import torch
 
     from genbo.diffusion.guidance.interval import Interval
+    from genbo.diffusion.process import effective_weights
 
     numbers = {"weight": 3.0, "start": 0.22, "stop": 0.71}
     tensors = {name: torch.full((1, 7), value, dtype=torch.float64) for name, value in numbers.items()}
-    plain = [Interval().effective_at(i, 7, numbers) for i in range(7)]
-    assert plain == pytest.approx(Interval().effective_weight(tensors)[0].tolist(), abs=1e-12)
+    plain = [Interval().effective_weight(numbers, i, 7) for i in range(7)]
+    assert plain == pytest.approx(effective_weights(Interval(), tensors)[0].tolist(), abs=1e-12)
     assert plain[0] == 1 and plain[3] == 3
 
 

@@ -251,7 +251,7 @@ def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
 
 def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):
     """Every set of held-out samples says which prompts it is of, and what was trained has another place."""
-    from genbo.cli.run.folder import words_in
+    from genbo.cli.run.tensors import words_in
 
     files = [tuned / "evaluation" / f"{name}.safetensors" for name in ("start", "tuned", "weights-0.1")]
     of = [words_in(file)["prompts"] for file in files]

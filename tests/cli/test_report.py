@@ -16,8 +16,8 @@ import torch
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.report import chart, html, number_format, summary
-from genbo.cli.run.folder import write_tensors
-from genbo.cli.stages.holdout import shown_samples
+from genbo.cli.report.held_out_side import shown_samples
+from genbo.cli.run.tensors import write_tensors
 
 HOSTILE = [
     "<script>alert(1)</script>",

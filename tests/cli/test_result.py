@@ -10,8 +10,8 @@ import torch
 
 from genbo.bilevel.problem import Constraint, Problem
 from genbo.bilevel.tunables.guidance import Guidance, Knots
+from genbo.cli.report.held_out_side import Side
 from genbo.cli.report.summary import Findings, HeldOut, Names, Tuned, document_of, last_good, noise_ratio, tuned_of
-from genbo.cli.stages.holdout import Side
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

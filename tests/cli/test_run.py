@@ -18,6 +18,18 @@ from safetensors.torch import load, save
 from genbo.bilevel.loop import State
 from genbo.cli.errors import ArtifactRefused, StorageFailed, UserMistake
 from genbo.cli.run import folder
+from genbo.cli.run.atomic import folder_in_place, write_new
+from genbo.cli.run.checkpoints import Checkpoint, Checkpoints
+from genbo.cli.run.disk import storage
+from genbo.cli.run.job_digest import digest_of
+from genbo.cli.run.journal import Journal, Mark, read_journal
+from genbo.cli.run.json_files import to_json, write_json
+from genbo.cli.run.layout import MANIFEST, TENSORS, WORDS
+from genbo.cli.run.loop_state import kinds, tensors_of
+from genbo.cli.run.manifest import FORMAT, manifest_of
+from genbo.cli.run.redaction import without_secrets
+from genbo.cli.run.seals import sha256
+from genbo.cli.run.tensors import read_tensors, write_tensors
 
 JOB = {"version": 1, "budget": {"steps": 3, "minutes": None}, "output": "run"}
 NO_FIXTURE_CHECK = settings(
@@ -29,7 +41,7 @@ def tensor(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def checkpoint(step: int) -> folder.Checkpoint:
+def checkpoint(step: int) -> Checkpoint:
     state = State(
         u=tensor(0.1 * step, math.pi),
         steps=step,
@@ -39,19 +51,19 @@ def checkpoint(step: int) -> folder.Checkpoint:
         wasted=1,
         cost={"denoiser_calls": 10 * step},
     )
-    lines = b"".join(folder.to_json({"step": k}, indent=None) for k in range(step))
-    return folder.Checkpoint(state, lines, 1.5 * step)
+    lines = [to_json({"step": k}, indent=None) for k in range(step)]
+    return Checkpoint(state, Mark.of(lines), 1.5 * step)
 
 
-def checkpoints(path: Path, *steps: int) -> folder.Checkpoints:
-    kept = folder.Checkpoints(path, "digest")
+def checkpoints(path: Path, *steps: int) -> Checkpoints:
+    kept = Checkpoints(path, "digest")
     for step in steps:
         kept.save(checkpoint(step))
     return kept
 
 
 def equal(a: State, b: State) -> bool:
-    left, right = folder.tensors_of(a), folder.tensors_of(b)
+    left, right = tensors_of(a), tensors_of(b)
     same = left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
     return same and (a.steps, a.wasted, a.cost) == (b.steps, b.wasted, b.cost)
 
@@ -63,14 +75,14 @@ def test_a_checkpoint_reads_back_equal(tmp_path: Path) -> None:
     found = checkpoints(tmp_path / "ckpt", 1).newest()
     assert found is not None
     assert equal(found.state, checkpoint(1).state)
-    assert (found.steps, found.elapsed_s) == (b'{"step": 0}\n', 1.5)
+    assert (found.journal, found.elapsed_s) == (Mark.of([b'{"step": 0}\n']), 1.5)
 
 
 def test_two_verified_are_kept_and_junk_is_not_counted(tmp_path: Path) -> None:
     for number in range(901, 906):
         (tmp_path / "ckpt" / f"step-{number:06d}").mkdir(parents=True)
     kept = checkpoints(tmp_path / "ckpt", 1, 2, 3)
-    good = [p.name for p in (tmp_path / "ckpt").iterdir() if (p / folder.MANIFEST).exists()]
+    good = [p.name for p in (tmp_path / "ckpt").iterdir() if (p / MANIFEST).exists()]
     assert sorted(good) == ["step-000002", "step-000003"]
     found = kept.newest()
     assert found is not None
@@ -78,7 +90,7 @@ def test_two_verified_are_kept_and_junk_is_not_counted(tmp_path: Path) -> None:
     assert len(kept.skipped) == 5
 
 
-FILES = (folder.TENSORS, folder.WORDS, folder.STEPS, folder.MANIFEST)
+FILES = (TENSORS, WORDS, MANIFEST)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -91,7 +103,7 @@ def test_a_truncated_file_falls_back_and_is_named(tmp_path: Path, name: str, len
     place.write_bytes(data[:cut])
     found = kept.newest()
     assert found is not None
-    if name == folder.MANIFEST and length == "one less":
+    if name == MANIFEST and length == "one less":
         assert found.state.steps == 2  # the closing newline says nothing
         return
     assert found.state.steps == 1
@@ -113,25 +125,25 @@ def test_one_flipped_bit_is_never_loaded(tmp_path: Path, name: str, offset: int,
     if found.state.steps == 1:
         assert kept.skipped == [place]
     else:
-        assert name == folder.MANIFEST  # a flip that leaves its meaning: between two spaces, or in a \u escape
+        assert name == MANIFEST  # a flip that leaves its meaning: between two spaces, or in a \u escape
 
 
 def test_none_left_is_refused_and_named(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path / "ckpt", 1, 2)
     for step in (1, 2):
-        (tmp_path / "ckpt" / f"step-{step:06d}" / folder.WORDS).write_text("{}")
+        (tmp_path / "ckpt" / f"step-{step:06d}" / WORDS).write_text("{}")
     with pytest.raises(ArtifactRefused, match=r"step-000002/state\.json.*step-000001/state\.json"):
         kept.newest()
 
 
 def forge(path: Path, change) -> None:  # type: ignore[no-untyped-def]
     """A checkpoint whose hashes hold, but whose tensors are not what they should be."""
-    files = {name: (path / name).read_bytes() for name in FILES[:3]}
-    tensors = dict(load(files[folder.TENSORS]))
+    files = {name: (path / name).read_bytes() for name in FILES[:2]}
+    tensors = dict(load(files[TENSORS]))
     change(tensors)
-    files[folder.TENSORS] = save(tensors)
-    manifest = folder.manifest_of(files, "digest", int(path.name[5:]), None)
-    for name, data in {**files, folder.MANIFEST: folder.to_json(manifest)}.items():
+    files[TENSORS] = save(tensors)
+    manifest = manifest_of(files, "digest", int(path.name[5:]), None)
+    for name, data in {**files, MANIFEST: to_json(manifest)}.items():
         (path / name).write_bytes(data)
 
 
@@ -160,16 +172,16 @@ def test_no_field_of_the_state_is_ever_left_at_its_default(tmp_path: Path, name:
     """A state that a later loop has grown by a field must not be restored without it."""
     kept = checkpoints(tmp_path / "ckpt", 1)
     path = tmp_path / "ckpt" / "step-000001"
-    files = {file: (path / file).read_bytes() for file in FILES[:3]}
-    words, tensors = json.loads(files[folder.WORDS]), dict(load(files[folder.TENSORS]))
-    if folder.kinds()[name] == "tensors":
+    files = {file: (path / file).read_bytes() for file in FILES[:2]}
+    words, tensors = json.loads(files[WORDS]), dict(load(files[TENSORS]))
+    if kinds()[name] == "tensors":
         return  # may be empty: an optimizer need not remember anything
     words["values"].pop(name, None)
     words["tensors"].pop(name, None)
     tensors.pop(name, None)
-    files |= {folder.WORDS: folder.to_json(words), folder.TENSORS: save(tensors)}
-    manifest = folder.manifest_of(files, "digest", 1, None)
-    for file, data in {**files, folder.MANIFEST: folder.to_json(manifest)}.items():
+    files |= {WORDS: to_json(words), TENSORS: save(tensors)}
+    manifest = manifest_of(files, "digest", 1, None)
+    for file, data in {**files, MANIFEST: to_json(manifest)}.items():
         (path / file).write_bytes(data)
     with pytest.raises(ArtifactRefused, match=f"'{name}' is missing"):
         kept.newest()
@@ -177,10 +189,10 @@ def test_no_field_of_the_state_is_ever_left_at_its_default(tmp_path: Path, name:
 
 def test_a_newer_format_says_who_wrote_it(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path / "ckpt", 1)
-    place = tmp_path / "ckpt" / "step-000001" / folder.MANIFEST
+    place = tmp_path / "ckpt" / "step-000001" / MANIFEST
     manifest = {k: v for k, v in json.loads(place.read_text()).items() if k != "sha256"}
-    manifest |= {"schema": folder.SCHEMA + 1, "genbo": "9.9"}
-    place.write_bytes(folder.to_json({**manifest, "sha256": folder.sha256(folder.to_json(manifest))}))
+    manifest |= {"schema": FORMAT + 1, "genbo": "9.9"}
+    place.write_bytes(to_json({**manifest, "sha256": sha256(to_json(manifest))}))
     with pytest.raises(ArtifactRefused, match=r"written by genbo 9\.9"):
         kept.newest()
 
@@ -188,20 +200,20 @@ def test_a_newer_format_says_who_wrote_it(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
     checkpoints(tmp_path / "ckpt", 1)
     with pytest.raises(UserMistake, match="another job"):
-        folder.Checkpoints(tmp_path / "ckpt", "other digest").newest()
+        Checkpoints(tmp_path / "ckpt", "other digest").newest()
 
 
 def test_what_does_not_read_back_is_an_error_and_the_old_one_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = checkpoints(tmp_path / "ckpt", 1)
-    written = folder.write_new
+    written = write_new
 
     def rotten(path: Path, data: bytes) -> None:
-        written(path, data[:-1] + b"?" if path.name == folder.TENSORS else data)
+        written(path, data[:-1] + b"?" if path.name == TENSORS else data)
 
-    monkeypatch.setattr(folder, "write_new", rotten)
-    with pytest.raises(StorageFailed), folder.storage():
+    monkeypatch.setattr("genbo.cli.run.checkpoints.write_new", rotten)
+    with pytest.raises(StorageFailed), storage():
         kept.save(checkpoint(2))
     found = kept.newest()
     assert found is not None
@@ -210,7 +222,7 @@ def test_what_does_not_read_back_is_an_error_and_the_old_one_stays(
 
 def test_a_damaged_one_is_written_again_in_its_place(tmp_path: Path) -> None:
     kept = checkpoints(tmp_path / "ckpt", 1, 2)
-    (tmp_path / "ckpt" / "step-000002" / folder.TENSORS).write_bytes(b"")
+    (tmp_path / "ckpt" / "step-000002" / TENSORS).write_bytes(b"")
     kept.save(checkpoint(2))
     found = kept.newest()
     assert found is not None
@@ -226,7 +238,7 @@ def test_a_damaged_one_is_written_again_in_its_place(tmp_path: Path) -> None:
 def test_a_torn_line_is_cut_and_nothing_before_it_is_lost(tmp_path: Path, count: int, cut: int) -> None:
     place = tmp_path / "steps.jsonl"
     place.unlink(missing_ok=True)
-    journal = folder.Journal(place)
+    journal = Journal(place)
     for step in range(count):
         journal.append({"step": step, "text": "x" * 30})
     journal.close()
@@ -234,7 +246,7 @@ def test_a_torn_line_is_cut_and_nothing_before_it_is_lost(tmp_path: Path, count:
     place.write_bytes(whole[:-cut])
     intact = whole[:-cut].count(b"\n")
     for extra in range(2):  # gone on with twice
-        journal = folder.Journal(place)
+        journal = Journal(place)
         assert [r["step"] for r in journal.records] == [*range(intact), *range(100, 100 + extra)]
         journal.append({"step": 100 + extra})
         journal.close()
@@ -246,15 +258,15 @@ def test_a_torn_line_is_cut_and_nothing_before_it_is_lost(tmp_path: Path, count:
 def test_any_bytes_open_as_a_journal(tmp_path: Path, data: bytes) -> None:
     place = tmp_path / "steps.jsonl"
     place.write_bytes(data)
-    journal = folder.Journal(place)
+    journal = Journal(place)
     journal.append({"step": 0})
     journal.close()
-    assert folder.read_journal(place)[-1] == {"step": 0}
+    assert read_journal(place)[-1] == {"step": 0}
 
 
 def test_numbers_go_through_the_journal_unchanged(tmp_path: Path) -> None:
     numbers = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
-    journal = folder.Journal(tmp_path / "steps.jsonl")
+    journal = Journal(tmp_path / "steps.jsonl")
     journal.append({"u": [*numbers, math.nan]})
     assert journal.records[0]["u"] == [*numbers, None]
     journal.close()
@@ -264,7 +276,7 @@ def test_a_journal_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("precious")
     (tmp_path / "steps.jsonl").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic link"):
-        folder.Journal(tmp_path / "steps.jsonl")
+        Journal(tmp_path / "steps.jsonl")
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
@@ -327,7 +339,7 @@ def test_more_minutes_and_another_place_are_the_same_job(tmp_path: Path) -> None
     (tmp_path / "run").rename(tmp_path / "moved")
     same = {**JOB, "budget": {"steps": 3, "minutes": 5.0}, "output": "moved"}
     with opened(tmp_path / "moved", same, resume=True) as run:
-        assert run.digest == folder.digest_of(JOB)
+        assert run.digest == digest_of(JOB)
 
 
 @pytest.mark.parametrize("name", ["ckpt", "evaluation", "tuned"])
@@ -355,14 +367,14 @@ def test_names_with_spaces_and_newlines_work(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_file_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "status.json"
-    folder.write_json(place, {"n": 1})
+    write_json(place, {"n": 1})
 
     def no_room(_descriptor: int) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", no_room)
-    with pytest.raises(StorageFailed, match="no space left"), folder.storage():
-        folder.write_json(place, {"n": 2})
+    with pytest.raises(StorageFailed, match="no space left"), storage():
+        write_json(place, {"n": 2})
     assert json.loads(place.read_text()) == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
@@ -393,7 +405,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name_and_its_folder_after(
     tmp_path: Path, on_disk: list[tuple[str, str]]
 ) -> None:
     """A rename that reaches the disk before the bytes would leave an empty file after a power cut."""
-    folder.write_json(tmp_path / "status.json", {"n": 1})
+    write_json(tmp_path / "status.json", {"n": 1})
     (first, written), (second, names), third = on_disk
     assert (first, second, third) == ("fsync", "rename", ("fsync", tmp_path.name))
     assert names == f"{written} status.json" and written != "status.json"
@@ -414,7 +426,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_name_and_its_folder_aft
 def test_a_folder_in_place_is_on_the_disk_before_it_takes_its_name(
     tmp_path: Path, on_disk: list[tuple[str, str]]
 ) -> None:
-    with folder.folder_in_place(tmp_path / "tuned") as beside:
+    with folder_in_place(tmp_path / "tuned") as beside:
         (beside / "unet").mkdir(parents=True)
         (beside / "unet" / "weights").write_bytes(b"1")
         (beside / "index").write_bytes(b"2")
@@ -425,7 +437,7 @@ def test_a_folder_in_place_is_on_the_disk_before_it_takes_its_name(
 
 
 def test_a_line_of_the_journal_is_on_the_disk_when_it_is_given(tmp_path: Path, on_disk: list[tuple[str, str]]) -> None:
-    journal = folder.Journal(tmp_path / "steps.jsonl")
+    journal = Journal(tmp_path / "steps.jsonl")
     on_disk.clear()
     journal.append({"step": 0})
     assert on_disk == [("fsync", "steps.jsonl")]
@@ -434,41 +446,41 @@ def test_a_line_of_the_journal_is_on_the_disk_when_it_is_given(tmp_path: Path, o
 
 def test_a_damaged_evaluation_is_not_taken(tmp_path: Path) -> None:
     place, words = tmp_path / "start.safetensors", {"job": "a", "phi": [1.0]}
-    folder.write_tensors(place, {"scores": tensor(1, 2)}, words)
-    found = folder.read_tensors(place, words)
+    write_tensors(place, {"scores": tensor(1, 2)}, words)
+    found = read_tensors(place, words)
     assert found is not None
     assert found["scores"].tolist() == [1, 2]
-    assert folder.read_tensors(place, {**words, "phi": [2.0]}) is None
+    assert read_tensors(place, {**words, "phi": [2.0]}) is None
     data = bytearray(place.read_bytes())
     data[-1] ^= 1
     place.write_bytes(data)
-    assert folder.read_tensors(place, words) is None
+    assert read_tensors(place, words) is None
 
 
 @NO_FIXTURE_CHECK
 @given(cut=st.integers(0, 400))
 def test_a_truncated_evaluation_is_not_taken(tmp_path: Path, cut: int) -> None:
     place = tmp_path / "start.safetensors"
-    folder.write_tensors(place, {"scores": tensor(1, 2)}, {"job": "a"})
+    write_tensors(place, {"scores": tensor(1, 2)}, {"job": "a"})
     data = place.read_bytes()
     place.write_bytes(data[: min(cut, len(data) - 1)])
-    assert folder.read_tensors(place, {"job": "a"}) is None
+    assert read_tensors(place, {"job": "a"}) is None
 
 
 @NO_FIXTURE_CHECK
 @given(offset=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_an_evaluation_is_seen(tmp_path: Path, offset: int, bit: int) -> None:
     place = tmp_path / "start.safetensors"
-    folder.write_tensors(place, {"scores": tensor(1, 2)}, {"job": "a"})
+    write_tensors(place, {"scores": tensor(1, 2)}, {"job": "a"})
     data = bytearray(place.read_bytes())
     data[offset % len(data)] ^= 1 << bit
     place.write_bytes(data)
-    found = folder.read_tensors(place, {"job": "a"})
+    found = read_tensors(place, {"job": "a"})
     assert found is None or {name: t.tolist() for name, t in found.items()} == {"scores": [1.0, 2.0]}
 
 
 def test_secrets_and_the_home_folder_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh12345")
     monkeypatch.setenv("HOME", "/home/ada")
-    said = folder.without_secrets({"a": ["/home/ada/sd15", "failed with hf_abcdefgh12345"]})
+    said = without_secrets({"a": ["/home/ada/sd15", "failed with hf_abcdefgh12345"]})
     assert said == {"a": ["~/sd15", "failed with ***"]}

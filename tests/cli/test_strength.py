@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from genbo.bilevel.measured import Measured, Relative
 from genbo.bilevel.regularization.bank import bank_of
 from genbo.bilevel.regularization.curve import Optimum, Point
 from genbo.bilevel.regularization.search import Round
-from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured, Relative
+from genbo.bilevel.regularization.tilted import EXACT, Fit, Law
 from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched, record_of, row_of
 from genbo.cli.report.summary import remark
 

@@ -13,7 +13,7 @@ from genbo.cli.commands import init, show, tune
 from genbo.cli.job.job import read_job
 from genbo.cli.plan.counts import plan
 from genbo.cli.report import chart, html
-from genbo.cli.stages.context import diffusers_arguments
+from genbo.cli.report.usage import diffusers_arguments
 
 ROOT = Path(__file__).parents[2]
 JOB: dict[str, Any] = {

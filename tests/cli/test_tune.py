@@ -206,7 +206,7 @@ def test_minutes_end_the_climb_and_the_rest_is_done(workplace: Path) -> None:
 def stopped(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that failed in its third step."""
     with monkeypatch.context() as patch:
-        patch.setattr("genbo.cli.run.folder._passed", {})
+        patch.setattr("genbo.cli.run.faults._passed", {})
         patch.setenv("GENBO_FAULT", "step.computed:raise:3")
         with pytest.raises(RuntimeError):
             tune.tune("job.yaml").result()
@@ -376,7 +376,9 @@ def test_show_what_is_no_run_is_a_mistake(workplace: Path) -> None:
 
 
 def test_the_rooms_below_are_not_loaded_to_show(done: Path) -> None:
-    code = f"import sys; from genbo.cli import show; show.run({str(done)!r}); assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from genbo.cli.commands import show; show.run({str(done)!r}); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

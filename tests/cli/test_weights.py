@@ -12,9 +12,10 @@ import torch
 
 from genbo.bilevel.regularization.bank import bank_of
 from genbo.cli.plan.counts import PATHS
+from genbo.cli.report.held_out_side import Side
+from genbo.cli.report.tuned_weights import Finetuned, Weights
 from genbo.cli.run.chunk_cache import Kept
-from genbo.cli.stages.finetuning import Law, Weights, bank_at, path_kl
-from genbo.cli.stages.holdout import Side
+from genbo.cli.stages.finetuning import bank_at, path_kl
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.path_kl import sample_with_kl
@@ -67,9 +68,9 @@ def side(*rows: list[float]) -> Side:
 def weights() -> Weights:
     """Two upper rewards, 2 and -1 times, and a lower one, 3 times, on three prompts."""
     laws = (
-        Law(None, None, side([10, 0, -20], [1, 1, 1], [5, 50, 500]), None),
-        Law(1.0, 4.0, side([11, 1, -19], [2, 1, 0], [6, 52, 503]), (0.5, 0.1)),
-        Law(0.1, 0.4, side([9, -1, -21], [2, 1, 0], [16, 62, 513]), (5.0, 0.2)),
+        Finetuned(None, None, side([10, 0, -20], [1, 1, 1], [5, 50, 500]), None),
+        Finetuned(1.0, 4.0, side([11, 1, -19], [2, 1, 0], [6, 52, 503]), (0.5, 0.1)),
+        Finetuned(0.1, 0.4, side([9, -1, -21], [2, 1, 0], [16, 62, 513]), (5.0, 0.2)),
     )
     return Weights(process(0.0, 1.0), laws, ("a", "b", "c"), (2.0, -1.0), (3.0,), True)
 
@@ -100,8 +101,8 @@ def test_the_rows_of_the_report(weights):
     ]  # fmt: skip
 
 
-def shifted(by: float, r1: float, r2: float) -> Law:
-    return Law(by, by, side([10 + r1, r1, -20 + r1], [5 + r2, 50 + r2, 500 + r2]), (1.0, 0.1))
+def shifted(by: float, r1: float, r2: float) -> Finetuned:
+    return Finetuned(by, by, side([10 + r1, r1, -20 + r1], [5 + r2, 50 + r2, 500 + r2]), (1.0, 0.1))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def shifted(by: float, r1: float, r2: float) -> Law:
     ],
 )
 def test_what_other_strengths_mean_is_said_where_the_samples_show_it(factor, r1, r2, said):
-    laws = (Law(None, None, side([0, 0, 0], [0, 0, 0]), None), shifted(1.0, 0, 0), shifted(factor, r1, r2))
+    laws = (Finetuned(None, None, side([0, 0, 0], [0, 0, 0]), None), shifted(1.0, 0, 0), shifted(factor, r1, r2))
     found = Weights(process(0.0, 1.0), laws, ("a", "b", "c"), (1.0,), (1.0,), True)
     text = list(found.remarks("taste", "style"))[-1]["text"]
     assert text.startswith(f"Weights tuned at {factor:g} lambda against lambda: taste ")

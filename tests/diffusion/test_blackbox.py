@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.problem import Facts
+from genbo.bilevel.protocols import Facts
 from genbo.cli.commands import tune
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan

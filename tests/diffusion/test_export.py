@@ -32,8 +32,9 @@ from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.samplers.ddpm import Ddpm
 from genbo.diffusion.samplers.dpmpp import Dpmpp
 from genbo.diffusion.samplers.euler import Euler
+from genbo.diffusion.schedule_document import schedule_document, schedule_from
 from genbo.diffusion.seed import Seed
-from genbo.diffusion.tuned import beyond_diffusers, export, load, schedule_from, spoken
+from genbo.diffusion.tuned import beyond_diffusers, export, load
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.piecewise import Piecewise
 from genbo.schedules.schedule import Schedule, schedule_of
@@ -239,12 +240,12 @@ def test_a_schedule_is_named_by_its_family_and_its_parameters():
         schedule_of(Cosine(end=0.97, tau=2.5, normalised=False)),
         schedule_of(Piecewise([0.2, 0.5, 0.9], 9.0, -8.0), zero_terminal=True),
     ):
-        said = json.loads(json.dumps(spoken(schedule)))
+        said = json.loads(json.dumps(schedule_document(schedule)))
         again = schedule_from({"noise_schedule": said})
         assert again is not None
         assert torch.equal(again.alphas_cumprod(100), schedule.alphas_cumprod(100))
     assert said["family"] == "piecewise" and said["parameters"]["inner"] == [0.2, 0.5, 0.9] and said["zero_terminal"]
-    named = spoken(schedule_of(Cosine(end=0.97, tau=2.5)))
+    named = schedule_document(schedule_of(Cosine(end=0.97, tau=2.5)))
     assert named["family"] == "cosine" and (named["parameters"]["end"], named["parameters"]["tau"]) == (0.97, 2.5)
 
 

@@ -23,10 +23,10 @@ from diffusers import DiffusionPipeline
 
 from genbo.bilevel.tunables.distilled_guidance import DistilledGuidance
 from genbo.bilevel.tunables.timesteps import Timesteps
+from genbo.diffusion import scheduler_settings
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.diffusers import Diffusers
-from genbo.diffusion.pipelines import _settings
 from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.sample import sample
@@ -395,7 +395,9 @@ def test_lora_is_trained_merged_and_kept_by_itself(family_folder, family, tmp_pa
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
-EQUALITY_HEAD = "| family | sampler | prediction | guidance | told | largest difference |\n|---|---|---|---|---|---|"
+EQUALITY_HEAD = (
+    "| family | sampler | prediction | guidance | settings | largest difference |\n|---|---|---|---|---|---|"
+)
 FAMILIES_HEAD = "| family | pipeline | prompt | guidance | time steps | LoRA file |\n|---|---|---|---|---|---|"
 TIMED = (Ddim(steps=4), Ddpm(steps=4), Euler(steps=4), Dpmpp(steps=4))
 
@@ -426,8 +428,8 @@ def test_the_page_lists_what_was_compared():
 
 
 def test_the_page_lists_the_settings():
-    rows = ["| scheduler | followed | only | no effect |", "|---|---|---|---|"]
-    for name, understood in _settings.UNDERSTOOD.items():
+    rows = ["| scheduler | any value | only these values | ignored |", "|---|---|---|---|"]
+    for name, understood in scheduler_settings.UNDERSTOOD.items():
         only = (f"`{key}`: {', '.join(map(str, values))}" for key, values in sorted(understood.only.items()))
         followed, idle = (
             ", ".join(f"`{key}`" for key in sorted(keys)) for keys in (understood.followed, understood.idle)
@@ -442,10 +444,8 @@ def test_the_page_lists_what_each_family_allows(family_folder):
     for family in FAMILIES:
         model = opened(family_folder(family), family)
         stops = {repr(sampler)[: -len("(steps=4)")].split("(")[0].lower(): takes(model, sampler) for sampler in TIMED}
-        prompt = {"dit": "a class", "ddpm": "none, or a class", "ddim": "none, or a class"}.get(family, "words")
-        guidance = (
-            "where it is told a class" if family in UNTOLD else "true, and distilled" if model_told(model) else "yes"
-        )
+        prompt = {"dit": "a class", "ddpm": "none or a class", "ddim": "none or a class"}.get(family, "text")
+        guidance = "if class-conditional" if family in UNTOLD else "true and distilled" if model_told(model) else "yes"
         lora = "yes" if hasattr(model.pipeline, "load_lora_weights") else "no"
         known = ", ".join(name for name, taken in stops.items() if taken) or "none"
         rows.append(f"| {family} | {type(model.pipeline).__name__} | {prompt} | {guidance} | {known} | {lora} |")

@@ -26,10 +26,10 @@ from torch import Tensor
 from genbo.cli.commands import check, tune
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.job.job import read_job
+from genbo.diffusion import pipeline_folder
 from genbo.diffusion.adapt import Adapter, adapt
 from genbo.diffusion.component import load_network
 from genbo.diffusion.guidance.plain import Plain
-from genbo.diffusion.models import _folder
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.pipelines._pipeline import networks
@@ -293,7 +293,7 @@ def from_diffusers(folder: Path, **options: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     index = json.loads((folder / "model_index.json").read_text())
-    nothing = {name: None for name in _folder.nulls(index) if name.endswith("_3")}
+    nothing = {name: None for name in pipeline_folder.nulls(index) if name.endswith("_3")}
     nothing |= {"safety_checker": None} if "safety_checker" in index else {}
     return DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True, **nothing, **options)
 
@@ -699,7 +699,7 @@ def test_a_sentencepiece_model_is_read_as_the_tokenizer_that_was_made_of_it(chan
 
 
 def test_a_package_that_a_tokenizer_needs_is_named_before_anything_is_loaded(changed, monkeypatch):
-    monkeypatch.setattr(_folder, "_is_installed", lambda module: module != "sentencepiece")
+    monkeypatch.setattr(pipeline_folder, "_is_installed", lambda module: module != "sentencepiece")
     (said,) = Diffusers(pretrained=str(changed(T5, spiece))).mistakes()
     assert said.endswith("is a sentencepiece model, which needs: pip install sentencepiece")
 

@@ -13,7 +13,7 @@ from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.guidance.rescaled import Rescaled
 from genbo.diffusion.models.mixture import Mixture
-from genbo.diffusion.process import Prediction, Process, process_of
+from genbo.diffusion.process import Prediction, Process, effective_weights, process_of
 from genbo.diffusion.sample import _guided_rows, sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch
@@ -114,7 +114,7 @@ def test_apg_with_eta_0_moves_across_cond_alone():
 def effective(weight: float, start: float | Tensor, stop: float | Tensor, steps: int = 10) -> Tensor:
     numbers = {"weight": weight, "start": start, "stop": stop}
     table = {n: torch.as_tensor(v, dtype=torch.float64).reshape(1, 1).expand(1, steps) for n, v in numbers.items()}
-    return Interval().effective_weight(table)[0]
+    return effective_weights(Interval(), table)[0]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (0.2, 0.8), (0.25, 0.61), (0.31, 0.38), (0.9, 1.0)])

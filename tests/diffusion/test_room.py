@@ -15,8 +15,8 @@ from genbo.bilevel.problem import Problem
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.verdict import draw
-from genbo.cli.commands.tune import named
 from genbo.cli.errors import OutOfMemory
+from genbo.cli.stages.endings import named
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of

@@ -21,9 +21,9 @@ import diffusers
 import pytest
 import torch
 
+from genbo.diffusion import scheduler_settings, scheduler_stops
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.diffusers import Diffusers
-from genbo.diffusion.pipelines import _settings, _stops
 from genbo.diffusion.process import process_of
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.sample import sample
@@ -106,7 +106,7 @@ def values(name: str, parameter: inspect.Parameter) -> list[Any]:
         return [not parameter.default]
     listed = [x for arg in (parameter.annotation, *get_args(parameter.annotation)) for x in get_args(arg)]
     texts = [x for x in listed if isinstance(x, str)]
-    assert texts, f"{name}: a new setting of diffusers; give it a value here, and a place in _settings"
+    assert texts, f"{name}: a new setting of diffusers; give it a value here, and a place in scheduler_settings"
     return [x for x in texts if x != parameter.default]
 
 
@@ -179,7 +179,7 @@ def test_a_setting_is_followed_or_refused(family_folder, name, setting, settings
     except (ValueError, NotImplementedError):
         return  # diffusers itself makes none: a folder that says so does not load
     model = with_scheduler(opened(family_folder(family)), scheduler)
-    said = _settings.mistakes(json.loads(scheduler.to_json_string()), sampler)
+    said = scheduler_settings.mistakes(json.loads(scheduler.to_json_string()), sampler)
     try:
         found = sampled(model, sampler)
     except Refused as refused:
@@ -234,19 +234,19 @@ def test_a_walk_over_settings_both_follows_and_refuses(family_folder):
     for name, setting, value in refused | followed:
         _, sampler, base = SCHEDULERS[name]
         config = {**base, "_class_name": name, setting: value}
-        assert bool(_settings.mistakes(config, sampler)) == ((name, setting, value) in refused), setting
+        assert bool(scheduler_settings.mistakes(config, sampler)) == ((name, setting, value) in refused), setting
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_setting_of_diffusers_is_missing_from_the_table(name):
-    assert _settings.UNDERSTOOD[name].strangers(iter(parameters(name))) == []
+    assert scheduler_settings.UNDERSTOOD[name].strangers(iter(parameters(name))) == []
 
 
 def test_a_setting_of_a_newer_diffusers_is_refused_where_it_is_in_use(family_folder, monkeypatch):
     model = opened(family_folder("stable_diffusion"))
-    known = _settings.UNDERSTOOD["DDIMScheduler"]
-    less = _settings.Understood(known.followed - {"set_alpha_to_one"}, known.only, known.idle)
-    monkeypatch.setattr(_settings, "UNDERSTOOD", {**_settings.UNDERSTOOD, "DDIMScheduler": less})
+    known = scheduler_settings.UNDERSTOOD["DDIMScheduler"]
+    less = scheduler_settings.Understood(known.followed - {"set_alpha_to_one"}, known.only, known.idle)
+    monkeypatch.setattr(scheduler_settings, "UNDERSTOOD", {**scheduler_settings.UNDERSTOOD, "DDIMScheduler": less})
     with pytest.raises(Refused, match="set_alpha_to_one: False, which genbo does not know"):
         with_scheduler(model, made("DDIMScheduler", {**BASE, "set_alpha_to_one": False})).grid(Ddim(steps=3))
     with_scheduler(model, made("DDIMScheduler", {**BASE, "set_alpha_to_one": True})).grid(Ddim(steps=3))
@@ -266,14 +266,16 @@ def test_a_scheduler_that_is_replaced_is_diffusers_own_swap(family_folder, famil
     for n, other in enumerate(OTHERS):
         least = {name: value for name, value in BASE.items() if name in parameters(other) and name != "steps_offset"}
         model = with_scheduler(opened(family_folder(family)), made(other, least))
-        said = _settings.replaced(json.loads(model.pipeline.scheduler.to_json_string()), sampler)
+        said = scheduler_settings.replaced(json.loads(model.pipeline.scheduler.to_json_string()), sampler)
         assert said is not None and other in said and kind in said
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             own = dict(model.pipeline.scheduler.config)
             fresh = {"clip_sample": False, **{k: v for k, v in own.items() if k != "_use_default_values"}}
             used = [k for k in own["_use_default_values"] if own[k] == parameters(other)[k].default]
-            swapped = getattr(diffusers, _settings.CLASSES[kind]).from_config({**fresh, "_use_default_values": used})
+            swapped = getattr(diffusers, scheduler_settings.CLASSES[kind]).from_config(
+                {**fresh, "_use_default_values": used}
+            )
         plain = with_scheduler(model, swapped)
         grid, wanted = model.grid(sampler), copy.deepcopy(plain.pipeline.scheduler)
         wanted.set_timesteps(sampler.steps)
@@ -299,9 +301,9 @@ def test_levels_that_are_made_otherwise_are_refused(family_folder):
 
 
 def test_schedulers_of_its_own_kinds_are_not_called_replaced():
-    for name in _settings.CLASSES.values():
-        assert _settings.replaced({"_class_name": name, "beta_schedule": "linear"}, Ddim()) is None
-    assert _settings.replaced({"_class_name": _settings.FLOW}, Euler()) is None
+    for name in scheduler_settings.CLASSES.values():
+        assert scheduler_settings.replaced({"_class_name": name, "beta_schedule": "linear"}, Ddim()) is None
+    assert scheduler_settings.replaced({"_class_name": scheduler_settings.FLOW}, Euler()) is None
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,7 @@ def test_settings_that_a_pipeline_corrects_are_the_corrected_ones(family_folder,
     expected = drawn(model.pipeline, Ddim(steps=STEPS))
     torch.testing.assert_close(sampled(model, Ddim(steps=STEPS)), expected, rtol=0, atol=TOLERANCE)
     config = model.scheduler(Ddim(steps=STEPS)).config
-    corrected = _settings.SET_BY_PIPELINE[type(model.pipeline).__name__]
+    corrected = scheduler_settings.SET_BY_PIPELINE[type(model.pipeline).__name__]
     assert {name: config[name] for name in corrected} == corrected
 
 
@@ -341,7 +343,7 @@ def reference(scheduler: Any, steps: int) -> list[float] | None:
     return found
 
 
-@pytest.mark.parametrize("kind", _settings.CLASSES)
+@pytest.mark.parametrize("kind", scheduler_settings.CLASSES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_numbers_of_steps_are_diffusers_or_refused_by_check(kind, spacing):
     """Exactly: what works in diffusers is not refused, and what is named in the refusal works."""
@@ -350,11 +352,11 @@ def test_numbers_of_steps_are_diffusers_or_refused_by_check(kind, spacing):
         for offset in (0, 1) if spacing == "leading" else (1,):
             config = {"num_train_timesteps": train, "timestep_spacing": spacing, "steps_offset": offset}
             wanted = reference(scheduler_of(kind, train, spacing, offset), steps)
-            refused = _settings.steps_mistake(config, kind, steps)
+            refused = scheduler_settings.steps_mistake(config, kind, steps)
             where = (train, steps, offset, refused)
             assert (wanted is None) == (refused is not None), where
             if wanted is not None:
-                assert _stops.times(config, kind, steps) == pytest.approx(wanted, abs=1e-4), where
+                assert scheduler_stops.times(config, kind, steps) == pytest.approx(wanted, abs=1e-4), where
                 continue
             most = int(re.search(r"; take (\d+),", refused)[1])
             assert reference(scheduler_of(kind, train, spacing, offset), most) is not None, where
@@ -362,20 +364,23 @@ def test_numbers_of_steps_are_diffusers_or_refused_by_check(kind, spacing):
 
 @cache
 def scheduler_of(kind: str, train: int, spacing: str, offset: int) -> Any:
-    cls = getattr(diffusers, _settings.CLASSES[kind])
+    cls = getattr(diffusers, scheduler_settings.CLASSES[kind])
     return cls(num_train_timesteps=train, timestep_spacing=spacing, steps_offset=offset)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", _settings.CLASSES)
+@pytest.mark.parametrize("kind", scheduler_settings.CLASSES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_every_number_of_steps_is_diffusers_or_refused(kind, spacing):
     for steps in range(1, 1011):
         for offset in (0, 1):
             config = {"num_train_timesteps": 1000, "timestep_spacing": spacing, "steps_offset": offset}
             wanted = reference(scheduler_of(kind, 1000, spacing, offset), steps)
-            assert (wanted is None) == (_settings.steps_mistake(config, kind, steps) is not None), (steps, offset)
-            assert wanted is None or _stops.times(config, kind, steps) == pytest.approx(wanted, abs=1e-4)
+            assert (wanted is None) == (scheduler_settings.steps_mistake(config, kind, steps) is not None), (
+                steps,
+                offset,
+            )
+            assert wanted is None or scheduler_stops.times(config, kind, steps) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("sampler", [Ddim, Ddpm, Euler, Dpmpp])

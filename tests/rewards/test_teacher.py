@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from genbo.bilevel.problem import Problem, Taught
+from genbo.bilevel.problem import Problem
+from genbo.bilevel.scoring import Taught
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.diffusion.guidance.plain import Plain

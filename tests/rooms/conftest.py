@@ -1,6 +1,7 @@
 """Finds every file of every room: a test that takes `reward_class` runs for each file in `rewards/`.
 
-A new file is picked up by itself. One whose options have no defaults is listed in `EXAMPLES`.
+A new file is picked up by itself. One whose options have no defaults has an example: in `EXAMPLES`, in the class itself
+(`example: ClassVar[Mapping[str, Any]]`), or that of the class that it inherits from.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ def options_class(room: str, kind: str) -> type[Any]:
     return class_of(ROOMS[room], kind)
 
 
+def example_of(cls: type[Any]) -> dict[str, Any]:
+    """Options for the tests of a kind: its own, or those of the nearest class that it inherits from."""
+    for base in cls.__mro__:
+        if base.__name__ in EXAMPLES or "example" in vars(base):
+            return EXAMPLES.get(base.__name__) or dict(vars(base)["example"])
+    return {}
+
+
 def required(cls: type[Any]) -> list[str]:
     """The options that have no default."""
     return [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
@@ -82,9 +91,9 @@ def example(request: pytest.FixtureRequest) -> Callable[[type[Any]], Any]:
     """An instance of a room's dataclass: its defaults, and the example's options where it has none."""
 
     def build(cls: type[Any]) -> Any:
-        options = EXAMPLES.get(cls.__name__, {})
+        options = example_of(cls)
         missing = sorted(set(required(cls)) - set(options))
-        assert not missing, f"{cls.__name__} needs {missing}: add them to EXAMPLES in {__file__}"
+        assert not missing, f"{cls.__name__} needs {missing}: give it an `example` of them"
         return cls(**{k: str(request.getfixturevalue(v)) if v in FIXTURES else v for k, v in options.items()})
 
     return build

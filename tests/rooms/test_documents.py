@@ -17,7 +17,13 @@ import pytest
 import torch
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
+from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.kinds import class_of
+from genbo.diffusion.models.mixture import Mixture
+from genbo.diffusion.process import process_of
+from genbo.diffusion.sample import sample
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
 from tests.rooms import test_estimators, test_rewards, test_tunables
 from tests.rooms.conftest import ROOMS
 
@@ -65,6 +71,8 @@ def test_there_is_an_example_of_each_that_the_page_promises():
     assert sorted(path.rpartition("/")[0] for path in BLOCKS) == [
         "bilevel/estimators",
         "bilevel/tunables",
+        "diffusion/guidance",
+        "diffusion/samplers",
         "rewards",
     ]
     assert all(f"genbo.{Path(path).parent}".replace("/", ".") in ROOMS.values() for path in BLOCKS)
@@ -104,6 +112,28 @@ def test_the_estimator_of_the_page_has_the_bias_that_it_claims(added):
         (test_estimators.estimate(test_estimators.problem(), cls(h=h)).grad - exact).abs().item() for h in (0.1, 0.05)
     ]
     assert 3.5 < math.log2(wrong[0] / wrong[1]) < 4.5
+
+
+def test_the_guidance_rule_of_the_page_rises_from_1_to_its_weight(added):
+    rule = added("diffusion/guidance/cosine_ramp.py")(weight=5.0)
+    weights = [rule.effective_weight({"weight": 5.0}, i, 1000) for i in range(1000)]
+    assert weights == sorted(weights)
+    assert weights[0] == pytest.approx(1, abs=1e-4) and weights[-1] == pytest.approx(5, abs=1e-4)
+    assert sum(weights) / 1000 == pytest.approx(3)  # a cosine has no mean
+
+
+def test_the_sampler_of_the_page_has_the_order_that_it_claims(added):
+    """Twice the steps, a quarter of the distance from where fine steps end; DDIM's half, its first term alone."""
+    batch, model = batch_of(("east", "north"), 8, Seed(0)), Mixture(log_snr_max=4.0).open()
+
+    def end(sampler: Any) -> torch.Tensor:
+        return sample(process_of(model, sampler, Plain(weight=1.0)), batch)
+
+    taylor = added("diffusion/samplers/taylor.py")
+    exact = end(taylor(steps=4096))
+    wrong = {cls: [(end(cls(steps=n)) - exact).norm().item() for n in (64, 128)] for cls in (taylor, Ddim)}
+    orders = {cls.__name__: math.log2(coarse / fine) for cls, (coarse, fine) in wrong.items()}
+    assert 1.7 < orders["Taylor"] < 2.4 and 0.8 < orders["Ddim"] < 1.2, orders
 
 
 def test_every_symbol_is_where_the_table_says():

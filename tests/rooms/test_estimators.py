@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
-from genbo.bilevel.problem import Estimate, Facts, Problem, calls
+from genbo.bilevel.problem import Problem, SamplesAt, calls
+from genbo.bilevel.protocols import Estimate, Facts
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.exponential import Exponential
@@ -48,8 +49,8 @@ def problem(shape: object = "scalar", rewards: int = 1) -> Problem:
 
 def estimate(p: Problem, estimator, weights: Tensor = ONE) -> Estimate:
     batch = batch_of(("east", "north"), SAMPLES, Seed(3))
-    found, state = estimator(p, p.coordinates(p.first()), batch, weights, Seed(3), {})
-    assert all(isinstance(value, Tensor) for value in state.values())
+    found = estimator(p, SamplesAt(p.coordinates(p.first()), batch, weights, Seed(3)))
+    assert all(isinstance(value, Tensor) for value in found.state.values())
     return found
 
 
@@ -92,12 +93,13 @@ def test_weights_are_linear(estimator):
 def test_it_costs_what_it_says(estimator, shape):
     p = problem(shape)
     estimate(p, estimator)
-    sampled, passes = estimator.trajectories(p.parameters), estimator.network_passes()
+    cost = estimator.cost(p.parameters)
+    sampled, passes = cost.trajectories, cost.network_passes
     meter = p.process.meter
     assert meter.reward_images == sampled * SAMPLES
-    assert (meter.image_backwards > 0) == getattr(estimator, "goes_back", False)
+    assert (meter.image_backwards > 0) == cost.goes_back
     assert meter.image_forwards == sampled * SAMPLES * STEPS * passes * 2  # conditional and unconditional
-    draws = estimator.draws(p.parameters)
+    draws = cost.draws
     assert sum(map(len, draws)) == sampled
     assert meter.denoiser_calls == sum(calls(SAMPLES, len(draw), BATCH, STEPS) for draw in draws) * passes
 
@@ -118,7 +120,7 @@ def test_it_draws_where_it_says(estimator, shape, monkeypatch):
     at = Problem.at
     monkeypatch.setattr(Problem, "at", lambda self, phi: seen.append(phi) or at(self, phi))
     estimate(replace(p, process=replace(p.process, batch=10**6)), estimator)
-    u, draws = p.coordinates(p.first()), estimator.draws(p.parameters)
+    u, draws = p.coordinates(p.first()), estimator.cost(p.parameters).draws
     assert len(seen) == len(draws)
     for members, draw in zip(seen, draws, strict=True):
         if None in draw:  # differentiated where it stands

@@ -15,7 +15,7 @@ from typing import get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from tests.rooms.conftest import EXAMPLES, ROOMS, files, options_class, required
+from tests.rooms.conftest import ROOMS, example_of, files, options_class, required
 
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "numpy", "safetensors", "PIL", "torchvision")
 
@@ -72,7 +72,7 @@ def test_what_opens_files_says_its_mistakes_first(room, example):
 
 def test_nothing_heavy_is_imported_to_read_options():
     """All files of all rooms, their defaults and their mistakes, with the heavy libraries blocked."""
-    names = [(ROOMS[room], kind) for room in ROOMS for kind in files(room)]
+    every = [(ROOMS[room], kind, example_of(options_class(room, kind))) for room in ROOMS for kind in files(room)]
     program = f"""
 import sys
 class Blocked:
@@ -80,9 +80,9 @@ class Blocked:
         if name.partition(".")[0] in {HEAVY}:
             raise AssertionError(name + " was imported")
 sys.meta_path.insert(0, Blocked())
-from genbo.diffusion.kinds import class_name, class_of
-for room, kind in {names}:
-    options = class_of(room, kind)(**{EXAMPLES}.get(class_name(kind), {{}}))
+from genbo.diffusion.kinds import class_of
+for room, kind, example in {every}:
+    options = class_of(room, kind)(**example)
     if hasattr(options, "mistakes") and "tunables" not in room:
         options.mistakes()
 """

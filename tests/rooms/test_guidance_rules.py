@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.gaussian import Gaussian
-from genbo.diffusion.process import Prediction, process_of
+from genbo.diffusion.process import Prediction, effective_weights, process_of
+from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.tuned import export, load
 
 STEPS, ROWS, SHAPE = 4, 3, (3, 8, 8)
 AXES = (-1, 1, 1, 1)
@@ -26,7 +30,7 @@ def tables(rule) -> dict[str, Tensor]:
 
 def guided(rule, options: dict[str, Tensor], kind: str = "epsilon", rows: slice = slice(None)) -> Tensor:
     """The rule over STEPS steps for options (M, T): outputs (T, B, *shape). M is 1 or a row each."""
-    weights = rule.effective_weight(options)
+    weights = effective_weights(rule, options)
     state, outputs = None, []
     for i in range(STEPS):
         cond, uncond, x_t = (2 * normal(ROWS, *SHAPE, seed=10 * i + k)[rows] for k in range(3))
@@ -42,7 +46,7 @@ def guided(rule, options: dict[str, Tensor], kind: str = "epsilon", rows: slice 
 def test_weight_1_is_the_conditional_model(rule_class, kind):
     options = tables(rule_class())
     options["weight"] = torch.ones_like(options["weight"])
-    assert torch.equal(rule_class().effective_weight(options), options["weight"])
+    assert torch.equal(effective_weights(rule_class(), options), options["weight"])
     cond = torch.stack([2 * normal(ROWS, *SHAPE, seed=10 * i) for i in range(STEPS)])
     torch.testing.assert_close(guided(rule_class(), options, kind), cond, atol=1e-10, rtol=1e-10)
 
@@ -101,7 +105,7 @@ def test_both_predictions_have_derivatives(rule_class, kind):
 
     def along(cond: Tensor, uncond: Tensor, x_t: Tensor, state: Tensor) -> Tensor:
         predict = Prediction(kind, x_t, torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64))
-        kept = state if hasattr(rule_class(), "momentum") else None
+        kept = state if rule_class.traits.keeps_state else None
         output, kept = rule_class().combine(cond, uncond, here, predict, kept)
         return (output * weights).sum() + (0 if kept is None else (kept * weights).sum())
 
@@ -111,15 +115,11 @@ def test_both_predictions_have_derivatives(rule_class, kind):
 
 def test_the_plan_sees_the_weights_of_the_run(rule_class):
     rule, steps = rule_class(), 30
-    if not hasattr(rule, "effective_at"):
-        options = tables(rule)
-        assert torch.equal(rule.effective_weight(options), options["weight"]), "so the plan reads `weight` itself"
-        return
     for n in range(20):
         numbers = {name: value * (0.5 + 0.05 * n) for name, value in vars(rule).items()}
         table = {k: torch.full((1, steps), v, dtype=torch.float64) for k, v in numbers.items()}
-        planned = [rule.effective_at(i, steps, numbers) for i in range(steps)]
-        assert planned == pytest.approx(rule.effective_weight(table)[0].tolist(), abs=1e-10)
+        planned = [rule.effective_weight(numbers, i, steps) for i in range(steps)]
+        assert planned == pytest.approx(effective_weights(rule, table)[0].tolist(), abs=1e-10)
 
 
 def test_state_is_kept_for_momentum_alone(rule_class):
@@ -128,7 +128,7 @@ def test_state_is_kept_for_momentum_alone(rule_class):
     predict = Prediction("epsilon", one, one * 0.6, one * 0.8)
     here = {name: value[:, :1].reshape(AXES) for name, value in tables(rule).items()}
     _, state = rule.combine(one, 0 * one, here, predict, None)
-    assert (state is not None) == hasattr(rule, "momentum")
+    assert (state is not None) == rule.traits.keeps_state
 
 
 def test_precision_is_the_networks(rule_class):
@@ -146,3 +146,34 @@ def test_two_equal_predictions_are_left_alone_and_do_not_divide_by_zero(rule_cla
     output, _ = rule_class().combine(one, one.detach(), here, predict, None)
     torch.testing.assert_close(output, one)
     assert torch.autograd.grad(output.sum(), one)[0].isfinite().all()
+
+
+# -- what it declares, and a pipeline ----------------------------------------------------------------------------------
+
+
+def test_what_switches_it_is_declared(rule_class):
+    """The plan counts network passes by `switches`: the options beside `weight` that move the weight in effect."""
+    options = tables(rule_class())
+    before = effective_weights(rule_class(), options)
+
+    def moves(name: str, factor: float) -> bool:
+        return not torch.equal(effective_weights(rule_class(), {**options, name: factor * options[name]}), before)
+
+    moved = {name for name in options if moves(name, 0.5) or moves(name, 0.9)}
+    assert moved - {"weight"} == set(rule_class.traits.switches)
+
+
+def test_it_draws_from_a_pipeline_and_again_from_its_tuned_folder(rule_class, tiny_sd, tmp_path):
+    """With another weight at each step, as tuning leaves it: `genbo.load` of the folder draws the same samples."""
+    model = Diffusers(pretrained=str(tiny_sd), device="cpu", dtype="fp32").open()
+    process = process_of(model, Ddim(steps=STEPS), rule_class(weight=[3.0, 2.0, 4.0, 1.5]))
+    batch = batch_of(("a red apple", "a dog"), 2, Seed(0))
+    with torch.no_grad():
+        drawn = sample(process, batch)
+    assert drawn.shape == (2, *model.shape) and drawn.isfinite().all()
+    export(process, tmp_path / "tuned", {})
+    again = load(tmp_path / "tuned", device="cpu", dtype="fp32").process
+    assert again.rule == process.rule
+    assert all(torch.equal(again.options[name], value) for name, value in process.options.items())
+    with torch.no_grad():
+        torch.testing.assert_close(sample(again, batch), drawn)

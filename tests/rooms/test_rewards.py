@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.problem import OfSets, Taught
+from genbo.bilevel.scoring import OfSets, Taught
 
 PROMPTS = ("a red apple", "a dog", "a blue house", "a dog", "nothing at all")
 

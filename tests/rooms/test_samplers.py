@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from genbo.diffusion.process import Step
+from genbo.diffusion import scheduler_settings
+from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.process import Step, process_of
+from genbo.diffusion.sample import sample
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.tuned import export, load
 
 ROWS = 3
 LEVELS = [0.999, 0.9, 0.6, 0.25, 0.0]  # sigma, noisiest first
@@ -20,11 +27,11 @@ def normal(seed: int) -> Tensor:
     return torch.randn(ROWS, 2, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def variants(cls: type[Any]) -> Iterator[Any]:
-    """The defaults, and each of `eta`'s values where there is one."""
-    yield cls()
+def variants(cls: type[Any], **given: Any) -> Iterator[Any]:
+    """The defaults, and each of `eta`'s values where there is one; with the options that are given."""
+    yield cls(**given)
     if "eta" in {f.name for f in fields(cls)}:
-        yield from (replace(cls(), eta=eta) for eta in (0.5, 1.0))
+        yield from (cls(**given, eta=eta) for eta in (0.5, 1.0))
 
 
 def step_at(index: int) -> Step:
@@ -116,3 +123,34 @@ def test_levels_have_finite_gradients_down_to_no_noise_at_all(sampler_class):
         x_s, _ = sampler.step(replace(step_at(3), **live), normal(0), normal(1), normal(2), (), noise)
         for grad in torch.autograd.grad(x_s.sum(), list(live.values()), allow_unused=True):
             assert grad is None or grad.isfinite().all()
+
+
+# -- what it declares, and a pipeline ----------------------------------------------------------------------------------
+
+
+def test_what_it_declares_is_there(sampler_class):
+    traits, options = sampler_class.traits, {f.name for f in fields(sampler_class)}
+    assert traits.levels_of is None or traits.levels_of in scheduler_settings.CLASSES
+    assert not traits.in_diffusers or traits.levels_of is not None
+    assert {*traits.call_options, *traits.settings} <= options
+    for sampler in variants(sampler_class):
+        assert isinstance(sampler.stochastic, bool)
+        assert set(traits.call(sampler)) == set(traits.call_options)
+
+
+def test_it_draws_from_a_pipeline_and_again_from_its_tuned_folder(sampler_class, tiny_sd, tmp_path):
+    """Four steps at the levels that it declares; what `genbo.load` makes of the folder draws the same samples."""
+    if sampler_class.traits.levels_of is None:
+        pytest.skip("takes no levels from a scheduler")
+    model = Diffusers(pretrained=str(tiny_sd), device="cpu", dtype="fp32").open()
+    for k, sampler in enumerate(variants(sampler_class, steps=4)):
+        process = process_of(model, sampler, Plain(weight=3.0))
+        with torch.no_grad():
+            drawn = sample(process, batch_of(("a red apple", "a dog"), 2, Seed(0)))
+        assert drawn.shape == (2, *model.shape) and drawn.isfinite().all()
+        assert not torch.allclose(drawn[0], drawn[1])
+        export(process, tmp_path / f"tuned-{k}", {})
+        again = load(tmp_path / f"tuned-{k}", device="cpu", dtype="fp32").process
+        assert again.sampler == sampler
+        with torch.no_grad():
+            torch.testing.assert_close(sample(again, batch_of(("a red apple", "a dog"), 2, Seed(0))), drawn)

@@ -17,7 +17,7 @@ from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
 from genbo.diffusion.samplers.ddim import Ddim
-from tests.rooms.conftest import EXAMPLES, files, options_class
+from tests.rooms.conftest import example_of, files, options_class
 
 STEPS = 6
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -115,7 +115,7 @@ def test_no_coordinate_leaves_the_domain(tunables_of_the_room, u):
 def tunables_of_the_room() -> list[Any]:
     """All variants of all kinds: hypothesis wants a fixture that does not change."""
     kinds = [options_class("tunable", kind) for kind in files("tunable")]
-    plain = {kind.__name__: kind(**EXAMPLES.get(kind.__name__, {})) for kind in kinds}
+    plain = {kind.__name__: kind(**example_of(kind)) for kind in kinds}
     return [opened(replace(tunable, **o)) for name, tunable in plain.items() for o in VARIANTS.get(name, [{}])]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from genbo.schedules.cosine import Cosine
 from genbo.schedules.linear import Linear
-from genbo.schedules.link import Interval, Rising
+from genbo.schedules.link import Bounded, Rising
 from genbo.schedules.piecewise import Piecewise, like
 from genbo.schedules.schedule import ENDS, LINE, LOWEST, Schedule, schedule_of
 from genbo.schedules.sigmoid import Sigmoid
@@ -80,18 +80,18 @@ def test_no_link_leaves_its_domain(u):
     assert Rising(3).why_not(Rising(3).value(torch.tensor(u, dtype=torch.float64)).tolist()) is None
 
 
-@pytest.mark.parametrize("link", [Interval(-3.0, 2.0), Interval(0.1, 4.0, log=True), Rising(4)], ids=repr)
+@pytest.mark.parametrize("link", [Bounded(-3.0, 2.0), Bounded(0.1, 4.0, log=True), Rising(4)], ids=repr)
 def test_coordinates_are_the_inverse_of_the_link(link):
     u = torch.linspace(-3, 3, link.size * 6, dtype=torch.float64).reshape(6, link.size)
     torch.testing.assert_close(link.coordinates(link.value(u)), u, atol=1e-8, rtol=1e-8)
 
 
 def test_what_is_none_of_a_parameters_is_said():
-    assert Interval(0.0, 1.0).why_not([2.0]) == "2 is outside [0, 1]"
-    assert Interval(0.0, 1.0).why_not([0.1, 0.2]) == "one number is wanted, not 2"
+    assert Bounded(0.0, 1.0).why_not([2.0]) == "2 is outside [0, 1]"
+    assert Bounded(0.0, 1.0).why_not([0.1, 0.2]) == "one number is wanted, not 2"
     assert Rising(2).why_not([0.5]) == "2 numbers are wanted, not 1"
     assert Rising(2).why_not([0.5, 0.4]) == "the numbers must rise, from 0 to 1"
-    assert Interval(0.0, 1.0).why_not([1.0]) is None and Rising(2).why_not([0.4, 0.4]) is None
+    assert Bounded(0.0, 1.0).why_not([1.0]) is None and Rising(2).why_not([0.4, 0.4]) is None
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])

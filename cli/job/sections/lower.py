@@ -25,12 +25,12 @@ class LowerJob(Kind):
     @property
     def tilts(self) -> bool:
         """Whether it is a law at a strength lambda, which is searched for."""
-        return hasattr(self.options, "slope")
+        return bool(self.options.traits.finds == "law")
 
     @property
     def trains(self) -> bool:
         """Whether it trains the network that is sampled."""
-        return hasattr(self.options, "trains")
+        return bool(self.options.traits.finds == "network")
 
 
 class Lower(Section[LowerJob]):
@@ -60,7 +60,7 @@ class Lower(Section[LowerJob]):
         """With a reward of its own, or, of one that trains the network on data, without."""
         own = {"reward": (written_rewards(), ...)}
         kinds = catalog.kinds("lower")
-        alone = [kind for kind in kinds if hasattr(catalog.options_of("lower", kind), "trains")]
+        alone = [kind for kind in kinds if catalog.options_of("lower", kind).traits.finds == "network"]
         mappings = [forms.kind("lower", kind, {} if kind in alone else own) for kind in kinds]
         return forms.one_of([Literal[tuple(alone)], *mappings]) | None, None
 
@@ -74,7 +74,7 @@ def trains(lower: Node) -> bool:
     """Whether this names a lower level that trains the network, right or wrong in its options."""
     kind = lower.value.get("kind") if isinstance(lower.value, dict) else lower
     name = kind.value if kind is not None else None
-    return name in catalog.kinds("lower") and hasattr(catalog.options_of("lower", str(name)), "trains")
+    return name in catalog.kinds("lower") and catalog.options_of("lower", str(name)).traits.finds == "network"
 
 
 LOWER = Lower()

@@ -16,7 +16,7 @@ class Optimizer(Section[Kind]):
 
     def read(self, reader: Reader) -> Kind | None:
         lower = LOWER.of(reader)
-        usual = "bisection" if lower and not getattr(lower.options, "free", True) else "adam"
+        usual = "bisection" if lower and lower.options.traits.walks else "adam"
         return reader.kind(reader.at_or("optimizer", usual), "optimizers", "an optimizer")
 
     def described(self) -> Entry:

@@ -58,8 +58,8 @@ def _falling(start: int, step: float) -> list[float]:
     return [start + i * delta for i in range(math.ceil(-start / step))]
 
 
-def why_not(config: Mapping[str, Any], kind: str, steps: int) -> str | None:
-    """None, or why the scheduler cannot stop so often, and how often it can."""
+def why_not(config: Mapping[str, Any], kind: str, steps: int, sampler: str) -> str | None:
+    """None, or why the scheduler of this kind cannot stop so often for the sampler, and how often it can."""
     train = config.get("num_train_timesteps", 1000)
     if not isinstance(train, int) or _is_sound(config, kind, steps):
         return None
@@ -69,8 +69,9 @@ def why_not(config: Mapping[str, Any], kind: str, steps: int) -> str | None:
         f" and steps_offset: {config['steps_offset']}" if spacing == "leading" and config.get("steps_offset") else ""
     )
     return (
-        f"{kind} cannot take {steps} steps here: this scheduler has {train} training steps, timestep_spacing: {spacing}"
-        f"{offset}, so stops fall together or outside; take {most}, the largest number below that works"
+        f"{sampler} cannot take {steps} steps here: this scheduler has {train} training steps, "
+        f"timestep_spacing: {spacing}{offset}, so stops fall together or outside; take {most}, "
+        "the largest number below that works"
     )
 
 

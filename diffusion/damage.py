@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genbo.diffusion.models._folder import components, has_variant, is_network, part_of, read_index
+from genbo.diffusion.pipeline_folder import components, has_variant, is_network, part_of, read_index
 from genbo.rewards._json import mapping_in, not_finite
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}

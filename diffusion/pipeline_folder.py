@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PIPELINES = Path(__file__).parent.parent / "pipelines"
+PIPELINES = Path(__file__).parent / "pipelines"
 COMPONENT_MODULES = ("diffusers", "transformers")
 CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]  # never loaded: it would blacken images unseen
 TOKENS = (  # each set of files can make a tokenizer

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genbo.diffusion.pipelines import _stops
+from genbo.diffusion import scheduler_stops
+from genbo.diffusion.kinds import kind_of
 
 if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
@@ -93,12 +94,25 @@ def unserved(kind: str) -> str:
     return f"diffusers has no scheduler for {kind} to take levels from; take {', '.join(CLASSES)}"
 
 
+def no_flow(sampler: Sampler) -> str | None:
+    """None, or why a sampler cannot draw from a flow model."""
+    if sampler.traits.levels_of == "euler":
+        return None
+    return f"a flow model is sampled by euler, not by {kind_of(sampler)}; write sampler: {{kind: euler}}"
+
+
+def undrawn(sampler: Sampler) -> str | None:
+    """None, or why a pipeline's own call cannot draw by this sampler."""
+    if sampler.traits.in_diffusers:
+        return None
+    return (
+        f"a black box draws by diffusers' own schedulers, and none takes the steps of {kind_of(sampler)}; "
+        f"take {', '.join(CLASSES)}"
+    )
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     return "FlowMatch" in str(config.get("_class_name"))
-
-
-def kind_of(sampler: Sampler) -> str:
-    return type(sampler).__name__.lower()
 
 
 def made_of(config: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
@@ -107,9 +121,7 @@ def made_of(config: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
     One that says nothing of clipping is of a kind that never clips; DDIM and DDPM would clip latents by default. What
     the job says of its sampler comes before what the folder says.
     """
-    variance = getattr(sampler, "variance", "own")
-    asked = {} if variance == "own" else {"variance_type": f"fixed_{variance}"}
-    return {"clip_sample": False, **config, **asked}
+    return {"clip_sample": False, **config, **sampler.traits.asked(sampler)}
 
 
 def mistakes(config: Mapping[str, Any], sampler: Sampler) -> list[str]:
@@ -130,7 +142,7 @@ def unfollowed(config: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[st
     settings = made_of(config, sampler)
     if settings.get("use_flow_sigmas"):
         yield "use_flow_sigmas", settings["use_flow_sigmas"]  # levels that no scheduler of betas has, whatever the kind
-    for name, allowed in UNDERSTOOD[class_for(config, kind_of(sampler))].only.items():
+    for name, allowed in UNDERSTOOD[class_for(config, str(sampler.traits.levels_of))].only.items():
         if name != "use_flow_sigmas" and name in settings and settings[name] not in allowed:
             yield name, settings[name]
 
@@ -145,6 +157,7 @@ def unknown(scheduler: Any) -> Iterator[tuple[str, Any]]:
 
 
 def class_for(config: Mapping[str, Any], kind: str) -> str:
+    """The class of diffusers' scheduler for a sampler that takes the levels of this kind."""
     return FLOW if config.get("_class_name") == FLOW else CLASSES[kind]
 
 
@@ -155,7 +168,7 @@ def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]
     value, listed = config.get(name), []
     for kind, cls in CLASSES.items():
         only = UNDERSTOOD[cls].only
-        if kind != kind_of(sampler) and (name not in only or value in only[name]):
+        if kind != sampler.traits.levels_of and (name not in only or value in only[name]):
             listed.append(kind)
     return [kind for kind in listed if kind in ("ddim", "euler")] or listed
 
@@ -163,7 +176,7 @@ def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]
 def _remedy(config: Mapping[str, Any], name: str, sampler: Sampler) -> str:
     if name in OF_NETWORK:
         return "take another model"
-    usual = UNDERSTOOD[class_for(config, kind_of(sampler))].only[name][0]
+    usual = UNDERSTOOD[class_for(config, str(sampler.traits.levels_of))].only[name][0]
     usual = "null" if usual is None else usual
     return f"write {name}: {str(usual).lower() if isinstance(usual, bool) else usual} into its {FILE}"
 
@@ -171,20 +184,22 @@ def _remedy(config: Mapping[str, Any], name: str, sampler: Sampler) -> str:
 def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
     """That the folder's own scheduler is of a class that genbo does not sample by, and what stands in its place."""
     own, kind = str(config.get("_class_name")), kind_of(sampler)
-    if own == "None" or own in CLASSES.values() or is_flow(config):
+    if own == "None" or own in CLASSES.values() or is_flow(config) or sampler.traits.levels_of is None:
         return None
     return (
-        f"the folder's {own} is replaced by {kind} ({CLASSES[kind]}), as in sampler: {{kind: {kind}}}; "
-        "its own images would be others"
+        f"the folder's {own} is replaced by {kind} ({CLASSES[sampler.traits.levels_of]}), "
+        f"as in sampler: {{kind: {kind}}}; its own images would be others"
     )
 
 
-def steps_mistake(config: Mapping[str, Any], kind: str, steps: int, pipeline: str = "") -> str | None:
+def steps_mistake(
+    config: Mapping[str, Any], kind: str, steps: int, pipeline: str = "", sampler: str | None = None
+) -> str | None:
     """Why a scheduler of betas cannot stop so often, with the number to take; None where it can."""
-    return _stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps)
+    return scheduler_stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps, sampler or kind)
 
 
 def tells_log_sigma(config: Mapping[str, Any], sampler: Sampler) -> bool:
     """Whether the network is told 0.25 log sigma: diffusers' EDM scaling, of Euler and predictions of v alone."""
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
-    return continuous and kind_of(sampler) == "euler"
+    return continuous and sampler.traits.levels_of == "euler"

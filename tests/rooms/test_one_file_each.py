@@ -1,0 +1,114 @@
+"""A file in its room is all that a new part needs: the examples of CONTRIBUTING.md, and the whole house on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rooms.house import ROOT, house_with
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", CONTRIBUTING, re.DOTALL))
+JOB = """\
+version: 1
+model:
+  pretrained: {model}
+  device: cpu
+  sampler: {{kind: taylor, steps: 4}}
+  guidance: {{kind: cosine_ramp, weight: 2.0}}
+prompts: [a red apple, a dog]
+tune:
+  {tune}
+reward: {{kind: redness}}
+estimator: {{kind: richardson, h: 0.05}}
+budget: {{steps: 2, samples: 2}}
+evaluate: {{prompts: [a cat, a blue house], samples: 2}}
+output: {output}
+"""
+DRAW = """\
+import sys
+import genbo
+
+pipeline = genbo.load(sys.argv[1], device="cpu", dtype="fp32")
+print(type(pipeline.process.sampler).__name__, type(pipeline.process.rule).__name__)
+(image,) = pipeline(["a dog"], seed=3)
+print(image.size)
+"""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return house_with(tmp_path_factory.mktemp("house"), FILES)
+
+
+def run(house: Path, *arguments: str) -> str:
+    """Python in that house; what it prints."""
+    places = [str(house), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_the_house_is_this_one_with_the_files_added(house):
+    program = "import genbo.diffusion.kinds as k; print(k.__file__, *k.kinds('genbo.diffusion.samplers'))"
+    file, *samplers = run(house, "-c", program).split()
+    assert Path(file).is_relative_to(house)
+    assert set(samplers) == {"ddim", "ddpm", "dpmpp", "euler", "taylor"}
+
+
+def test_the_page_has_an_example_of_each_room_that_it_explains():
+    assert sorted(Path(path).parent.as_posix() for path in FILES) == [
+        "bilevel/estimators",
+        "bilevel/tunables",
+        "diffusion/guidance",
+        "diffusion/samplers",
+        "rewards",
+    ]
+
+
+def test_every_row_of_the_table_is_a_room_with_files():
+    rows = re.findall(r"^\| an? [^|]+ \| `([\w/]+)/` \|", CONTRIBUTING, re.MULTILINE)
+    assert len(rows) == 7
+    for room in rows:
+        assert any((ROOT / room).glob("[!_]*.py")), room
+
+
+def test_the_examples_keep_the_whole_contract_of_their_rooms(house):
+    """Every test of `tests/rooms` that is about a file, over these files: as if they had been committed."""
+    classes = [re.search(r"^class (\w+)", text, re.MULTILINE)[1] for text in FILES.values()]  # type: ignore[index]
+    chosen = " or ".join([*classes, *(f"{Path(path).stem}" for path in FILES)])
+    contracts = [f"tests/rooms/test_{name}.py" for name in ("every_room", "rewards", "guidance_rules", "samplers")]
+    contracts += [f"tests/rooms/test_{name}.py" for name in ("tunables", "estimators")]
+    printed = run(house, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", chosen, *contracts)
+    passed = re.search(r"(\d+) passed", printed)
+    assert passed and int(passed[1]) >= 90, printed
+
+
+@pytest.mark.parametrize("tune", ["guidance: {start: 2.0, bounds: [0, 10]}", "bump: {start: 2.0, bounds: [0, 10]}"])
+def test_a_job_of_nothing_but_examples_is_checked_tuned_and_loaded(house, tmp_path, tiny_sd, tune):
+    job, output = tmp_path / "job.yaml", tmp_path / "run"
+    job.write_text(JOB.format(model=tiny_sd, tune=tune, output=output), encoding="utf-8")
+    planned = json.loads(run(house, "-m", "genbo", "check", str(job), "--json"))["plan"]
+    run(house, "-m", "genbo", "tune", str(job), "--quiet")
+    report = json.loads((output / "report.json").read_text())
+    assert report["cost"]["image_forwards"] == planned["total"]["image_forwards"]
+    document = json.loads((output / "tuned" / "genbo.json").read_text())
+    assert document["sampler"]["kind"] == "taylor" and document["guidance"]["kind"] == "cosine_ramp"
+    assert "it has no guidance of kind cosine_ramp" in document["beyond_diffusers"]
+    assert any("draws otherwise by taylor" in said for said in document["beyond_diffusers"])
+    made, size = run(house, "-c", DRAW, str(output / "tuned")).splitlines()
+    assert made == "Taylor CosineRamp" and size.startswith("(")
