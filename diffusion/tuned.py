@@ -301,6 +301,6 @@ def _make(room: str, options: Mapping[str, Any]) -> Any:
     package = f"genbo.diffusion.{room}"
     known = kinds(package)
     if kind not in known:
-        raise Refused(f"genbo.json: {room} has nothing called {kind!r}; it has {', '.join(known)}")
+        raise Refused(f"genbo.json: unknown {room} kind {kind!r}; choose from {', '.join(known)}")
     made = class_of(package, str(kind))
     return made(**{f.name: options[f.name] for f in fields(made) if f.name in options})

@@ -23,7 +23,7 @@ def run(room: str | None = None) -> int:
 
     rooms = list(catalog.ROOMS)
     if room is not None and room not in rooms:
-        raise UserMistake(f"there is no room called {room!r}{catalog.nearest(room, rooms)}")
+        raise UserMistake(f"unknown section {room!r}{catalog.nearest(room, rooms)}")
     console = Console(highlight=False)
     for name in [room] if room else rooms:
         console.print(table_of(name))

@@ -87,12 +87,12 @@ def options(room: str, kind: str) -> list[Option]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """` did you mean ...`, or the whole list; begins with a semicolon."""
+    """`; did you mean 'x'?` where a known name is near, else `; choose from` and the whole list."""
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
     more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return f"; there is {', '.join(known[:LISTED])}{more}" if known else ""
+    return f"; choose from {', '.join(known[:LISTED])}{more}" if known else ""
 
 
 # -- options as words, and as a model --------------------------------------------------------------------

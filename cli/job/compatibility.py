@@ -1,7 +1,6 @@
-"""Whether the parts of a job fit each other; `reading` reads each by itself.
+"""Whether the keys of a job are compatible with each other; each of them has been read by itself before.
 
-Each look gives what it finds: the node, the sentence with its way out, and the key where that is another than the
-node's own.
+Each check yields its mistakes: the node, a sentence with the remedy, and the key where it is not the node's own.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ Misfit = tuple[Node, str, str | None]
 
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
-    """All of them, of a job whose every part is right."""
-    for look in (suits, times, taught, learned, of_sets, judged, opinions, pooled):
-        yield from look(job, root)
+    """Every incompatibility in a job whose keys are right by themselves."""
+    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled):
+        yield from check(job, root)
     found = list(two_levels(job, root))
     yield from found or refusals(job, root)
 
 
 def pooled(job: Job, root: Node) -> Iterator[Misfit]:
-    """A step's samples come from the pool, where there is one."""
+    """A pool must hold at least as many samples as a step takes."""
     samples, pool = job.budget.samples, job.budget.pool
     if pool is not None and pool < samples and not job.tilts:
         yield (
@@ -44,7 +43,7 @@ def pooled(job: Job, root: Node) -> Iterator[Misfit]:
 
 
 def refusals(job: Job, root: Node) -> Iterator[Misfit]:
-    """What the estimator and the optimizer say of the rest."""
+    """Why the estimator or the optimizer cannot work in this job."""
     facts = job.facts()
     reasons = {
         "estimator": cannot_follow(job.chosen().options, facts),
@@ -56,17 +55,17 @@ def refusals(job: Job, root: Node) -> Iterator[Misfit]:
 
 
 def suits(job: Job, root: Node) -> Iterator[Misfit]:
-    """Whether this model can be sampled, guided and tuned so."""
+    """Why the model cannot be used with this sampler, this guidance rule or these tunables."""
     misfits = getattr(job.model.options, "misfits", None)
     if misfits is None:
         return
-    for key, said in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+    for key, reason in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
         at = ["tune"] if key == "tune" else ["model", key]
-        yield root.find(at), said, ".".join(at)
+        yield root.find(at), reason, ".".join(at)
 
 
 def times(job: Job, root: Node) -> Iterator[Misfit]:
-    """Whether the times of a tunable are such as this model's sampler can stop at."""
+    """Why this model's sampler cannot stop at the times of a tunable."""
     for key, tunable in job.tune.items():
         if not isinstance(tunable, Timesteps):
             continue
@@ -76,41 +75,43 @@ def times(job: Job, root: Node) -> Iterator[Misfit]:
 
 
 def taught(job: Job, root: Node) -> Iterator[Misfit]:
-    """A teacher draws the very noise of each sample again, so there must be such a noise, and no other."""
+    """A teacher starts from the noise of each sample, so samples need one noise each and a deterministic sampler."""
     for key, rewards in _listed(job):
         kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
         if kinds and job.tilts:
-            said = "knows samples by their noise, and a search for lambda knows them by weights; take another reward"
-            yield root.find(key), f"{kinds[0]} {said}", None
+            message = (
+                "compares samples of the same noise, but a search for lambda reweights samples; take another reward"
+            )
+            yield root.find(key), f"{kinds[0]} {message}", None
         elif kinds and job.model.sampler.options.stochastic:
             remedy = "set eta: 0" if hasattr(job.model.sampler.options, "eta") else "take ddim, euler or dpmpp"
-            said = f"compares two ways from the same noise, and this sampler draws more on its way; {remedy}"
-            yield root.find(["model", "sampler"]), f"{kinds[0]} {said}", None
+            message = f"compares two samplings from the same noise, but this sampler adds noise at its steps; {remedy}"
+            yield root.find(["model", "sampler"]), f"{kinds[0]} {message}", None
         else:
             yield from _untaught(job, root.find(key), [r for r in rewards if hasattr(r.options, "lesson")])
 
 
 def _untaught(job: Job, node: Node, rewards: Sequence[Any]) -> Iterator[Misfit]:
-    """What the model's own scheduler cannot draw of a teacher."""
+    """Why the model's own scheduler cannot draw the samples of a teacher."""
     undrawable = getattr(job.model.options, "undrawable", None)
     if undrawable is None:
         return
     own = set(undrawable(job.model.sampler.options))
     for reward in rewards:
-        for said in undrawable(Lesson(*reward.options.lesson).by(job.model.sampler.options)):
-            if said not in own:  # of the job's own sampler, which has been named
-                yield node, f"{reward.kind}: {said}", None
+        for reason in undrawable(Lesson(*reward.options.lesson).by(job.model.sampler.options)):
+            if reason not in own:  # of the job's own sampler, which has been named
+                yield node, f"{reward.kind}: {reason}", None
 
 
 def remarks(job: Job) -> Iterator[str]:
-    """What is worth saying of how this model is drawn, where nothing is wrong with it."""
+    """Warnings about how this model is sampled, in a job without mistakes."""
     found = getattr(job.model.options, "remarks", None)
     if found is not None:
         yield from found(job.model.sampler.options, lowest_weight(job))
 
 
 def lowest_weight(job: Job) -> float:
-    """The least guidance weight that may occur: of the model, or of what is tuned of it."""
+    """The least guidance weight that may occur: the model's, or the lower end of what is tuned."""
     tuned = [tunable for tunable in job.tune.values() if tunable.rule_option == "weight"]
     listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), tunable.bounds[0])]
     weight = getattr(job.model.guidance.options, "weight", 1.0)
@@ -118,23 +119,29 @@ def lowest_weight(job: Job) -> float:
 
 
 def learned(job: Job, root: Node) -> Iterator[Misfit]:
-    """A network of one's own, what trains it, on what, and what of it is tuned: all of them or none."""
-    learns, schedule = hasattr(job.model.options, "learns"), job.tune.get("noise_schedule")
+    """A network of one's own needs a lower level that trains it and data; a noise schedule needs both."""
+    learns, schedule = job.model.learns, job.tune.get("noise_schedule")
     if learns and job.lower is None:
-        message = "missing; a network of one's own is trained: write lower: {kind: denoising}"
+        message = "missing; a network of your own has to be trained: write lower: {kind: denoising}"
         yield root, message, "lower"
     if learns and job.data is None:
         yield root, "missing; say what the network learns, like data: digits", "data"
     if job.trains and not learns:
-        message = "it trains a network of one's own; write model: {kind: unet}"
+        message = "this lower level trains a network of your own; write model: {kind: unet}"
         yield root.find(["lower"]), message, None
     if learns:
         yield from _what_it_is_told(job, root)
     if learns and job.tilts:
-        message = "it is for a pretrained model; train a network of one's own by lower: {kind: denoising}"
+        message = (
+            "this lower level is for a pretrained model; train a network of your own with lower: {kind: denoising}"
+        )
         yield root.find(["lower"]), message, None
     if job.trains and schedule is None:
-        yield root.find(["lower"]), "nothing tunes a schedule; add tune: {noise_schedule: {}}, or delete it", None
+        yield (
+            root.find(["lower"]),
+            "the network is trained, but no schedule is tuned; add tune: {noise_schedule: {}}, or delete this",
+            None,
+        )
     if schedule is not None and not job.trains and not learns:
         message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
         yield root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}", None
@@ -145,21 +152,21 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
     table, steps = job.lower.options.train_steps, job.model.sampler.options.steps
     if job.lower.options.conditioning == "index" and divided(table, steps) != table:
         message = (
-            f"a network that is told an index stops at whole steps, and {steps} steps of the sampler do not divide "
-            f"{table}; set it to {divided(table, steps)}"
+            f"a network conditioned on the step's index stops at whole steps only, and {steps} sampler steps do not "
+            f"divide {table}; set it to {divided(table, steps)}"
         )
         yield root.find(["lower", "train_steps"]), message, "lower.train_steps"
 
 
 def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
-    """Guidance and prompts of a network that is told the classes of its data, or nothing."""
+    """Guidance and prompts must suit a network that takes the classes of its data, or nothing."""
     classes = job.data.classes if job.data and job.model.options.classes else ()
     written = [
         (["prompts"], job.prompts),
         (["evaluate", "prompts"], job.held_out if job.evaluate.prompts else NO_PROMPT),
     ]
     if not job.model.options.classes:
-        message = "this network is told nothing, so guidance has nothing to strengthen; "
+        message = "this network takes no prompt or class, so guidance has no effect; "
         if getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
             yield root.find(["model", "guidance"]), f"{message}set it to 1, or classes: true", None
         if "guidance" in job.tune:
@@ -169,10 +176,10 @@ def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
         if texts == NO_PROMPT or not strangers:
             continue
         if not job.model.options.classes:
-            yield root.find(at), "this network is told nothing; delete them, or set model.classes: true", None
+            yield root.find(at), "this network takes no prompts; delete them, or set model.classes: true", None
         elif classes:
-            said = f"the data have no class {strangers[0]!r}{nearest(strangers[0], classes)}"
-            yield root.find(at), said, None
+            message = f"the data have no class {strangers[0]!r}{nearest(strangers[0], classes)}"
+            yield root.find(at), message, None
 
 
 def judged(job: Job, root: Node) -> Iterator[Misfit]:
@@ -181,10 +188,12 @@ def judged(job: Job, root: Node) -> Iterator[Misfit]:
     counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
     if counted >= 2 or job.tilts:
         return
-    said = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
+    message = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
     if job.evaluate.prompts is not None and not job.held_out_is_fresh_prompts:
-        said = f"every prompt here is tuned on too, so only new seeds of them can be judged: {said}, or name others"
-    yield root.find(["evaluate", "samples"]), said, "evaluate.samples"
+        message = (
+            f"every prompt here is tuned on too, so only new seeds of them can be judged: {message}, or name others"
+        )
+    yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
 
 
 def _overlap(job: Job) -> str:
@@ -197,17 +206,21 @@ def opinions(job: Job, root: Node) -> Iterator[Misfit]:
     judges = job.evaluate.judges
     lower = job.lower.options if job.lower and job.tilts else None
     if judges and lower and (lower.traits.on_paper or not lower.traits.free):
-        said = "look at samples, and this lower level has none that every lambda shares; take lower: {kind: reweight}"
-        yield root.find(["evaluate", "judges"]), f"judges {said}, or delete them", None
+        message = "score samples, but this lower level has no samples that all lambdas share"
+        yield (
+            root.find(["evaluate", "judges"]),
+            f"judges {message}; take lower: {{kind: reweight}}, or delete them",
+            None,
+        )
     followed = [reward for reward in job.reward if reward.weight]
     for key, rewards in (("reward", followed), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())):
         for number, judge in enumerate(judges):
             if any(is_same(judge, reward) for reward in rewards):
-                said = f"this is what the job is tuned by, under {key}: a judge must be one that tuning never saw"
-                yield root.find(["evaluate", "judges", number]), f"{said}; take another, or delete it", None
+                message = f"the job is tuned with this reward, under {key}: a judge must be one that tuning never uses"
+                yield root.find(["evaluate", "judges", number]), f"{message}; take another, or delete it", None
     for number, judge in enumerate(judges):
         if any(is_same(judge, other) for other in judges[:number]):
-            yield root.find(["evaluate", "judges", number]), "this judge stands here twice; delete one of them", None
+            yield root.find(["evaluate", "judges", number]), "this judge is listed twice; delete one of the two", None
 
 
 WHERE = {"pretrained", "weights", "template", "preprocess"}  # options that leave the network the same
@@ -252,25 +265,27 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
     found = [(key, r) for key, rewards in _listed(job) for r in rewards if hasattr(r.options, "of_sets")]
     for key, reward in found:
         if job.tilts:
-            said = "is of all samples together, and a search for lambda weighs each by itself; take another reward"
-            yield root.find(key), f"{reward.kind} {said}", None
+            message = "scores all samples together, but a search for lambda weighs each by itself; take another reward"
+            yield root.find(key), f"{reward.kind} {message}", None
         elif not getattr(reward.options, "needs_data", True):
             continue
-        elif job.data is None and not hasattr(job.model.options, "learns"):
-            said = f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
-            yield root, said, "data"
+        elif job.data is None and not job.model.learns:
+            message = (
+                f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
+            )
+            yield root, message, "data"
             break
         elif job.data and not (job.data.validation and job.data.test):
-            said = "must be more than 0: a distance is climbed on one share of the data and judged on another"
-            yield root.find(["data"]), f"validation and test {said}", None
+            message = "must be more than 0: a distance is optimised on one share of the data and evaluated on another"
+            yield root.find(["data"]), f"validation and test {message}", None
     drawn, samples = len(dict.fromkeys(job.held_out)), job.evaluate.samples
     if found and drawn < samples and samples % drawn:
-        said = f"{samples} samples of {drawn} prompts are not as many of each, and a distance counts every sample alike"
-        here = f"{_overlap(job)}{said}"
+        message = f"{samples} samples cannot be shared evenly among {drawn} prompts, as a distance needs"
+        here = f"{_overlap(job)}{message}"
         yield root.find(["evaluate", "samples"]), f"{here}; take {samples - samples % drawn}", "evaluate.samples"
     wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
-    if job.data is not None and not wants and not hasattr(job.model.options, "learns"):
-        yield root.find(["data"]), "nothing here looks at data; delete it, or take a reward such as kid", None
+    if job.data is not None and not wants and not job.model.learns:
+        yield root.find(["data"]), "nothing in this job uses data; delete it, or add a reward such as kid", None
 
 
 def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
@@ -279,26 +294,30 @@ def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
     assert isinstance(written, dict)
     if job.trains:
         if name in job.tune:
-            message = "lambda is the strength of another lower level; write lower: {kind: reweight, reward: ...}"
+            message = "lambda belongs to a lower level that tilts samples; write lower: {kind: reweight, reward: ...}"
             yield root.find(["tune", name]), message, None
         return
     if lower is None and "finetune" in written:
         yield root.find(["finetune"]), "no lower level to tune weights for; add lower:, or delete this", None
     if lower is None:
         if name in job.tune:
-            message = "missing; lambda is the strength of a lower level: write lower: {kind: reweight, reward: ...}"
+            message = "missing; lambda belongs to a lower level: write lower: {kind: reweight, reward: ...}"
             yield root, message, "lower"
         return
     if name not in job.tune:
-        yield root.find(["lower"]), "nothing tunes this; add tune: {regularization: {}}, or delete it", None
+        yield (
+            root.find(["lower"]),
+            "no lambda is tuned for this lower level; add tune: {regularization: {}}, or delete this",
+            None,
+        )
     elif others := [key for key in job.tune if key != name]:
-        message = f"regularization is searched by itself; tune {' and '.join(others)} in a job of its own, first"
+        message = f"lambda is searched for alone; tune {' and '.join(others)} in a job of its own, first"
         yield root.find(["tune"]), message, None
     if job.keep:
         message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
         yield root.find(["keep"]), message, None
     if "optimizer" in written and lower.options.traits.free:
-        message = "the whole curve over lambda is known, so nothing is climbed step by step; delete this"
+        message = "the whole curve over lambda is computed, so no optimizer is used; delete this"
         yield root.find(["optimizer"]), message, None
     levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]
     if reason := lower.options.why_not(job.model.options, *levels):

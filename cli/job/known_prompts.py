@@ -29,7 +29,7 @@ def note_unknown_prompts(reader: Reader) -> None:
 def note_unread_prompts(reader: Reader) -> None:
     """A model that takes no prompts needs none, but a reward may: the images are scored by them."""
     model = MODEL.of(reader)
-    if model is None or not getattr(model.options, "told_nothing", False):
+    if model is None or not model.takes_no_prompt:
         return
     if PROMPTS.of(reader) != Prompts(texts=NO_PROMPT):
         return

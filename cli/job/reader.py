@@ -79,7 +79,7 @@ class Reader:
             node = Node({"kind": node}, node.place, node.where)
         if not isinstance(node.value, dict):
             example, known = catalog.DEFAULTS.get(room) or catalog.kinds(room)[0], _kinds(room)
-            self.note(node, f"must be {what} like {{kind: {example}}}, not {shown(node)}; there is {known}")
+            self.note(node, f"must be {what} like {{kind: {example}}}, not {shown(node)}; choose from {known}")
             return None
         named = node.value.get("kind")
         name = named.value if named is not None else catalog.DEFAULTS.get(room)
@@ -88,9 +88,9 @@ class Reader:
             return None
         if name not in catalog.kinds(room):
             assert named is not None
-            wrong = f"{what} is called by a name, not {shown(named)}"
+            wrong = f"must be the name of {what}, not {shown(named)}"
             if isinstance(name, str):
-                wrong = f"{what} called {name!r} does not exist"
+                wrong = f"unknown {what.partition(' ')[2]} {name!r}"
             self.note(named, f"{wrong}{catalog.nearest(str(name), catalog.kinds(room))}")
             return None
         return self.of_kind(node, room, str(name), also)

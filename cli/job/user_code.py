@@ -1,7 +1,8 @@
-"""Code of the user's own, which a job may name and only the command line may allow: --allow-code my_reward.py
+"""The user's own code: a job may name it, but only the command line may allow it, with --allow-code my_reward.py
 
-What is allowed is a file as it is now, by its sha256. A job that names another file, or has no such line beside it, is
-told what to add; the options of a reward carry the hash, which no job can write, and the reward runs nothing else.
+A file is allowed by the sha256 of what it holds now. A job that names a file which is not allowed is a mistake whose
+message says which flag to add. The options of a reward carry the hash, which a job cannot set, and the reward runs no
+other code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Allowed = Mapping[Path, str]
 
 
 def allowed(paths: Sequence[str | Path]) -> Allowed:
-    """Real paths, and the sha256 of what they hold."""
+    """The real path of each file and the sha256 of its contents. Raises `UserMistake` where one is no file."""
     found = {}
     for written in paths:
         path = Path(written).expanduser()
@@ -32,28 +33,28 @@ def allowed(paths: Sequence[str | Path]) -> Allowed:
 
 
 def sealed(options: Any, known: Allowed) -> Any:
-    """Options that name code, with the hash of that code where it is allowed; others as they are."""
+    """The options; those that name code get the hash of that code, or "" where it is not allowed."""
     if not hasattr(options, "sha256"):
         return options
     return replace(options, sha256=known.get(options.path.resolve(), ""))
 
 
 def not_allowed(options: Any) -> list[str]:
-    """The mistake of naming code that is not allowed."""
+    """A mistake where the options name code that is not allowed."""
     if getattr(options, "sha256", "allowed"):
         return []
     path = options.path
-    return [f"file: {path.name} is code, and a job alone may run none; read it, then add {flag(path)}"]
+    return [f"file: {path.name} is code, which a job may not run by itself; read it, then add {flag(path)}"]
 
 
 def flag(path: str | Path) -> str:
-    """What to type to allow a file, from the current folder."""
+    """The flag that allows a file, to be typed in the current folder."""
     absolute = Path(path).expanduser().absolute()
     near = os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute)
     return f"--allow-code {shlex.quote(near)}"
 
 
 def announce(known: Allowed) -> None:
-    """On stderr, what may be run."""
+    """Print to stderr which code may run."""
     for path, digest in known.items():
         print(f"allowed code: {path.name}, sha256 {digest}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What pydantic found -> one sentence a place, with the remedy in it."""
+"""Turns the errors of pydantic into one sentence for each place, with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Sentence = tuple[Node, Place | None, str, str]
 
 
 def sentences_of(error: ValidationError, model: type[BaseModel], node: Node, also: Sequence[str]) -> Iterator[Sentence]:
-    """pydantic's errors as (node, place, where, sentence), one a place."""
+    """pydantic's errors as (node, place, key, sentence), one for each place."""
     seen = set()
     for found in error.errors(include_url=False):
         loc = [key for key in found["loc"] if not str(key).startswith("<")]
@@ -91,7 +91,7 @@ def _sentence(found: Any, at: Node) -> str:
 
 
 def shown(node: Node) -> str:
-    """A value as a person sees it, cut short."""
+    """A value as it is shown in a message, at most 40 characters."""
     match node.value:
         case None:
             return "nothing"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import genbo
 from genbo.cli.job import catalog
@@ -26,9 +25,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from annotated_types import Interval
+
+from genbo.diffusion.numbers import N
+from genbo.diffusion.traits import GuidanceTraits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,17 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CosineRamp:
+    traits: ClassVar[GuidanceTraits] = GuidanceTraits()
+
     weight: float | list[float] = 5.0
     rest: Annotated[float, Interval(ge=0, le=1)] = 0.5
 
-    def effective_weight(self, options: Mapping[str, Tensor]) -> Tensor:
-        import torch
-
-        steps = options["weight"].shape[1]
-        level = (1 + (math.pi * torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)).cos()) / 2
-        return 1 + (options["weight"] - 1) * (options["rest"] + (1 - options["rest"]) * level)
-
-    def effective_at(self, step: int, steps: int, options: Mapping[str, float]) -> float:
+    def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
         level = (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2
         return 1 + (options["weight"] - 1) * (options["rest"] + (1 - options["rest"]) * level)
 
@@ -123,13 +120,11 @@ def test_from_the_job_to_the_tuned_folder_and_back(cosine_ramp, tiny_sd, tiny_cl
     assert kind_of(process.rule) == "cosine_ramp"
     assert process.options["weight"].tolist() == [[written["weight"]] * 3]
     assert process.options["rest"].tolist() == [[written["rest"]] * 3]
-    weights = process.rule.effective_weight(process.options)[0]
-    last = 1 + (written["weight"] - 1) * written["rest"]
-    torch.testing.assert_close(weights[[0, -1]], weights.new_tensor([written["weight"], last]))
-
+    first, last = (process.rule.effective_weight(written, step, 3) for step in (0, 2))
+    assert (first, last) == pytest.approx((written["weight"], 1 + (written["weight"] - 1) * written["rest"]))
     file = result.folder / "tuned" / "genbo.json"
     file.write_text(file.read_text(encoding="utf-8").replace("cosine_ramp", "cosine_rump"), encoding="utf-8")
-    with pytest.raises(Refused, match=r"nothing called 'cosine_rump'; it has apg, cosine_ramp, interval"):
+    with pytest.raises(Refused, match=r"unknown guidance kind 'cosine_rump'; choose from apg, cosine_ramp, interval"):
         genbo.load(result.folder, device="cpu")
 
 

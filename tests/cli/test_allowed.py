@@ -41,7 +41,7 @@ def sha256(file: Path) -> str:
 def test_a_job_alone_runs_no_code(with_code: Path) -> None:
     with pytest.raises(JobMistakes) as found:
         tune.run("job.yaml")
-    line = "job.yaml:10:28: reward.0.file: my_reward.py is code, and a job alone may run none"
+    line = "job.yaml:10:28: reward.0.file: my_reward.py is code, which a job may not run by itself"
     assert str(found.value) == f"{line}; read it, then add --allow-code my_reward.py"
     with pytest.raises(JobMistakes):
         tune.tune("job.yaml").result()

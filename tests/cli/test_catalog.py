@@ -42,7 +42,7 @@ def test_defaults_exist() -> None:
 
 def test_nearest() -> None:
     assert catalog.nearest("quadratik", ["clip", "quadratic"]) == "; did you mean 'quadratic'?"
-    assert catalog.nearest("zzz", ["clip", "quadratic"]) == "; there is clip, quadratic"
+    assert catalog.nearest("zzz", ["clip", "quadratic"]) == "; choose from clip, quadratic"
 
 
 # -- options as a model ------------------------------------------------------------------------------------

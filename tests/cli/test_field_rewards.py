@@ -74,7 +74,7 @@ def test_sets_by_their_precision_recall_and_diversity(
     assert read_job({**job, "reward": far}).reward[0].kind == "diversity"
     with pytest.raises(JobMistakes, match="precision_recall compares samples with data"):
         read_job({**job, "reward": [far, near]})
-    with pytest.raises(JobMistakes, match="nothing here looks at data"):
+    with pytest.raises(JobMistakes, match="nothing in this job uses data"):
         read_job({**job, "reward": far, "data": "digits"})
     shares = {"path": "data", "validation": 0.4, "test": 0.4}
     found = tune({**job, "reward": [near, far], "data": shares, "output": "sets"}).result().document

@@ -89,8 +89,8 @@ def test_judges_are_called_by_their_weights_and_never_as_a_reward():
     [
         ({"judges": [{"kind": "quadratic", "target": [1.2, 0.2]}]}, "evaluate.judges", "under reward: a judge must be"),
         ({"judges": {"kind": "quadratic", "target": [1.2, 0.2]}}, "evaluate.judges", "under reward: a judge must be"),
-        ({"judges": ["linear", "linear"]}, "evaluate.judges.1", "stands here twice; delete one"),
-        ({"judges": ["linar"]}, "evaluate.judges.0", "a judge called 'linar' does not exist"),
+        ({"judges": ["linear", "linear"]}, "evaluate.judges.1", "is listed twice; delete one"),
+        ({"judges": ["linar"]}, "evaluate.judges.0", "unknown judge 'linar'; did you mean 'linear'"),
         ({"judges": [{"kind": "linear", "weight": 2.0}]}, "evaluate.judges.0.weight", "delete the weight"),
         ({"judges": [{"kind": "linear", "scale": 2.0}]}, "evaluate.judges.0.scale", "unknown key"),
         ({"judge": ["linear"]}, "evaluate.judge", "did you mean 'judges'"),
@@ -125,7 +125,7 @@ def test_the_same_weights_under_another_name_are_no_judge(how, tmp_path):
         judge = {"kind": "clip", "pretrained": "emoji-judge", "template": "a drawing of {}"}
     reward = {"kind": "clip", "pretrained": "emoji-judge"}
     job = {**JOB, "model": {"pretrained": "emoji"}, "prompts": ["key"], "reward": reward}
-    with pytest.raises(JobMistakes, match="a judge must be one that tuning never saw"):
+    with pytest.raises(JobMistakes, match="a judge must be one that tuning never uses"):
         read_job({**job, "evaluate": {"samples": 4, "judges": [judge]}})
     other = {"kind": "clip", "pretrained": "emoji-clip"}
     assert read_job({**job, "evaluate": {"samples": 4, "judges": [other]}}).evaluate.judges[0].name == "emoji-clip"
@@ -397,7 +397,9 @@ def test_where_no_samples_are_shared_judges_are_refused(lower):
     model = {"pretrained": "emoji"} if lower == "finetune" else SEARCH["model"]
     prompts = ["key"] if lower == "finetune" else ["a"]
     job = {**SEARCH, "model": model, "prompts": prompts, "lower": {"kind": lower, "reward": reward}}
-    with pytest.raises(JobMistakes, match="judges look at samples, and this lower level has none"):
+    with pytest.raises(
+        JobMistakes, match="judges score samples, but this lower level has no samples that all lambdas share"
+    ):
         read_job({**job, "evaluate": {"samples": 64, "judges": ["compressibility"]}})
 
 

@@ -113,7 +113,7 @@ def test_what_a_family_does_not_allow_is_said_at_its_place_in_the_job(family_fol
     said = mistakes_of({"pretrained": pixels, "guidance": 1}, tune={"distilled_guidance": {}})
     assert said == {"tune": "this model's network is not told its guidance; set or tune guidance instead"}
     said = mistakes_of({"pretrained": classes}, "207", "a dog")
-    assert said["prompts.1"].startswith("this model does not know the prompt 'a dog'; there is 0, 1, 2")
+    assert said["prompts.1"].startswith("this model does not know the prompt 'a dog'; choose from 0, 1, 2")
     assert said["prompts.1"].endswith("19 and 980 more")
     assert mistakes_of({"pretrained": flux, "sampler": "euler", "guidance": 1, "lora": "nowhere"})["model.lora"]
 

@@ -25,7 +25,7 @@ class JudgeJob(Kind):
 class EvaluateJob(BaseModel):
     """The held-out comparison; without prompts of its own it takes the tuning prompts with fresh seeds.
 
-    `judges` are rewards that tuning never sees; each gives an opinion of its own on the same images.
+    `judges` are rewards that tuning never uses; each scores the same held-out images, and is reported by itself.
     """
 
     model_config = FROZEN | ConfigDict(strict=True)
@@ -76,7 +76,7 @@ def _judges(reader: Reader, node: Node | None) -> tuple[JudgeJob, ...] | None:
 def _judge(reader: Reader, node: Node) -> Part | None:
     bare, weight = without(node, "weight")
     if weight is not None:
-        reader.note(weight, "judges are not added up: each gives an opinion of its own; delete the weight")
+        reader.note(weight, "judges are reported one by one and never summed; delete the weight")
     kind = reader.kind(bare, "rewards", "a judge")
     return {**kind.__dict__, "name": _name(kind)} if kind else None
 

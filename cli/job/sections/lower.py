@@ -11,7 +11,7 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.sections.reward import RewardJob, documents, read_rewards, written_rewards
 from genbo.cli.job.yaml_nodes import Node, below
 
-MISSING = "missing; say what the samples are tuned for at every lambda, like reward: {kind: aesthetic}"
+MISSING = "missing; say what the samples are tuned for at each lambda, like reward: {kind: aesthetic}"
 
 
 class LowerJob(Kind):
@@ -48,7 +48,7 @@ class Lower(Section[LowerJob]):
         kind = reader.kind(bare, "lower", "a lower level", also=("reward",))
         if trains(node):
             if reward is not None:
-                message = "training takes data, and no reward of its own; write it as the job's reward"
+                message = "a lower level that trains takes data and no reward; write it as the job's reward"
                 reader.note(reward, message)
             return LowerJob.model_construct(**kind.__dict__, reward=()) if kind else None
         if reward is None:

@@ -25,6 +25,16 @@ class ModelJob(Kind):
     guidance: Kind
     batch: int | Literal["auto"] = "auto"
 
+    @property
+    def learns(self) -> bool:
+        """Whether it is a network of one's own, which a lower level trains."""
+        return hasattr(self.options, "learns")
+
+    @property
+    def takes_no_prompt(self) -> bool:
+        """Whether its network is conditioned on nothing."""
+        return bool(getattr(self.options, "told_nothing", False))
+
 
 class Model(Section[ModelJob]):
     key = "model"

@@ -74,9 +74,9 @@ def read_prompts(reader: Reader, node: Node) -> Prompts | None:
 def _implied(reader: Reader) -> Prompts | None:
     """The prompts of a network that takes none, or whose own data have its classes; None for any other."""
     model, data = MODEL.of(reader), DATA.of(reader)
-    if model is not None and getattr(model.options, "told_nothing", False):
+    if model is not None and model.takes_no_prompt:
         return Prompts(texts=NO_PROMPT)
-    if model is None or not hasattr(model.options, "learns"):
+    if model is None or not model.learns:
         return None
     names = data.classes if data and getattr(model.options, "classes", False) else ()
     return Prompts(texts=names or NO_PROMPT)

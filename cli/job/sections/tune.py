@@ -71,13 +71,13 @@ def _tunable(reader: Reader, parent: Node, key: str, node: Node) -> Any:
     name, _, option = key.partition(".")
     rule, names = reader.rule, catalog.kinds("tunables")
     if name not in names:
-        message = f"nothing to tune is called {name!r}{catalog.nearest(name, names)}"
+        message = f"unknown tunable {name!r}{catalog.nearest(name, names)}"
         return reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     if not reader.mapping(node, EXAMPLES.get(name, "start: 1.0, bounds: [0, 20]")):
         return None
     of_rule = name == "guidance"  # the only one that may be an option of something else
     if option and not of_rule:
-        message = f"{name} has no parts to tune; write {name}:"
+        message = f"{name} has no options to tune; write {name}:"
         return reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     if of_rule and rule and not _has_option(reader, parent, key, option, node, rule):
         return None
@@ -99,12 +99,12 @@ def _has_option(reader: Reader, parent: Node, key: str, option: str, node: Node,
     if key == "guidance" or (option in numeric and option != "weight"):
         return True
     if option == "weight":
-        message = "the weight's own name is guidance; write guidance: for guidance.weight:"
+        message = "the guidance weight is tuned as guidance; write guidance: for guidance.weight:"
     else:
         others = [name for name in numeric if name != "weight"]
         no_other = "; choose another rule under model.guidance, or tune guidance"
         remedy = catalog.nearest(option, others) if others else no_other
-        message = f"the rule {rule.kind} has no number called {option!r}{remedy}"
+        message = f"the guidance rule {rule.kind} has no numeric option {option!r}{remedy}"
     reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     return False
 
