@@ -19,6 +19,7 @@ PAGE = FILE.read_text(encoding="utf-8")
 START, END = "<!-- tree -->\n\n```text\n", "```\n\n<!-- end of tree -->"
 COLUMN, WIDTH = 30, 120
 IN_FULL = re.compile(r"(cli|bilevel)(/[^/]+)?|cli/job/sections")  # folders whose files have a line each
+DATA = {"bundled", "old_runs"}  # folders whose own folders have no line
 WRITE = "write it with `GENBO_WRITE_PAGE=1 pytest tests/test_architecture.py`, then shorten the new lines"
 
 
@@ -35,7 +36,7 @@ def places(names: list[str]) -> list[str]:
     paths = [PurePosixPath(name) for name in names if not name.startswith(".")]
     folders = {f"{folder}/" for path in paths for folder in path.parents if str(folder) != "."}
     files = {str(path) for path in paths if IN_FULL.fullmatch(str(path.parent)) and path.name != "__init__.py"}
-    return sorted((place for place in folders | files if "bundled" not in parts(place)[:-1]), key=order)
+    return sorted((place for place in folders | files if not DATA & set(parts(place)[:-1])), key=order)
 
 
 def order(place: str) -> list[tuple[bool, str]]:
