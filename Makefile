@@ -7,10 +7,11 @@ RUN := env -u PYTHONPATH $(BIN)/python -m
 PYTEST := env -u PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 ROOMS := cli bilevel diffusion schedules rewards
 JOBS ?= examples/guidance.yaml
-# What is quick and broad: the house, the job's grammar, plans in words, schedules, every room's contract.
-QUICK ?= tests/test_house.py tests/test_guard.py tests/schedules tests/rooms tests/bilevel/test_estimators.py \
-	tests/bilevel/test_verdict.py tests/bilevel/test_sets.py tests/diffusion/test_guidance.py tests/diffusion/test_sample.py \
-	tests/cli/test_catalog.py tests/cli/test_job.py tests/cli/test_gallery.py tests/cli/test_prompt_files.py tests/cli/test_run.py
+# What is quick and broad: the house, the job's grammar, the run folder, every room's contract.
+QUICK ?= tests/test_house.py tests/test_guard.py tests/schedules/test_clock.py tests/schedules/test_schedules_page.py \
+	$(addprefix tests/rooms/test_,every_room.py documents.py estimators.py guidance_rules.py optimizers.py samplers.py tunables.py) \
+	tests/bilevel/test_verdict.py tests/diffusion/test_guidance.py tests/diffusion/test_sample.py \
+	$(addprefix tests/cli/test_,catalog.py job.py gallery.py prompt_files.py run.py)
 
 .PHONY: help tune test check check-fast format lint types arrows tests test-slow smoke batch bench emoji coverage clean
 

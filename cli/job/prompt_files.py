@@ -175,6 +175,8 @@ def _json(name: str, text: str) -> list[Row]:
         if inner is None:
             raise ValueError(f'{name} has no prompts at its top; write ["a red apple", ...] or {{"prompts": [...]}}')
         found = inner if isinstance(inner, list) else [found]
+    if not isinstance(found, list):
+        raise ValueError(f'{name} holds no list; write ["a red apple", ...] or {{"prompts": [...]}}')
     return [_row(value, f"entry {number} of {name}") for number, value in enumerate(found, 1)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genbo.cli.errors import UserMistake
@@ -92,6 +92,8 @@ def test_any_texts_come_back_from_json_lines_and_from_csv(texts: list[str]) -> N
     assert [row.text for row in rows_of("p.csv", cells)] == texts
 
 
+@example("0", "p.json")
+@example('"a red apple"', "p.json")
 @given(st.text(max_size=60), st.sampled_from(["p.txt", "p.csv", "p.tsv", "p.json", "p.jsonl"]))
 def test_any_text_is_rows_or_a_sentence(text: str, name: str) -> None:
     try:
