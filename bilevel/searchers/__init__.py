@@ -1,0 +1,1 @@
+"""Searches: a file each. What they promise stands in `bilevel/trials.py`."""
