@@ -65,20 +65,20 @@ class Searcher(Protocol):
         """A search that will be asked at most `trials` times."""
 
 
-class Diverged(ValueError):
+class NotTheSame(ValueError):
     """Trials that are told again are not those that the search would have asked for."""
 
 
 def resumed(search: Search, told: Iterable[Trial], tolerance: float = 1e-9) -> Search:
     """The search as it was after these trials, which it asked for itself, in this order.
 
-    Raises Diverged where it asks for another point: the space, the seed or the version of a library is another.
+    Raises NotTheSame where it asks for another point: the space, the seed or the version of a library is another.
     """
     for number, trial in enumerate(told):
         point = search.ask()
         near = all(math.isclose(a, b, abs_tol=tolerance) for a, b in zip(point.shares, trial.point.shares, strict=True))
         if not near or dict(point.words) != dict(trial.point.words):
-            raise Diverged(f"trial {number} is not the one that this search asks for; start the search anew")
+            raise NotTheSame(f"trial {number} is not the one that this search asks for; start the search anew")
         search.tell(trial.value)
     return search
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genbo.rewards._tokens import Reader, reader
+from genbo.rewards._tokens import TokenReader, reader
 
 # `max_sequence_length` of a pipeline's own call, by the tokenizer that it is for
 ASKED = {
@@ -26,7 +26,7 @@ MOST = 100_000  # tokens: what transformers writes where there is no limit is la
 LIBRARIES = ("was truncated because", "Token indices sequence length is longer")  # as they say it
 
 
-def readers_of(folder: Path) -> list[Reader]:
+def readers_of(folder: Path) -> list[TokenReader]:
     """The text encoders of a pipeline's folder, by file names and JSON alone; those without a limit are left out."""
     index = _json(folder / "model_index.json")
     asked = ASKED.get(str(index.get("_class_name")), {})
@@ -56,14 +56,14 @@ def _json(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def loaded(pipeline: Any, read: Sequence[Reader]) -> list[Reader]:
+def loaded(pipeline: Any, read: Sequence[TokenReader]) -> list[TokenReader]:
     """The readers of an opened pipeline that `read` could not count for, with its own tokenizers."""
     here = {known.name for known in read if known.count is not None}
     found = []
     for known in readers_of(Path(pipeline.config._name_or_path)):
         own = pipeline.components.get(known.name.replace("text_encoder", "tokenizer"))
         if known.name not in here and callable(own):
-            found.append(Reader(known.name, known.limit, _counted_by(own)))
+            found.append(TokenReader(known.name, known.limit, _counted_by(own)))
     return found
 
 

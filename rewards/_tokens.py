@@ -21,7 +21,7 @@ ENDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
-class Reader:
+class TokenReader:
     """`name` reads the first `limit` tokens of a text, which stands in `template`; `count` tells how many it has.
 
     Where its files cannot be read here, `count` is None.
@@ -43,7 +43,7 @@ class Reader:
         return [texts[n] for n, tokens in zip(doubtful, counts, strict=True) if tokens > self.limit]
 
 
-def sentences(readers: Sequence[Reader], given: Sequence[str]) -> Iterator[str]:
+def sentences(readers: Sequence[TokenReader], given: Sequence[str]) -> Iterator[str]:
     """What is ignored of these texts, a sentence for each set of them; readers that agree share it."""
     texts = list(dict.fromkeys(given))
     found: dict[tuple[int, tuple[str, ...]], list[str]] = {}
@@ -64,14 +64,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def reader(name: str, limit: int, folder: Path, template: str = "{}") -> Reader:
+def reader(name: str, limit: int, folder: Path, template: str = "{}") -> TokenReader:
     """Of the tokenizer whose files lie in a folder."""
-    return Reader(name, limit, _counter(lambda: _of_folder(folder)), template)
+    return TokenReader(name, limit, _counter(lambda: _of_folder(folder)), template)
 
 
-def reader_of_open_clip(name: str, limit: int, template: str = "{}") -> Reader:
+def reader_of_open_clip(name: str, limit: int, template: str = "{}") -> TokenReader:
     """Of the vocabulary that open_clip ships, OpenAI's."""
-    return Reader(name, limit, _counter(_of_open_clip), template)
+    return TokenReader(name, limit, _counter(_of_open_clip), template)
 
 
 def _counter(load: Callable[[], Any]) -> Callable[[Sequence[str]], list[int]] | None:

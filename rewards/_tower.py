@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from genbo.rewards import Refused, bundled
 from genbo.rewards._json import not_finite
 from genbo.rewards._prepare import prepare
-from genbo.rewards._tokens import CLIP, Reader, reader, reader_of_open_clip
+from genbo.rewards._tokens import CLIP, TokenReader, reader, reader_of_open_clip
 from genbo.rewards._weights import PICKLED, shapes, spoken
 from genbo.rewards._words import knows_words
 
@@ -129,7 +129,7 @@ class Tower:
             return [f"{said}, which could run code by it; delete it"]
         return self._tokenizer_file_mistakes(named) if named else []
 
-    def readers(self, name: str, template: str = "{}") -> list[Reader]:
+    def readers(self, name: str, template: str = "{}") -> list[TokenReader]:
         """Of its text tower, where its config is here and the limit known."""
         text = self._config.get("text_cfg")
         if self._on_hub or not isinstance(text, dict) or not isinstance(limit := text.get("context_length", CLIP), int):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.rewards import Refused
-from genbo.rewards._tokens import Reader
+from genbo.rewards._tokens import TokenReader
 from genbo.rewards._tower import Family, ImageTower, Tower
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Clip:
             raise Refused("; ".join(wrong))
         return Similarity(self.tower, self.template, device)
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TokenReader]:
         """Of its text tower."""
         return self.tower.readers("clip", self.template)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.rewards import Refused
-from genbo.rewards._tokens import Reader
+from genbo.rewards._tokens import TokenReader
 from genbo.rewards._tower import Tower
 from genbo.rewards._weights import PICKLED
 from genbo.rewards.clip import Similarity
@@ -63,7 +63,7 @@ class Hps:
             raise Refused("; ".join(wrong))
         return _Preference(self.tower, "{}", device)
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TokenReader]:
         """Of its text tower."""
         return self.tower.readers("hps")
 

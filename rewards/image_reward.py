@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from genbo.rewards import Refused
 from genbo.rewards._prepare import prepare
-from genbo.rewards._tokens import Reader, reader
+from genbo.rewards._tokens import TokenReader, reader
 from genbo.rewards._tower import FAMILIES
 from genbo.rewards._weights import PICKLED, Shape, differences, read, shapes, without_counts
 
@@ -79,7 +79,7 @@ class ImageReward:
             raise Refused("; ".join(wrong))
         return _Reader(self.file, self.vocabulary, device)
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TokenReader]:
         """Of its text tower."""
         return [reader("image_reward", WORDS, self.folder)]
 

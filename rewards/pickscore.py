@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from genbo.rewards import Refused
 from genbo.rewards._extractors import read_config
 from genbo.rewards._prepare import prepare
-from genbo.rewards._tokens import CLIP, Reader, reader
+from genbo.rewards._tokens import CLIP, TokenReader, reader
 from genbo.rewards._tower import FAMILIES
 from genbo.rewards._weights import PICKLED, filled
 from genbo.rewards._words import knows_words
@@ -62,7 +62,7 @@ class Pickscore:
             raise Refused("; ".join(wrong))
         return _Picks(self.folder, device)
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TokenReader]:
         """Of its text tower."""
         text = read_config(self.folder / CONFIG).get("text_config")
         limit = text.get("max_position_embeddings", CLIP) if isinstance(text, dict) else None

@@ -39,7 +39,7 @@ class Chunk:
         return together(list(process.room.over(len(self.rows), process.batch, 1, part)))
 
 
-class Keep(Protocol):
+class KeepRows(Protocol):
     """Draws every chunk and joins what comes of them, row by row."""
 
     def __call__(self, name: str, chunks: Sequence[Chunk], draw: Callable[[Chunk], Tensors]) -> Tensors:
@@ -70,7 +70,7 @@ class Sampled:
     shiftable: bool = True
     gradients: bool = False
     samples_too: bool = False
-    keep: Keep = at_once
+    keep: KeepRows = at_once
 
     @property
     def numbers(self) -> int:

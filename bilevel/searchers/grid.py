@@ -72,7 +72,8 @@ class GridSearch:
         import torch
 
         order = torch.randperm(len(points), generator=seed.child("order").generator())
-        self._points, self._at = [points[k] for k in order.tolist()], 0
+        self._points: list[Candidate] = [points[k] for k in order.tolist()]
+        self._at = 0
 
     def ask(self) -> Candidate:
         return self._points[self._at % len(self._points)]

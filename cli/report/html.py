@@ -257,13 +257,13 @@ def tight(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     prompt: str
     start: str  # data URIs
     tuned: str
 
 
-def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[Picture], tuple[Markup, Markup] | None]:
+def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[ReportPicture], tuple[Markup, Markup] | None]:
     """The pairs of images, or the two clouds of points of a toy model without images."""
     if evaluation is None or report.held_out is None:
         return [], None
@@ -278,7 +278,7 @@ def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[Picture], tu
     prompts = words_in(places[0])["prompts"]
     kept = sorted(shown_samples(prompts))[: len(start)]
     rows = zip(kept, start, tuned, strict=False)
-    return [Picture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None
+    return [ReportPicture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None
 
 
 def _shown(place: Path) -> Tensor:

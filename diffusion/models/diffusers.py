@@ -18,7 +18,7 @@ from genbo.diffusion.tokens import readers_of
 
 if TYPE_CHECKING:
     from genbo.diffusion.process import Model
-    from genbo.rewards._tokens import Reader
+    from genbo.rewards._tokens import TokenReader
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONG_CALLS = 20_000  # network calls from which compiling, a minute or two, is paid back
@@ -48,7 +48,7 @@ class Diffusers(PipelineOptions):
         """The classes of a model that draws classes; None where prompts are words."""
         return pipeline_folder.known_prompts(self.folder) if self.folder else None
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> list[TokenReader]:
         """Of its text encoders, where its folder is here."""
         return readers_of(self.folder) if self.folder is not None else []
 

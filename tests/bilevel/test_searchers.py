@@ -14,7 +14,7 @@ from genbo.bilevel.searchers.gp import Gp
 from genbo.bilevel.searchers.grid import Grid, points_of
 from genbo.bilevel.searchers.random import Random
 from genbo.bilevel.searchers.tpe import Tpe
-from genbo.bilevel.trials import Candidate, Diverged, Space, Trial, best_of, resumed
+from genbo.bilevel.trials import Candidate, NotTheSame, Space, Trial, best_of, resumed
 from genbo.diffusion.seed import Seed
 
 SEARCHERS = {"grid": Grid(), "random": Random(), "tpe": Tpe(), "gp": Gp(), "cmaes": Cmaes(), "consensus": Consensus()}
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_it_makes_the_same_trials(name, stop):
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_trials_of_another_search_are_refused(name):
     other = run(SEARCHERS[name], TWO, 6, seed=1)
-    with pytest.raises(Diverged, match="trial 0"):
+    with pytest.raises(NotTheSame, match="trial 0"):
         resumed(SEARCHERS[name].open(TWO, 6, Seed(0)), other)
 
 

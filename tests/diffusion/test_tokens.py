@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from genbo.diffusion.tokens import ASKED, loaded, readers_of, unsaid
-from genbo.rewards._tokens import NAMED, Reader, reader, reader_of_open_clip, sentences
+from genbo.rewards._tokens import NAMED, TokenReader, reader, reader_of_open_clip, sentences
 from genbo.rewards.clip import Clip
 from tests.families import clip_tokenizer
 
@@ -89,7 +89,7 @@ def test_encoders_that_agree_share_a_sentence(family_folder: Any) -> None:
 
 
 def test_only_the_first_are_named() -> None:
-    counted = Reader("clip", 5, lambda texts: [len(text) for text in texts])
+    counted = TokenReader("clip", 5, lambda texts: [len(text) for text in texts])
     (said,) = sentences([counted], [f"prompt {n}" for n in range(9)])
     assert said.startswith("9 of 9 prompts") and said.count("'") == 2 * NAMED and "and 6 more (by clip)" in said
     assert list(sentences([counted], ["abc", "abcde"])) == []

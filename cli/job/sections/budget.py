@@ -33,7 +33,7 @@ class BudgetJob(BaseModel):
     minutes: Annotated[float, Gt(0)] | None = None
 
 
-class Budget(Section[BudgetJob]):
+class BudgetSection(Section[BudgetJob]):
     key = "budget"
 
     def read(self, reader: Reader) -> BudgetJob | None:
@@ -57,4 +57,4 @@ class Budget(Section[BudgetJob]):
         return {key: entry for key, entry in value.model_dump().items() if key not in unused}
 
 
-BUDGET = Budget()
+BUDGET = BudgetSection()

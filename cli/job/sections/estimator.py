@@ -10,7 +10,7 @@ from genbo.cli.job.reader import Reader
 from genbo.cli.job.section import Entry, Level, Section
 
 
-class Estimator(Section[Kind]):
+class EstimatorSection(Section[Kind]):
     key = "estimator"
 
     def read(self, reader: Reader) -> Kind | None:
@@ -23,4 +23,4 @@ class Estimator(Section[Kind]):
         return value.document("estimators")
 
 
-ESTIMATOR = Estimator()
+ESTIMATOR = EstimatorSection()

@@ -35,7 +35,7 @@ class EvaluateJob(BaseModel):
     judges: tuple[JudgeJob, ...] = ()
 
 
-class Evaluate(Section[EvaluateJob]):
+class EvaluateSection(Section[EvaluateJob]):
     key = "evaluate"
 
     def read(self, reader: Reader) -> EvaluateJob | None:
@@ -87,4 +87,4 @@ def _name(kind: Kind) -> str:
     return written.rstrip("/").split("/")[-1].removeprefix("local-dir:") or kind.kind
 
 
-EVALUATE = Evaluate()
+EVALUATE = EvaluateSection()

@@ -29,7 +29,7 @@ class WeightsJob(BaseModel):
         return {**catalog.document_of("lower", self.options), "also": list(self.also)}
 
 
-class Finetune(Section[WeightsJob]):
+class FinetuneSection(Section[WeightsJob]):
     key = "finetune"
     optional = True
 
@@ -74,4 +74,4 @@ def _is_factor(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf and value != 1
 
 
-FINETUNE = Finetune()
+FINETUNE = FinetuneSection()

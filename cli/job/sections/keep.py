@@ -35,7 +35,7 @@ class KeepJob(Kind):
         return f"start {'-' if self.at_least < 0 else '+'} {abs(self.at_least)!r}"
 
 
-class Keep(Section[tuple[KeepJob, ...]]):
+class KeepSection(Section[tuple[KeepJob, ...]]):
     key = "keep"
 
     def read(self, reader: Reader) -> tuple[KeepJob, ...] | None:
@@ -85,4 +85,4 @@ def _keep(reader: Reader, node: Node) -> Part | None:
     return {**kind.__dict__, "at_least": parsed[0], "relative_to_start": parsed[1]} if kind else None
 
 
-KEEP = Keep()
+KEEP = KeepSection()

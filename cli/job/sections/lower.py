@@ -33,7 +33,7 @@ class LowerJob(Kind):
         return bool(self.options.traits.finds == "network")
 
 
-class Lower(Section[LowerJob]):
+class LowerSection(Section[LowerJob]):
     key = "lower"
     optional = True
 
@@ -77,4 +77,4 @@ def trains(lower: Node) -> bool:
     return name in catalog.kinds("lower") and catalog.options_of("lower", str(name)).traits.finds == "network"
 
 
-LOWER = Lower()
+LOWER = LowerSection()

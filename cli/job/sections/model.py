@@ -36,7 +36,7 @@ class ModelJob(Kind):
         return bool(getattr(self.options, "told_nothing", False))
 
 
-class Model(Section[ModelJob]):
+class ModelSection(Section[ModelJob]):
     key = "model"
 
     def read(self, reader: Reader) -> ModelJob | None:
@@ -115,4 +115,4 @@ def _batch(reader: Reader, node: Node | None) -> int | str | None:
     return None
 
 
-MODEL = Model()
+MODEL = ModelSection()

@@ -11,7 +11,7 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.sections.lower import LOWER
 
 
-class Optimizer(Section[Kind]):
+class OptimizerSection(Section[Kind]):
     key = "optimizer"
 
     def read(self, reader: Reader) -> Kind | None:
@@ -26,4 +26,4 @@ class Optimizer(Section[Kind]):
         return None if level.free else value.document("optimizers")
 
 
-OPTIMIZER = Optimizer()
+OPTIMIZER = OptimizerSection()

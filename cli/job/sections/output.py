@@ -13,7 +13,7 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 
 
-class Output(Section[str]):
+class OutputSection(Section[str]):
     key = "output"
 
     def read(self, reader: Reader) -> str | None:
@@ -51,4 +51,4 @@ def _file_on(path: Path) -> Path | None:
     return None
 
 
-OUTPUT = Output()
+OUTPUT = OutputSection()

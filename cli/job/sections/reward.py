@@ -21,7 +21,7 @@ class RewardJob(Kind):
     weight: float = 1.0
 
 
-class Reward(Section[tuple[RewardJob, ...]]):
+class RewardSection(Section[tuple[RewardJob, ...]]):
     key = "reward"
     missing = "missing; say what to maximise, like reward: {kind: clip, pretrained: emoji-clip}"
 
@@ -73,4 +73,4 @@ def _reward(reader: Reader, node: Node) -> Part | None:
     return {**kind.__dict__, "weight": float(value)} if kind else None
 
 
-REWARD = Reward()
+REWARD = RewardSection()

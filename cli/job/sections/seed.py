@@ -13,7 +13,7 @@ from genbo.cli.job.validation import shown
 LIMIT = 2**63
 
 
-class Seed(Section[int]):
+class SeedSection(Section[int]):
     key = "seed"
 
     def read(self, reader: Reader) -> int | None:
@@ -31,4 +31,4 @@ class Seed(Section[int]):
         return value
 
 
-SEED = Seed()
+SEED = SeedSection()

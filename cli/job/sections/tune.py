@@ -17,7 +17,7 @@ from genbo.cli.job.yaml_nodes import Node, below, node_of_value
 EXAMPLES = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable
 
 
-class Tune(Section[dict[str, Any]]):
+class TuneSection(Section[dict[str, Any]]):
     key = "tune"
     missing = "missing; say what to tune, like tune: {guidance: {start: 1.0}}"
 
@@ -132,4 +132,4 @@ def _inside(reader: Reader, tunable: Any, node: Node, option: str, rule: Kind) -
     return False
 
 
-TUNE = Tune()
+TUNE = TuneSection()

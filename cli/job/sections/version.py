@@ -9,7 +9,7 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 
 
-class Version(Section[Literal[1]]):
+class VersionSection(Section[Literal[1]]):
     key = "version"
     missing = "missing; write version: 1"
 
@@ -27,4 +27,4 @@ class Version(Section[Literal[1]]):
         return value
 
 
-VERSION = Version()
+VERSION = VersionSection()
