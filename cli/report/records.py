@@ -165,8 +165,10 @@ class PromptGain(Record):
 
 
 class WorstPrompt(Record):
+    """The prompt that lost most; its difference is None where it is no number, as a KL may be."""
+
     prompt: str
-    difference: Number
+    difference: Number | None
 
 
 class RuinedPrompt(PromptGain):

@@ -74,7 +74,7 @@ def shape_in_words(row: ComparedRow) -> str:
     same = f", {row.unchanged} did not change" if row.unchanged else ""
     of = f"{row.gained} of {number_format.plural(row.prompts, 'prompt')} gained and {row.lost} lost{same}"
     median = f"median {number_format.number(row.median, sign=True)}"
-    if row.worst is None:
+    if row.worst is None or row.worst.difference is None:
         return f"{of} ({median})"
     worst = number_format.number(row.worst.difference, sign=True)
     return f"{of} ({median}, worst {worst}: {quoted(row.worst.prompt)})"

@@ -299,4 +299,4 @@ def test_numbers_that_are_not_finite_end_in_a_sentence():
 
 
 def test_it_says_which_law_its_numbers_belong_to():
-    assert "not the tilt" in Guided.law
+    assert "not the tilt" in Guided().traits.meaning

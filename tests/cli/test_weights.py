@@ -92,11 +92,11 @@ def test_a_gain_is_the_first_after_the_second_sample_by_sample(weights):
 
 def test_the_rows_of_the_report(weights):
     pretrained, tuned, less = weights.document()
-    assert (pretrained["r1_gain"], pretrained["r2_gain"], pretrained["kl"]) == (None, None, None)
-    assert [row["r1"] for row in (pretrained, tuned, less)] == pytest.approx([-20 / 3 - 1, -17 / 3, -29 / 3])
-    assert [row["r1_gain"]["difference"] for row in (tuned, less)] == pytest.approx([2, -2])
-    assert [row["r2_gain"]["difference"] for row in (tuned, less)] == pytest.approx([6, 36])
-    assert [(row["factor"], row["lam"], row["kl"], row["kl_se"]) for row in (tuned, less)] == [
+    assert (pretrained.r1_gain, pretrained.r2_gain, pretrained.kl) == (None, None, None)
+    assert [row.r1 for row in (pretrained, tuned, less)] == pytest.approx([-20 / 3 - 1, -17 / 3, -29 / 3])
+    assert [row.r1_gain.difference for row in (tuned, less)] == pytest.approx([2, -2])
+    assert [row.r2_gain.difference for row in (tuned, less)] == pytest.approx([6, 36])
+    assert [(row.factor, row.lam, row.kl, row.kl_se) for row in (tuned, less)] == [
         (1.0, 4.0, 0.5, 0.1), (0.1, 0.4, 5.0, 0.2),
     ]  # fmt: skip
 
@@ -121,7 +121,7 @@ def shifted(by: float, r1: float, r2: float) -> Finetuned:
 def test_what_other_strengths_mean_is_said_where_the_samples_show_it(factor, r1, r2, said):
     laws = (Finetuned(None, None, side([0, 0, 0], [0, 0, 0]), None), shifted(1.0, 0, 0), shifted(factor, r1, r2))
     found = Weights(process(0.0, 1.0), laws, ("a", "b", "c"), (1.0,), (1.0,), True)
-    text = list(found.remarks("taste", "style"))[-1]["text"]
+    text = list(found.remarks("taste", "style"))[-1].text
     assert text.startswith(f"Weights tuned at {factor:g} lambda against lambda: taste ")
     assert text.endswith(said) if said else text.endswith("].")
 

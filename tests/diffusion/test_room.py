@@ -11,7 +11,7 @@ import torch
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
-from genbo.bilevel.problem import Problem
+from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.tunables.guidance import Guidance
 from genbo.bilevel.verdict import draw
@@ -89,7 +89,7 @@ def test_a_gradient_is_that_of_a_run_that_began_so_small(estimator):
     batch, u = batch_of(PROMPTS, 32, Seed(0)), torch.zeros(1, dtype=torch.float64)
     weights = torch.ones(1, dtype=torch.float64)
     found = [
-        estimator(p, u, batch, weights, Seed(1), {})[0].grad
+        estimator(p, SamplesAt(u, batch, weights, Seed(1))).grad
         for p in (problem(16, 32), problem(None, 8), problem(None, 32))
     ]
     assert torch.equal(found[0], found[1])
