@@ -51,7 +51,7 @@ def sentences(readers: Sequence[TokenReader], given: Sequence[str]) -> Iterator[
         if cut := reader.too_long(texts):
             found.setdefault((reader.limit, tuple(cut)), []).append(reader.name)
     for (limit, long), names in found.items():
-        are = "prompt is" if len(long) == 1 else "prompts are"
+        are = f"{'prompt' if len(texts) == 1 else 'prompts'} {'is' if len(long) == 1 else 'are'}"
         end = "its end is" if len(long) == 1 else "their ends are"
         shown = ", ".join(f"'{_cut(text)}'" for text in long[:NAMED])
         more = f" and {len(long) - NAMED} more" if len(long) > NAMED else ""
