@@ -84,7 +84,7 @@ def test_encoders_that_agree_share_a_sentence(family_folder: Any) -> None:
     first, second = said
     assert first.startswith("2 of 3 prompts are longer than 16 tokens; their ends are ignored: 'a red dog and a red")
     assert first.endswith("(by text_encoder, text_encoder_2)") and len(first) < 300
-    assert second.startswith("1 of 3 prompt is longer than 256 tokens; its end is ignored: 'xxx")
+    assert second.startswith("1 of 3 prompts is longer than 256 tokens; its end is ignored: 'xxx")
     assert second.endswith("…' (by text_encoder_3)")
 
 
@@ -112,7 +112,7 @@ def test_a_tokenizer_that_is_not_read_is_silent_until_it_is_loaded(family_folder
     known = readers_of(tmp_path / "model")
     assert [each.count for each in known] == [None] and list(sentences(known, [LONG])) == []
     (said,) = sentences(loaded(pipeline, known), [SHORT, LONG])
-    assert said.startswith("1 of 2 prompt is longer than 16 tokens")
+    assert said.startswith("1 of 2 prompts is longer than 16 tokens")
     assert loaded(pipeline, readers_of(family_folder("stable_diffusion"))) == []
 
 
@@ -161,6 +161,6 @@ def test_check_counts_without_anything_heavy(family_folder: Any, tmp_path: Path)
         "print({'torch', 'transformers', 'diffusers', 'open_clip', 'numpy'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert "1 of 2 prompt is longer than 16 tokens; its end is ignored: 'a red dog and" in done.stdout
-    assert "1 of 2 prompt is longer than 20 tokens" in done.stdout
+    assert "1 of 2 prompts is longer than 16 tokens; its end is ignored: 'a red dog and" in done.stdout
+    assert "1 of 2 prompts is longer than 20 tokens" in done.stdout
     assert done.stdout.endswith("set()\n")
