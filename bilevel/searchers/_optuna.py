@@ -29,12 +29,12 @@ class OptunaSearch:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._seed, self._sampler = space, seed, sampler
-        self._study = optuna.create_study(direction="maximize", sampler=sampler(self._seed_of(0)))
+        self._study = optuna.create_study(direction="maximize", sampler=self._sampler_of(0))
         self._asked: Trial | None = None
 
     def ask(self) -> Candidate:
         if self._asked is None:
-            self._study.sampler = self._sampler(self._seed_of(len(self._study.trials)))
+            self._study.sampler = self._sampler_of(len(self._study.trials))
             self._asked = self._study.ask(distributions(self._space))
         asked: dict[str, Any] = self._asked.params
         shares = tuple(float(asked[name]) for name in self._space.numbers)
@@ -51,8 +51,15 @@ class OptunaSearch:
         else:
             self._study.tell(asked, state=TrialState.FAIL)
 
-    def _seed_of(self, trial: int) -> int:
-        return self._seed.child("trial", trial).value % 2**31
+    def _sampler_of(self, trial: int) -> BaseSampler:
+        """A sampler for this trial; that Optuna calls some of them experimental is no news to the user."""
+        import warnings
+
+        from optuna.exceptions import ExperimentalWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return self._sampler(self._seed.child("trial", trial).value % 2**31)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

@@ -40,18 +40,14 @@ class Cmaes:
         return self.population or 4 + math.floor(3 * math.log(max(1, len(space.numbers))))
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
-        import warnings
-
-        from optuna.exceptions import ExperimentalWarning
-        from optuna.samplers import BaseSampler, CmaEsSampler
+        from optuna.samplers import CmaEsSampler
 
         from genbo.bilevel.searchers._optuna import OptunaSearch
 
-        def sampler(n: int) -> BaseSampler:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return CmaEsSampler(
-                    seed=n, x0=dict.fromkeys(space.numbers, 0.5), sigma0=self.sigma, popsize=self._population(space)
-                )
-
-        return OptunaSearch(space, seed, sampler)
+        return OptunaSearch(
+            space,
+            seed,
+            lambda n: CmaEsSampler(
+                seed=n, x0=dict.fromkeys(space.numbers, 0.5), sigma0=self.sigma, popsize=self._population(space)
+            ),
+        )

@@ -26,16 +26,12 @@ class Gp:
         return None
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
-        import warnings
-
-        from optuna.exceptions import ExperimentalWarning
-        from optuna.samplers import BaseSampler, GPSampler
+        from optuna.samplers import GPSampler
 
         from genbo.bilevel.searchers._optuna import OptunaSearch
 
-        def sampler(n: int) -> BaseSampler:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return GPSampler(seed=n, n_startup_trials=self.startup, deterministic_objective=not self.noisy)
-
-        return OptunaSearch(space, seed, sampler)
+        return OptunaSearch(
+            space,
+            seed,
+            lambda n: GPSampler(seed=n, n_startup_trials=self.startup, deterministic_objective=not self.noisy),
+        )

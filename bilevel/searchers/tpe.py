@@ -26,16 +26,10 @@ class Tpe:
         return None
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
-        import warnings
-
-        from optuna.exceptions import ExperimentalWarning
-        from optuna.samplers import BaseSampler, TPESampler
+        from optuna.samplers import TPESampler
 
         from genbo.bilevel.searchers._optuna import OptunaSearch
 
-        def sampler(n: int) -> BaseSampler:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return TPESampler(seed=n, n_startup_trials=self.startup, multivariate=self.multivariate)
-
-        return OptunaSearch(space, seed, sampler)
+        return OptunaSearch(
+            space, seed, lambda n: TPESampler(seed=n, n_startup_trials=self.startup, multivariate=self.multivariate)
+        )
