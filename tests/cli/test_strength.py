@@ -140,6 +140,17 @@ def test_where_samples_cannot_speak_of_one_of_them_there_is_no_verdict(start, tu
     ) in (found.trust(said))
 
 
+@pytest.mark.parametrize(("start", "tuned"), [(REFUSED, GOOD), (GOOD, REFUSED)])
+def test_a_judge_of_too_few_samples_gives_no_verdict_and_no_number(start, tuned):
+    few, enough = pair(law([1.0], [LEFT], start), law([9.0], [LEFT], tuned)), pair(*BETTER)
+    found = replace(searched(enough), judges={"few": few, "enough": enough, "none": None}).opinions()
+    assert found["enough"].verdict == "better" and found["enough"].difference == 8
+    for name in ("few", "none"):
+        row = found[name]
+        assert row.verdict is None and row.difference is None and row.interval == (None, None)
+    assert found["few"].reason == "its samples are too few for both lambdas"
+
+
 def test_doubtful_samples_still_give_a_verdict():
     found = searched(pair(law([1.0], [LEFT], SOME), law([9.0], [LEFT], GOOD)))
     assert found.pair is not None and found.pair.has_enough_samples
