@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import write_atomic
 
 
@@ -29,10 +28,3 @@ def to_json(value: Any, *, indent: int | None = 2) -> bytes:
 
 def write_json(path: Path, value: Any) -> None:
     write_atomic(path, to_json(value))
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as problem:
-        raise ArtifactRefused(f"{path} is not readable as JSON ({problem})") from problem
