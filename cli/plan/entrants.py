@@ -52,9 +52,16 @@ def work_of(cost: Cost) -> int:
 
 
 def entrants_of(
-    job: Job, kinds: Sequence[str], output: Path, *, share: float = 1.0, trials: int | None = None, common: bool = True
+    job: Job,
+    kinds: Sequence[str],
+    output: Path,
+    *,
+    share: float = 1.0,
+    trials: int | None = None,
+    common: bool = True,
+    work: int | None = None,
 ) -> Entrants:
-    """The job against searchers of these kinds, each at this share of the job's budget.
+    """The job against searchers of these kinds, each at this share of the job's budget, or with this `work`.
 
     Raises:
         UserMistake: where a kind is unknown, or none of them can search here.
@@ -64,7 +71,7 @@ def entrants_of(
             "genbo compare does not run searches over lambda: the whole curve comes from one set of samples"
         )
     own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share)})
-    work = work_of(plan(own).tuning)
+    work = work_of(plan(own).tuning) if work is None else work
     entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
     for kind in kinds:
         if kind not in catalog.kinds("searchers"):
