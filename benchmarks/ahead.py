@@ -4,9 +4,10 @@
     python -m benchmarks.ahead table guidance.jsonl ...
 
 `run` tunes one problem by every method, each at 1/4, 1/2 and the whole of its example's budget of work (image forwards
-plus twice the backwards), and scores every answer on the same held-out samples, which are many more than a run has.
-`table` prints the gain over the start: its mean and its worst over the seeds, and the mean regret to the best answer of
-all. Runs that are in the file already are not run again.
+plus twice the backwards). Every answer is scored on the same fresh samples, many more than a run has: of the tuning
+prompts, which is what a tuner is asked to find the best value for, and of the held-out prompts. `table` prints the gain
+over the start on the tuning prompts: its mean and its worst over the seeds, the mean regret to the best answer of all,
+and the mean gain on the held-out prompts. Runs that are in the file already are not run again.
 """
 
 from __future__ import annotations
@@ -61,32 +62,31 @@ def knots(count: int, samples: int, steps: int, *more: str, name: str = "") -> M
     return Method(name or f"knots {count}: {steps} x {samples}", (*settings, *more))
 
 
-FOUR = "tune.guidance.shape={knots: 4}"
+ONE = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "cmaes")
+CONTINUOUS = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid")
+TWO = "tune.guidance.shape={knots: 2}"
 PROBLEMS = {
-    "guidance": Contested("guidance.yaml", ("evaluate.judges=[]",)),
+    "guidance": Contested("guidance.yaml", ("evaluate.judges=[]",), searches=ONE),
     "per_step": Contested(
         "guidance-per-step.yaml",
         own=(
             Method("as shipped"),
-            Method("pool 64", ("budget.pool=64",)),
             knots(2, 16, 40),
-            knots(3, 16, 26),
-            knots(4, 8, 40),
-            knots(4, 16, 20),
-            knots(4, 8, 40, "budget.pool=64", name="knots 4, pool 64"),
-            knots(4, 8, 40, "estimator.h=0.5", name="knots 4, h 0.5"),
-            knots(5, 8, 32),
+            knots(2, 16, 40, "estimator.h=0.5", name="knots 2, h 0.5"),
+            knots(2, 16, 40, "estimator.h=1.0", name="knots 2, h 1"),
+            knots(2, 32, 20, "estimator.h=0.5", name="knots 2, h 0.5, 20 x 32"),
+            knots(2, 16, 40, "estimator.h=0.5", "budget.pool=160", name="knots 2, h 0.5, pool 160"),
+            knots(2, 16, 40, "estimator.h=0.5", "optimizer.lr=0.15", name="knots 2, h 0.5, lr 0.15"),
+            knots(3, 16, 26, "estimator.h=0.5", name="knots 3, h 0.5"),
         ),
         searches=(
             *(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid"),
-            Method("gp, 4 knots", (FOUR,), "gp", 24),
-            Method("tpe, 4 knots", (FOUR,), "tpe", 24),
-            Method("gp, 3 knots", ("tune.guidance.shape={knots: 3}",), "gp", 20),
-            Method("cmaes, 4 knots", (FOUR,), "cmaes", 32),
+            *(Method(f"{kind}, 2 knots", (TWO,), kind) for kind in SEARCHES),
+            Method("gp, 2 knots, 32 trials", (TWO,), "gp", 32),
         ),
     ),
-    "timesteps": Contested("timesteps.yaml", samples=256),
-    "digits": Contested("noise-schedule-digits.yaml", samples=2048),
+    "timesteps": Contested("timesteps.yaml", searches=CONTINUOUS, samples=256),
+    "digits": Contested("noise-schedule-digits.yaml", searches=CONTINUOUS, samples=2048),
 }
 
 
@@ -158,19 +158,16 @@ class Judge:
         self.known: dict[Any, Any] = {}
 
     def __call__(self, method: Method, seed: int, line: Line) -> Line:
-        """The held-out gain of an answer, with its standard error over the samples."""
-        problem, scores = self._problem(method, seed)
+        """The gain of an answer on fresh samples of both lists of prompts, each with its standard error."""
         import torch
 
+        problem, sets = self._problem(method, seed)
         weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
-        phi = torch.tensor(line["phi"], dtype=torch.float64)
-        reached = weights @ problem.scores(phi[None], self.batch)[: len(weights), 0]
-        gain = reached - weights @ scores[: len(weights), 0]
-        return {
-            "score": reached.mean().item(),
-            "gain": gain.mean().item(),
-            "gain_se": (gain.std() / len(gain) ** 0.5).item(),
-        }
+        phi, found = torch.tensor(line["phi"], dtype=torch.float64), {}
+        for name, (batch, start) in sets.items():
+            gain = weights @ (problem.scores(phi[None], batch) - start)[: len(weights), 0]
+            found |= {name: gain.mean().item(), f"{name}_se": (gain.std() / len(gain) ** 0.5).item()}
+        return found
 
     def _problem(self, method: Method, seed: int) -> Any:
         """The judge's problem with the scores of the start; a network in training is another for every seed."""
@@ -182,12 +179,15 @@ class Judge:
         if key not in self.known:
             a = assemble(job_of(self.name, method, 1.0, seed, self.device), self.loaded)
             _train(a)
-            self.batch = batch_of(a.held_out, PROBLEMS[self.name].samples, Seed(12345).child("ahead"))
-            judge = a.judge
+            judge, samples = a.judge, PROBLEMS[self.name].samples
             if a.problem.learning is not None:
                 learning = a.problem.learning
                 judge = judge.with_model(learning.trainer.network(learning.start))
-            self.known[key] = judge, judge.scores(judge.first()[None], self.batch)
+            batches = {"gain": a.prompts, "held_out_gain": a.held_out}
+            drawn = {
+                n: batch_of(p, samples, Seed(12345).child(n)) for n, p in batches.items() if not trains or n == "gain"
+            }
+            self.known[key] = judge, {n: (b, judge.scores(judge.first()[None], b)) for n, b in drawn.items()}
         return self.known[key]
 
 
@@ -247,15 +247,28 @@ def rows(lines: Sequence[Line]) -> Iterator[str]:
     """A row of the table a problem, a share and a method."""
     fine = [line for line in lines if "failed" not in line]
     best = {p: _best([x for x in fine if x["problem"] == p]) for p in {x["problem"] for x in fine}}
-    yield "| problem | budget | method | trials x samples | runs | mean gain | worst | mean regret | seconds |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    head = (
+        "problem",
+        "budget",
+        "method",
+        "trials x samples",
+        "runs",
+        "mean gain",
+        "worst",
+        "mean regret",
+        "held out",
+        "s",
+    )
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
     keys = sorted({(x["problem"], x["share"], x["method"]) for x in fine})
     for problem, share, method in keys:
         here = [x for x in fine if (x["problem"], x["share"], x["method"]) == (problem, share, method)]
         gains = [x["gain"] for x in here]
         regret, seconds = best[problem] - fmean(gains), fmean(x["elapsed_s"] for x in here)
         size = f"{here[0]['steps']} x {here[0]['samples']}"
-        figures = f"{fmean(gains):.4f} | {min(gains):.4f} | {regret:.4f} | {seconds:.1f}"
+        held_out = fmean(x.get("held_out_gain", x["gain"]) for x in here)
+        figures = f"{fmean(gains):.4f} | {min(gains):.4f} | {regret:.4f} | {held_out:.4f} | {seconds:.1f}"
         yield f"| {problem} | {share:g} | {method} | {size} | {len(here)} | {figures} |"
     for line in lines:
         if "failed" in line:
