@@ -325,7 +325,7 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
         "lower": {"kind": "reweight", "reward": SMALL, "samples": 24, "bridge": False},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat"], "samples": 24},
+        "evaluate": {"prompts": ["a cat"], "samples": 12},
         "output": "run",
         **own,
     }

@@ -54,7 +54,7 @@ def job_of(estimator: Any, tune: Any, guidance: Any, **own: Any) -> Job:
         "tune": tune,
         "reward": {"kind": "quadratic"},
         "estimator": estimator,
-        "budget": {"steps": 3, "samples": 16},
+        "budget": {"steps": 2, "samples": 16},
         "evaluate": {"samples": 13},
     }
     return read_job({**job, **own})

@@ -65,7 +65,7 @@ def job(workplace: Path, tiny_sd: Path, tiny_clip: Path):
 def test_a_job_from_check_to_images(job, workplace, genbo):
     path, run = job("guidance"), workplace / "runs" / "guidance"
     planned = json.loads(genbo("check", str(path), "--json"))["plan"]
-    apart("tune", str(path), "--quiet")
+    genbo("tune", str(path), "--quiet")
     shown = json.loads(genbo("show", str(run), "--json"))
     assert shown["verdict"] in ("better", "worse", "no measurable difference")
     assert shown["phi"]["guidance"]["start"] == 1.0 and 0 < shown["phi"]["guidance"]["tuned"] < 10
@@ -94,6 +94,7 @@ def test_a_tuned_schedule_from_python(job, workplace):
 def test_batch_goes_on_past_a_bad_job(workplace, genbo):
     good, bad = workplace / "job.yaml", workplace / "bad.yaml"
     bad.write_text(good.read_text().replace("ddim", "dddim"))
+    apart("tune", str(good), "--quiet", "--set", "output=apart")
     rows = json.loads(genbo("batch", str(bad), str(good), "--json", "--quiet", code=2))
     assert [row["exit_code"] for row in rows] == [2, 0]
     assert rows[1]["report"]["verdict"] is not None
