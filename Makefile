@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN := env -u PYTHONPATH $(BIN)/python -m
-PYTEST := env -u PYTHONPATH OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+RUN := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m
+PYTEST := env -u PYTHONPATH -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 ROOMS := cli bilevel diffusion schedules rewards
 JOBS ?= examples/guidance.yaml
 # What is quick and broad: the house, the job's grammar, the run folder, every room's contract.

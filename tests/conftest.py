@@ -6,6 +6,7 @@ The networks have random weights, and are written once a session in the formats 
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import json
 import os
@@ -64,6 +65,28 @@ def nothing_from_elsewhere() -> Iterator[None]:
         noted = sorted(set(NOTED.read_text(encoding="utf-8").splitlines()))
         NOTED.unlink()
         pytest.fail("outside of the checkout, the environment and temporary folders: " + "; ".join(noted))
+
+
+# -- less of the machine -----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What was imported for the tests stays to their end, so no search for garbage looks at it again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Temporary folders need not outlive a power failure. The tests of what is synchronised watch the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 hypothesis.settings.register_profile("anywhere", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -7,6 +7,7 @@ derivatives are functions, and a finite difference with retraining knows nothing
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ def quantiles(n: int) -> Tensor:
     return (torch.arange(n, dtype=torch.float64) + 0.5) / n
 
 
+@cache
 def data(n: int) -> Tensor:
     """Quantiles of 0.7 N(-0.6, 0.3^2) and 0.3 (0.4 + an exponential of mean 0.8), by bisection of the distribution."""
     p, low, high = quantiles(n), torch.full((n,), -6.0).double(), torch.full((n,), 20.0).double()
@@ -39,6 +41,15 @@ def data(n: int) -> Tensor:
         share = 0.7 * torch.special.ndtr((x + 0.6) / 0.3) + 0.3 * (1 - (-(x - 0.4).clamp(min=0) / 0.8).exp())
         low, high = x.where(share < p, low), high.where(share < p, x)
     return (low + high) / 2
+
+
+@cache
+def minibatch() -> Minibatch:
+    """Every one of 40 quantiles of the data at every level, each with a noise of its own."""
+    generator = torch.Generator().manual_seed(0)
+    x = data(40).repeat_interleave(STEPS)[:, None]
+    at = (torch.arange(STEPS, dtype=torch.float64) + 1).repeat(40) / STEPS
+    return Minibatch(x, torch.randn(x.shape, generator=generator, dtype=torch.float64), at)
 
 
 class LinearDenoiser(torch.nn.Module):
@@ -95,11 +106,7 @@ class LinearWorld:
 
     @property
     def draws(self) -> Minibatch:
-        """Every one of 40 quantiles of the data at every level, each with a noise of its own."""
-        generator = torch.Generator().manual_seed(0)
-        x = data(40).repeat_interleave(STEPS)[:, None]
-        at = (torch.arange(STEPS, dtype=torch.float64) + 1).repeat(40) / STEPS
-        return Minibatch(x, torch.randn(x.shape, generator=generator, dtype=torch.float64), at)
+        return minibatch()
 
     def lower(self, q: Tensor, theta: Tensor) -> Tensor:
         module = LinearDenoiser(theta, self.conditioning)
@@ -131,14 +138,14 @@ class LinearWorld:
 
     def _solve(self, q: Tensor, tilt: float) -> Tensor:
         zero = torch.zeros(self.size, dtype=torch.float64)
-        curvature = hessian(lambda at: self.lower(q, at), zero)
+        curvature = hessian(lambda at: self.lower(q, at), zero, vectorize=True)
         slope = torch.autograd.functional.jacobian(lambda at: self.lower(q, at), zero)
         theta = -torch.linalg.solve(curvature, slope)
         if not tilt:
             return theta
         for _ in range(20):
             by_upper = torch.autograd.functional.jacobian(lambda at: self.upper(q, at), theta)
-            tilted = curvature + tilt * hessian(lambda at: self.upper(q, at), theta)
+            tilted = curvature + tilt * hessian(lambda at: self.upper(q, at), theta, vectorize=True)
             step = torch.linalg.solve(tilted, slope + curvature @ theta + tilt * by_upper)
             theta = theta - step
             if step.norm() <= 1e-12 * theta.norm():

@@ -201,7 +201,7 @@ def test_without_gradients_the_search_finds_it_too():
 
 def test_where_noise_cannot_be_shifted_the_samples_are_doubled():
     source = Direct(gaussian(1.0, 2), 2, shift=False)
-    rounds = list(search(source, Reweight(), Covariance(), BOUNDS, SearchBudget(256, rounds=6, precision=0.05)))
+    rounds = list(search(source, Reweight(), Covariance(), BOUNDS, SearchBudget(256, rounds=4, precision=0.05)))
     assert [r.after for r in rounds[:-1]] == ["more"] * (len(rounds) - 1) and len(rounds) > 2
     assert [r.banks[-1].samples for r in rounds] == [256 * 2**k for k in range(len(rounds))]
     assert rounds[-1].after in ("done", "spent")
@@ -216,7 +216,7 @@ def test_a_budget_that_is_spent_says_how_far_it_got():
 
 
 def test_the_search_goes_on_from_its_banks_without_drawing_them_again():
-    budget = SearchBudget(1024, rounds=4)
+    budget = SearchBudget(512, rounds=3)
     whole = Direct(gaussian(8.0, 4), 4)
     rounds = list(search(whole, Reweight(), Covariance(), BOUNDS, budget))
     assert len(rounds) > 2

@@ -44,7 +44,7 @@ def mixture(sampler: Any, weight: float = 1.0, batch: int = 32) -> Process:
 
 
 def problem(process: Process, options: Timesteps, reward: Any = None, **own: Any) -> Problem:
-    return Problem(process, (options.of(process),), ((1.0, (reward or Teacher(steps=60)).open()),), **own)
+    return Problem(process, (options.of(process),), ((1.0, (reward or Teacher(steps=20)).open()),), **own)
 
 
 # -- the link ----------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_the_loop_beats_the_start_on_samples_that_it_never_saw():
 def test_together_with_a_guidance_weight_a_step():
     process = mixture(Ddim(steps=4), weight=2.0)
     tunables = (Timesteps("uniform").of(process), Guidance(start=2.0, bounds=(0.0, 6.0), shape="per_step"))
-    p = Problem(process, tunables, ((1.0, Teacher(steps=60).open()),))
+    p = Problem(process, tunables, ((1.0, Teacher(steps=20).open()),))
     assert p.parameters == 3 + 4
     *_, last = tune(p, ReverseMode(), Adam(lr=0.2), ["east", "north"], Budget(steps=25, samples=32), Seed(0))
     batch = batch_of(["east", "north"], 64, Seed(9))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.bilevel.estimators.zeroth_order import ZerothOrder
@@ -42,9 +44,9 @@ def objective(weight: float, target: float = TARGET) -> float:
     return -(variance + (mean - target) ** 2).item()
 
 
+@cache
 def best_weight() -> float:
-    grid = torch.linspace(0.5, 6, 5501).tolist()
-    return max(grid, key=objective)
+    return float(minimize_scalar(lambda w: -objective(w), bounds=(0.5, 6), method="bounded").x)
 
 
 def run(p: Problem, steps: int = 25, samples: int = 128, seed: int = 0, state=None, **kwargs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -190,6 +191,7 @@ NOISE_WORLDS: dict[str, tuple[Rewards, tuple[float, float]]] = {
 }
 
 
+@cache
 def best_of(name: str) -> float:
     """lambda* by quadrature over the noise: where Cov(r1, r2) under the tilt is 0."""
     rewards, (low, high) = NOISE_WORLDS[name]

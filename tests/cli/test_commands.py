@@ -211,10 +211,13 @@ INVALID: list[dict[str, Any]] = [
 BASE = {"version": 1, "prompts": ["a"], "tune": {"guidance": {"start": 1.0}}, "reward": {"kind": "quadratic"}}
 
 
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    return pytest.importorskip("jsonschema").Draft7Validator(job_schema())
+
+
 @pytest.mark.parametrize("own", VALID + INVALID, ids=str)
-def test_the_schema_agrees_with_the_reader(own: dict[str, Any]) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft7Validator(job_schema())
+def test_the_schema_agrees_with_the_reader(validator: Any, own: dict[str, Any]) -> None:
     assert validator.is_valid({**BASE, **own}) == (own in VALID)
 
 

@@ -20,7 +20,7 @@ from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 12, "batch": 16}
-COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 3, "z_steps": 4, "z_refresh": 3, "z_batches": 2}
+COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 2, "z_steps": 3, "z_refresh": 1, "z_batches": 2}
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
 
     monkeypatch.setattr(network_trainer.NetworkTrainer, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
-    with pytest.raises(Diverged, match="the training loss is nan after 21 steps; lower lr"):
+    with pytest.raises(Diverged, match="the training loss is nan after 18 steps; lower lr"):
         genbo.tune(document).result()
     folder = Path(document["output"])
     status = json.loads((folder / "status.json").read_text())

@@ -316,7 +316,7 @@ SMALL = {"kind": "quadratic", "scale": 1e-3}
 
 
 def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
-    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 24}
+    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 4}
     return {
         "version": 1,
         "model": {**model, "guidance": 2.0},
@@ -325,14 +325,14 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
         "lower": {"kind": "reweight", "reward": SMALL, "samples": 24, "bridge": False},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat"], "samples": 24},
+        "evaluate": {"prompts": ["a cat"], "samples": 12},
         "output": "run",
         **own,
     }
 
 
 def test_weights_of_a_network(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 25}}
+    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 5}}
     spent(network_job(tiny_sd, tiny_clip, **own), hooked, exact=True)
 
 

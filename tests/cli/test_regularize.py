@@ -145,7 +145,7 @@ def test_what_is_known_on_paper_draws_nothing(workplace):
 
 @pytest.mark.parametrize("estimator", ["covariance", {"kind": "value_gap"}, {"kind": "value_gap", "gamma": 1e4}])
 def test_every_estimator_finds_it(workplace, estimator):
-    tune.run({**with_lower(samples=4096), "estimator": estimator, "evaluate": {"samples": 64}}, [], quiet=True)  # type: ignore[arg-type]
+    tune.run({**with_lower(samples=2048), "estimator": estimator, "evaluate": {"samples": 64}}, [], quiet=True)  # type: ignore[arg-type]
     assert report_of(workplace / "run")["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.05)
 
 
@@ -215,10 +215,10 @@ def tuned(tmp_path_factory, tiny_sd, tiny_clip) -> Path:
         "prompts": ["a red apple", "a dog"],
         "tune": {"regularization": {"start": 5.0, "bounds": [0.5, 50]}},
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
-        "lower": {"kind": "reweight", "reward": {"kind": "compressibility"}, "samples": 64, "bridge": False},
+        "lower": {"kind": "reweight", "reward": {"kind": "compressibility"}, "samples": 32, "bridge": False},
         "finetune": {"steps": 3, "batch": 4, "also": [0.1]},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat", "a house"], "samples": 32},
+        "evaluate": {"prompts": ["a cat", "a house"], "samples": 16},
         "output": str(place / "run"),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -255,7 +255,7 @@ def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):
 
     files = [tuned / "evaluation" / f"{name}.safetensors" for name in ("start", "tuned", "weights-0.1")]
     of = [words_in(file)["prompts"] for file in files]
-    assert of[0] == of[1] == of[2] and sorted(of[0]) == ["a cat"] * 16 + ["a house"] * 16
+    assert of[0] == of[1] == of[2] and sorted(of[0]) == ["a cat"] * 8 + ["a house"] * 8
 
 
 @pytest.mark.parametrize("method", ["weighted", "gradient"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,17 +27,9 @@ output: {output}
 """
 
 
-def apart(*arguments: str) -> str:
-    """As a process of its own, which takes seconds to import torch."""
-    done = subprocess.run([sys.executable, "-m", "genbo", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
 @pytest.fixture
 def genbo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The same command line in this process."""
+    """The command line in this process."""
 
     def here(*arguments: str, code: int = 0) -> str:
         monkeypatch.setattr(sys, "argv", ["genbo", *arguments])
@@ -65,7 +56,7 @@ def job(workplace: Path, tiny_sd: Path, tiny_clip: Path):
 def test_a_job_from_check_to_images(job, workplace, genbo):
     path, run = job("guidance"), workplace / "runs" / "guidance"
     planned = json.loads(genbo("check", str(path), "--json"))["plan"]
-    apart("tune", str(path), "--quiet")
+    genbo("tune", str(path), "--quiet")
     shown = json.loads(genbo("show", str(run), "--json"))
     assert shown["verdict"] in ("better", "worse", "no measurable difference")
     assert shown["phi"]["guidance"]["start"] == 1.0 and 0 < shown["phi"]["guidance"]["tuned"] < 10
@@ -92,6 +83,7 @@ def test_a_tuned_schedule_from_python(job, workplace):
 
 
 def test_batch_goes_on_past_a_bad_job(workplace, genbo):
+    """Each job is a process of its own, which imports torch anew."""
     good, bad = workplace / "job.yaml", workplace / "bad.yaml"
     bad.write_text(good.read_text().replace("ddim", "dddim"))
     rows = json.loads(genbo("batch", str(bad), str(good), "--json", "--quiet", code=2))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,14 +32,33 @@ budget: {{steps: 2, samples: 2}}
 evaluate: {{prompts: [a cat, a blue house], samples: 2}}
 output: {output}
 """
-DRAW = """\
-import sys
+TUNES = {
+    "the rule's weight": "guidance: {start: 2.0, bounds: [0, 10]}",
+    "a tunable of its own": "bump: {start: 2.0, bounds: [0, 10]}",
+}
+CHECK_TUNE_LOAD = """
+import contextlib, io, json, sys
 import genbo
+from genbo.cli.main import main
 
-pipeline = genbo.load(sys.argv[1], device="cpu", dtype="fp32")
-print(type(pipeline.process.sampler).__name__, type(pipeline.process.rule).__name__)
-(image,) = pipeline(["a dog"], seed=3)
-print(image.size)
+def command(*arguments):
+    sys.argv = ["genbo", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, arguments
+    return printed.getvalue()
+
+found = []
+for job, tuned in zip(sys.argv[1::2], sys.argv[2::2]):
+    plan = json.loads(command("check", job, "--json"))["plan"]
+    command("tune", job, "--quiet")
+    pipeline = genbo.load(tuned, device="cpu", dtype="fp32")
+    (image,) = pipeline(["a dog"], seed=3)
+    made = [type(part).__name__ for part in (pipeline.process.sampler, pipeline.process.rule)]
+    found.append({"plan": plan, "made": made, "size": image.size})
+print(json.dumps(found))
 """
 
 
@@ -98,17 +118,25 @@ def test_the_examples_keep_the_whole_contract_of_their_rooms(house):
     assert passed and int(passed[1]) >= 90, printed
 
 
-@pytest.mark.parametrize("tune", ["guidance: {start: 2.0, bounds: [0, 10]}", "bump: {start: 2.0, bounds: [0, 10]}"])
-def test_a_job_of_nothing_but_examples_is_checked_tuned_and_loaded(house, tmp_path, tiny_sd, tune):
-    job, output = tmp_path / "job.yaml", tmp_path / "run"
-    job.write_text(JOB.format(model=tiny_sd, tune=tune, output=output), encoding="utf-8")
-    planned = json.loads(run(house, "-m", "genbo", "check", str(job), "--json"))["plan"]
-    run(house, "-m", "genbo", "tune", str(job), "--quiet")
+@pytest.fixture(scope="module")
+def tuned(house: Path, tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> dict[str, tuple[Path, Any]]:
+    """The run folder of each job, and what one process of that house found that checked, tuned and loaded them all."""
+    folder, places = tmp_path_factory.mktemp("jobs"), []
+    for number, tune in enumerate(TUNES.values()):
+        job, output = folder / f"{number}.yaml", folder / f"run-{number}"
+        job.write_text(JOB.format(model=tiny_sd, tune=tune, output=output), encoding="utf-8")
+        places += [str(job), str(output / "tuned")]
+    found = json.loads(run(house, "-c", CHECK_TUNE_LOAD, *places).splitlines()[-1])
+    return {name: (folder / f"run-{number}", found[number]) for number, name in enumerate(TUNES)}
+
+
+@pytest.mark.parametrize("name", TUNES)
+def test_a_job_of_nothing_but_examples_is_checked_tuned_and_loaded(tuned, name):
+    output, found = tuned[name]
     report = json.loads((output / "report.json").read_text())
-    assert report["cost"]["image_forwards"] == planned["total"]["image_forwards"]
+    assert report["cost"]["image_forwards"] == found["plan"]["total"]["image_forwards"]
     document = json.loads((output / "tuned" / "genbo.json").read_text())
     assert document["sampler"]["kind"] == "taylor" and document["guidance"]["kind"] == "cosine_ramp"
     assert "it has no guidance of kind cosine_ramp" in document["beyond_diffusers"]
-    assert any("draws otherwise by taylor" in said for said in document["beyond_diffusers"])
-    made, size = run(house, "-c", DRAW, str(output / "tuned")).splitlines()
-    assert made == "Taylor CosineRamp" and size.startswith("(")
+    assert any("draws otherwise by taylor" in line for line in document["beyond_diffusers"])
+    assert found["made"] == ["Taylor", "CosineRamp"] and len(found["size"]) == 2
