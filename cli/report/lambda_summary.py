@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from genbo.cli.report import number_format
 from genbo.cli.report.comparison import row_of, unjudged
 from genbo.cli.report.lambda_rows import point_of
+from genbo.cli.report.lambda_untrained import better, remark_on
 from genbo.cli.report.method import Compared
 from genbo.cli.report.records import ComparedRow, HeldOutRow, Level, PromptGain, Remark, RewardRow
 from genbo.cli.report.records_search import OptimumRecord, PretrainedMeans, SearchRecord, TiltRecord
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Fit, Law
     from genbo.bilevel.verdict import Comparison
+    from genbo.cli.report.lambda_untrained import Untrained
     from genbo.cli.report.records_report import RunReport
     from genbo.cli.report.tuned_weights import Weights
 
@@ -90,6 +92,7 @@ class Searched:
     weights: Weights | None = None
     tilt: Law | None = None  # of the same E[r2], where the numbers are those of another law
     judges: Mapping[str, Pair | None] = field(default_factory=dict)
+    untrained: Untrained | None = None
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -112,6 +115,7 @@ class Searched:
             after=self.last.after,
             samples=[bank.samples for bank in self.last.banks],
             weights=self.weights.document() if self.weights else None,
+            best_of_n=self.untrained.document() if self.untrained else None,
         )
 
     def compared(self) -> Compared:
@@ -151,7 +155,13 @@ class Searched:
         on = f"{number_format.count(held_out.samples)} held-out samples"
         if held_out.verdict is None:
             return f"{moved}, and no verdict: {on} are too few for both."
-        return f"{moved}: {self.upper} {gain} on {on}: {opinions(held_out.verdict, self.upper, report.judges)}."
+        verdict = f"{moved}: {self.upper} {gain} on {on}: {opinions(held_out.verdict, self.upper, report.judges)}."
+        return f"{verdict} {self._untuned()}".rstrip()
+
+    def _untuned(self) -> str:
+        """The sentence of the verdict on what needs no tuning, where that is better."""
+        found = self.untrained.document().against if self.untrained else None
+        return better(found, self.upper, self.lower) if found and found.r1.verdict == "better" else ""
 
     def trust(self, report: RunReport) -> list[Remark]:
         found = [*self._about_optimum(), *self._about_samples()]
@@ -165,7 +175,8 @@ class Searched:
         if not self.pair.has_enough_samples:
             text = "The held-out samples are too few for both lambdas; raise evaluate.samples, or start nearer."
             return [*found, remark("warning", text)]
-        return [*found, *about_held_out(report), *about_judges(report)]
+        untuned = remark_on(self.untrained.document() if self.untrained else None, self.upper, self.lower)
+        return [*untuned, *found, *about_held_out(report), *about_judges(report)]
 
     def _about_tilt(self, tilt: Law) -> Remark:
         samples = "too few" if tilt.fit.verdict == "refuse" else tilt.fit.verdict

@@ -71,6 +71,38 @@ class WeightsRow(Record):
     judges: dict[str, ComparedRow] = Field(default_factory=dict)
 
 
+class BestOfNPoint(Record):
+    """The best of n samples of the pretrained model by the lower reward: means with their standard errors."""
+
+    n: int
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # nats
+    kl_se: Number | None = None  # 0 where no sample has the lower reward of another
+
+
+class BestOfNAgainst(Record):
+    """The best of n samples against the tuned lambda, on held-out samples, at no more KL."""
+
+    n: int
+    lam: Number
+    r1: ComparedRow  # start is at lambda, tuned is best-of-n
+    r2: Number | None = None
+    lam_r2: Number | None = None
+    kl: Number | None = None
+    lam_kl: Number | None = None
+
+
+class BestOfNRecord(Record):
+    """What needs no tuning: the best of n samples, from the samples that the search drew."""
+
+    samples: int  # of each prompt
+    points: list[BestOfNPoint] = Field(default_factory=list)
+    against: BestOfNAgainst | None = None
+
+
 class SearchRecord(Record):
     """What a search for lambda found."""
 
@@ -87,3 +119,4 @@ class SearchRecord(Record):
     after: str | None = None
     samples: list[int] = Field(default_factory=list)  # of each bank
     weights: list[WeightsRow] | None = None
+    best_of_n: BestOfNRecord | None = None

@@ -22,6 +22,7 @@ from genbo.cli.stages.context import Context, time_left
 from genbo.cli.stages.finetuning import tuned_weights
 from genbo.cli.stages.finish import conclude, counted
 from genbo.cli.stages.lambda_holdout import held_out
+from genbo.cli.stages.lambda_untrained import untrained
 from genbo.cli.stages.laws import exact, source_of
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ def whole(context: Context) -> Generator[Document, None, Document]:
         raise Diverged(reason)
     evaluation = kept_in(context, "evaluation")
     tuned = tuned_of(last)
-    pair, opinions = held_out(context, last, evaluation)
+    laws = held_out(context, last, evaluation)
     weights = tuned_weights(context, last, evaluation) if context.job.finetune else None
-    search = replace(found(pair), weights=weights, tilt=tilt_beside(context, last, beside), judges=opinions)
+    search = replace(
+        found(laws.pair),
+        weights=weights,
+        tilt=tilt_beside(context, last, beside),
+        judges=laws.judges,
+        untrained=untrained(context, last, plain_of(last, beside), laws),
+    )
     document = end(context, tuned, search, [banks, evaluation], "done", None)
     record_speed(context.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     context.run.status("done", document["headline"], last_step=context.run.last_step, resumable=False)
@@ -180,16 +187,23 @@ def no_answer(last: Round) -> str | None:
 
 def pretrained_of(context: Context, last: Round, plain: Sequence[Bank]) -> Pretrained:
     """Both rewards without any tuning: on paper, or of samples of the pretrained model, if any were drawn."""
-    from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.report.lambda_summary import Pretrained
 
     if context.assembled.lower.traits.on_paper:
         law = exact(context, context.assembled.prompts)(math.inf)
         return Pretrained(law.r1.mean, law.r2.mean)
-    banks = [bank for bank in (*plain, *last.banks) if not is_shifted(bank)]
-    if not banks:
+    bank = plain_of(last, plain)
+    if bank is None:
         return Pretrained(reason="this lower level draws no samples of the pretrained model for the tuning prompts")
-    return Pretrained(banks[-1].r1.mean().item(), banks[-1].r2.mean().item())
+    return Pretrained(bank.r1.mean().item(), bank.r2.mean().item())
+
+
+def plain_of(last: Round, beside: Sequence[Bank]) -> Bank | None:
+    """The largest bank of the pretrained model's own samples, if any were drawn."""
+    from genbo.bilevel.regularization.search import is_shifted
+
+    banks = [bank for bank in (*beside, *last.banks) if not is_shifted(bank)]
+    return banks[-1] if banks else None
 
 
 def first(context: Context) -> Tuned:

@@ -1,0 +1,55 @@
+"""What needs no tuning, from samples that a search for lambda has drawn anyway: the best of n samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from genbo.cli.stages.context import Context
+from genbo.cli.stages.lambda_holdout import HeldOutLaws
+
+if TYPE_CHECKING:
+    from genbo.bilevel.regularization.bank import Bank
+    from genbo.bilevel.regularization.best_of_n import BestOfN
+    from genbo.bilevel.regularization.search import Round
+    from genbo.cli.report.lambda_untrained import Against, Untrained
+
+
+def untrained(context: Context, last: Round, plain: Bank | None, held_out: HeldOutLaws) -> Untrained | None:
+    """Best-of-n on the search's samples of the pretrained model, and one of them against lambda on held-out samples."""
+    from genbo.bilevel.regularization.best_of_n import at_most, line
+    from genbo.cli.report.lambda_untrained import Untrained
+
+    best = last.optimum
+    if plain is None or best is None:
+        return None
+    points = line(plain)
+    chosen = at_most(points, kl_at(context, last, best.lam))
+    against = None if chosen is None else against_lambda(context, chosen, best.lam, held_out)
+    return Untrained(plain.samples, points, against)
+
+
+def kl_at(context: Context, last: Round, lam: float) -> float:
+    """Of the tuned law: at lambda itself where the curve is free, else at the nearest lambda that was asked."""
+    from genbo.bilevel.regularization.context import LawContext, LawSolver
+
+    solver: LawSolver = context.assembled.lower
+    if solver.traits.free:
+        return solver.begin(LawContext(banks=last.banks))(lam).kl.mean
+    return min(last.curve, key=lambda point: abs(point.lam - lam)).law.kl.mean
+
+
+def against_lambda(context: Context, chosen: BestOfN, lam: float, held_out: HeldOutLaws) -> Against | None:
+    """Both on held-out samples: on the same ones, unless these know the law at lambda worse than shifted ones do."""
+    from genbo.bilevel.regularization.best_of_n import best_of_n, numbers
+    from genbo.bilevel.regularization.context import LawContext, LawSolver
+    from genbo.cli.report.lambda_untrained import Against
+
+    banks = held_out.banks
+    if not banks or chosen.n not in numbers(banks[0].samples):
+        return None
+    solver: LawSolver = context.assembled.lower
+    same, best = (solver.begin(LawContext(banks=of))(lam) for of in (banks[:1], banks))
+    shared = same.fit.verdict == best.fit.verdict
+    pair = held_out.pair
+    tuned = same if shared else best
+    return Against(best_of_n(banks[0], chosen.n), tuned, shared, pair.prompts, pair.samples, pair.fresh_prompts)
