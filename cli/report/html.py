@@ -105,6 +105,7 @@ def page() -> Template:
         "count": number_format.count,
         "duration": number_format.duration,
         "number": number_format.number,
+        "with_error": number_format.with_error,
         "pasted": number_format.pasted,
         "plural": number_format.plural,
         "tight": tight,

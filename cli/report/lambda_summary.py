@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from genbo.cli.report import number_format
 from genbo.cli.report.comparison import row_of, unjudged
 from genbo.cli.report.lambda_rows import point_of
-from genbo.cli.report.lambda_untrained import better, remark_on
+from genbo.cli.report.lambda_untrained import better, remark_on, sum_of
 from genbo.cli.report.method import Compared
 from genbo.cli.report.records import ComparedRow, HeldOutRow, Level, PromptGain, Remark, RewardRow
 from genbo.cli.report.records_search import OptimumRecord, PretrainedMeans, SearchRecord, TiltRecord
@@ -116,6 +116,7 @@ class Searched:
             samples=[bank.samples for bank in self.last.banks],
             weights=self.weights.document() if self.weights else None,
             best_of_n=self.untrained.document() if self.untrained else None,
+            weighted_sums=[sum_of(one) for one in self.untrained.sums] if self.untrained else [],
         )
 
     def compared(self) -> Compared:

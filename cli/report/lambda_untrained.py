@@ -1,4 +1,4 @@
-"""What needs no tuning, in the report of a search for lambda: the best of n samples of the pretrained model."""
+"""What else there is, in the report of a search for lambda: best-of-n, and weighted sums of both rewards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from genbo.cli.report import number_format
 from genbo.cli.report.comparison import row_of
 from genbo.cli.report.records import Remark
-from genbo.cli.report.records_search import BestOfNAgainst, BestOfNPoint, BestOfNRecord
+from genbo.cli.report.records_search import BestOfNAgainst, BestOfNPoint, BestOfNRecord, WeightedSumPoint
 from genbo.cli.report.trust import remark
 from genbo.cli.report.words import change
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.best_of_n import BestOfN
     from genbo.bilevel.regularization.tilted import Law
+    from genbo.bilevel.regularization.weighted_sum import WeightedSum
     from genbo.bilevel.verdict import Comparison
 
 
@@ -58,11 +59,15 @@ class Against:
 
 @dataclass(frozen=True)
 class Untrained:
-    """Best-of-n at several n by so many samples of each tuning prompt, and one of them against the tuned lambda."""
+    """Best-of-n at several n by so many samples of each tuning prompt, and one of them against the tuned lambda.
+
+    `sums` are the laws of weighted sums of both rewards at the tuned lambda's KL.
+    """
 
     samples: int
     points: tuple[BestOfN, ...]
     against: Against | None
+    sums: tuple[WeightedSum, ...] = ()
 
     def document(self) -> BestOfNRecord:
         return BestOfNRecord(
@@ -83,6 +88,22 @@ def point_of(one: BestOfN) -> BestOfNPoint:
         r2_se=error(one.r2),
         kl=one.kl.mean,
         kl_se=error(one.kl),
+    )
+
+
+def sum_of(one: WeightedSum) -> WeightedSumPoint:
+    from genbo.bilevel.interval import error
+
+    law = one.law
+    return WeightedSumPoint(
+        weight=one.weight,
+        strength=one.strength,
+        r1=law.r1.mean,
+        r1_se=error(law.r1),
+        r2=law.r2.mean,
+        r2_se=error(law.r2),
+        kl=law.kl.mean,
+        verdict=law.fit.verdict,
     )
 
 

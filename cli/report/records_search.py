@@ -95,6 +95,19 @@ class BestOfNAgainst(Record):
     lam_kl: Number | None = None
 
 
+class WeightedSumPoint(Record):
+    """Samples tuned for r1 + weight r2, at the KL of the chosen lambda."""
+
+    weight: Number
+    strength: Number  # of the KL term
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # nats
+    verdict: FitVerdict = "reliable"
+
+
 class BestOfNRecord(Record):
     """What needs no tuning: the best of n samples, from the samples that the search drew."""
 
@@ -120,3 +133,4 @@ class SearchRecord(Record):
     samples: list[int] = Field(default_factory=list)  # of each bank
     weights: list[WeightsRow] | None = None
     best_of_n: BestOfNRecord | None = None
+    weighted_sums: list[WeightedSumPoint] = Field(default_factory=list)

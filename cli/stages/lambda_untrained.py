@@ -1,4 +1,4 @@
-"""What needs no tuning, from samples that a search for lambda has drawn anyway: the best of n samples."""
+"""What else there is, from samples that a search for lambda has drawn anyway: best-of-n, and weighted sums."""
 
 from __future__ import annotations
 
@@ -17,25 +17,22 @@ if TYPE_CHECKING:
 def untrained(context: Context, last: Round, plain: Bank | None, held_out: HeldOutLaws) -> Untrained | None:
     """Best-of-n on the search's samples of the pretrained model, and one of them against lambda on held-out samples."""
     from genbo.bilevel.regularization.best_of_n import at_most, line
+    from genbo.bilevel.regularization.context import LawContext, LawSolver
+    from genbo.bilevel.regularization.weighted_sum import at_kl
     from genbo.cli.report.lambda_untrained import Untrained
 
-    best = last.optimum
+    best, solver = last.optimum, context.assembled.lower
     if plain is None or best is None:
         return None
     points = line(plain)
-    chosen = at_most(points, kl_at(context, last, best.lam))
+    if not solver.traits.free:
+        return Untrained(plain.samples, points, None)
+    own: LawSolver = solver
+    solve = own.begin(LawContext(banks=last.banks))
+    kl = solve(best.lam).kl.mean
+    chosen = at_most(points, kl)
     against = None if chosen is None else against_lambda(context, chosen, best.lam, held_out)
-    return Untrained(plain.samples, points, against)
-
-
-def kl_at(context: Context, last: Round, lam: float) -> float:
-    """Of the tuned law: at lambda itself where the curve is free, else at the nearest lambda that was asked."""
-    from genbo.bilevel.regularization.context import LawContext, LawSolver
-
-    solver: LawSolver = context.assembled.lower
-    if solver.traits.free:
-        return solver.begin(LawContext(banks=last.banks))(lam).kl.mean
-    return min(last.curve, key=lambda point: abs(point.lam - lam)).law.kl.mean
+    return Untrained(plain.samples, points, against, at_kl(solve, plain, kl) if kl > 0 else ())
 
 
 def against_lambda(context: Context, chosen: BestOfN, lam: float, held_out: HeldOutLaws) -> Against | None:

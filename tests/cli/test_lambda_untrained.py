@@ -34,3 +34,15 @@ def test_best_of_n_is_in_the_report_and_better_than_the_tuned_lambda(done):
     sentence = f"Best-of-{against['n']} by linear, which needs no tuning, has a higher quadratic than"
     assert sentence in report["headline"] and any(sentence in remark["text"] for remark in report["trust"])
     assert "Without tuning: best-of-n" in (done / "report.html").read_text()
+
+
+def test_weighted_sums_have_the_kl_of_the_tuned_lambda(done):
+    """In this world p_w is normal with variance tau / (tau + 1) and mean (1.5 + w) / (tau + 1) along r2."""
+    rows = report_of(done)["search"]["weighted_sums"]
+    assert len(rows) == 5 and max(row["kl"] for row in rows) == pytest.approx(min(row["kl"] for row in rows), rel=1e-3)
+    for row in rows:
+        mean, variance = (1.5 + row["weight"]) / (row["strength"] + 1), row["strength"] / (row["strength"] + 1)
+        assert row["r2"] == pytest.approx(mean, abs=5 * row["r2_se"])
+        exact = -((mean - 1.5) ** 2 + 2 * variance) / 2
+        assert row["r1"] == pytest.approx(exact, abs=5 * row["r1_se"])
+    assert "Tuning for a weighted sum" in (done / "report.html").read_text()
