@@ -39,7 +39,7 @@ class PretrainedMeans(Record):
 class OptimumRecord(Record):
     """The lambda that was found."""
 
-    kind: str  # interior | lower_bound | upper_bound | out_of_reach | flat
+    kind: str  # interior | constrained | lower_bound | upper_bound | out_of_reach | unclear | infeasible
     lam: Number
     r1: Number | None = None
     verdict: FitVerdict = "reliable"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.context import LawSolver
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Law
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ class HeldOutLaws:
     pair: Pair
     judges: Mapping[str, Pair | None] = field(default_factory=dict)
     banks: tuple[Bank, ...] = ()
+    keeps: tuple[Pair | None, ...] = ()  # the same by each constraint's reward
 
 
 def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
     """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
+    from genbo.bilevel.regularization.constrained import in_place_of_r1
     from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.rounds import pilot_samples
     from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.plan.counts import held_out_bank
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
     a, job = context.assembled, context.job
     start, best = a.strength.start, last.optimum
@@ -51,7 +53,9 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
     fresh = job.held_out_is_fresh_prompts
     if a.lower.traits.on_paper:
         solve = exact(context, a.held_out)
-        return HeldOutLaws(Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh))
+        solvers = [exact(context, a.held_out, [(1.0, keep.options)]) for keep in job.keep]
+        pair, *keeps = (Pair(of(start), of(best.lam), True, a.held_out, 0, fresh) for of in (solve, *solvers))
+        return HeldOutLaws(pair, keeps=tuple(keeps))
     prompts, samples = held_out_bank(job)
     source = source_of(context, kept, prompts, "evaluate")
     if not a.lower.traits.free:
@@ -68,14 +72,19 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
         name: pair_of(context, judged, prompts, best.lam) if all(bank.r1.isfinite().all() for bank in judged) else None
         for name, judged in judged_banks(context, banks, prompts, kept).items()
     }
-    return HeldOutLaws(pair_of(context, banks, prompts, best.lam), by_judges, tuple(banks))
+    kept_rewards = [[in_place_of_r1(bank, k) for bank in banks] for k in range(len(job.keep))]
+    pairs = tuple(
+        pair_of(context, own, prompts, best.lam) if all(bank.r1.isfinite().all() for bank in own) else None
+        for own in kept_rewards
+    )
+    return HeldOutLaws(pair_of(context, banks, prompts, best.lam), by_judges, tuple(banks), pairs)
 
 
 def pair_of(context: Context, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
     """The start's lambda and this one by the samples that know both, or else each by those that know it best."""
     from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.tilted import VERDICTS
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
     a = context.assembled
     start, fresh = a.strength.start, context.job.held_out_is_fresh_prompts

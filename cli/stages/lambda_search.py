@@ -39,6 +39,7 @@ SHOWN_AS = {"banks": "sample bank", "evaluation": "held-out samples"}
 def whole(context: Context) -> Generator[Document, None, Document]:
     """All stages in order; each finds what an earlier process has left of it. Gives a round when it is safe."""
     from genbo.cli.plan.throughput import record_speed
+    from genbo.cli.report.lambda_keep import KeptLaws
     from genbo.cli.report.lambda_rows import label
     from genbo.cli.report.lambda_summary import Searched
 
@@ -63,6 +64,7 @@ def whole(context: Context) -> Generator[Document, None, Document]:
         tilt=tilt_beside(context, last, beside),
         judges=laws.judges,
         untrained=untrained(context, last, plain_of(last, beside), laws),
+        keeps=tuple(map(KeptLaws, context.assembled.problem.constraints, laws.keeps)),
     )
     document = end(context, tuned, search, [banks, evaluation], "done", None)
     record_speed(context.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
@@ -113,7 +115,7 @@ def searched(context: Context, kept: ChunkCache) -> Generator[Document, None, Ro
 
 def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
     """Of the lower solver that the job names."""
-    from genbo.bilevel.regularization.search import SearchBudget, search, walk
+    from genbo.bilevel.regularization.search import Keep, SearchBudget, search, walk
 
     a, job = context.assembled, context.job
     if a.lower.traits.on_paper:
@@ -124,7 +126,8 @@ def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
         yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
         return
     budget = SearchBudget(a.lower.drawing.samples, job.budget.steps, a.lower.drawing.precision)
-    yield from search(source_of(context, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
+    source, keep = source_of(context, kept, a.prompts, "search"), Keep(a.problem.constraints, a.strength.start)
+    yield from search(source, a.lower, a.slope, a.strength.bounds, budget, keep=keep)
 
 
 def solver_of(context: Context, kept: ChunkCache) -> tuple[SolveLaw, tuple[Bank, ...]]:
@@ -161,6 +164,7 @@ def tilt_beside(context: Context, last: Round, plain: Sequence[Bank]) -> Law | N
 
 def on_paper(context: Context) -> Round:
     """The one round of a world whose laws are known."""
+    from genbo.bilevel.regularization.constrained import Gap, constrained
     from genbo.bilevel.regularization.curve import optimum, trace
     from genbo.bilevel.regularization.search import Round
 
@@ -170,7 +174,14 @@ def on_paper(context: Context) -> Round:
         curve = trace(solve, a.slope, a.strength.bounds)
     except ValueError as problem:
         raise UserMistake(f"tune.regularization.bounds: {problem}") from problem
-    best = optimum(solve, a.slope, curve)
+    gaps = []
+    for keep in context.job.keep:
+        start, of = (
+            a.strength.start if keep.relative_to_start else None,
+            exact(context, a.prompts, [(1.0, keep.options)]),
+        )
+        gaps.append(Gap(keep.name, keep.at_least, start, (of,)))
+    best = constrained(optimum(solve, a.slope, curve), solve, curve, gaps)
     return Round((), curve, best, "done", best.reason)
 
 
@@ -182,7 +193,8 @@ def no_answer(last: Round) -> str | None:
     best = last.optimum
     if best is None:
         return last.reason
-    return last.reason if best.kind == "out_of_reach" and best.verdict == "refuse" else None
+    silent = best.kind in ("out_of_reach", "infeasible") and best.verdict == "refuse"
+    return last.reason if silent else None
 
 
 def pretrained_of(context: Context, last: Round, plain: Sequence[Bank]) -> Pretrained:

@@ -30,9 +30,27 @@ def untrained(context: Context, last: Round, plain: Bank | None, held_out: HeldO
     own: LawSolver = solver
     solve = own.begin(LawContext(banks=last.banks))
     kl = solve(best.lam).kl.mean
-    chosen = at_most(points, kl)
+    keeping = {one.n for one in points if keeps(context, plain, one.n)}
+    chosen = at_most([one for one in points if one.n in keeping], kl)
     against = None if chosen is None else against_lambda(context, chosen, best.lam, held_out)
     return Untrained(plain.samples, points, against, at_kl(solve, plain, kl) if kl > 0 else ())
+
+
+def keeps(context: Context, bank: Bank, n: int) -> bool:
+    """Whether best-of-n keeps every level of the job on these samples."""
+    from genbo.bilevel.regularization.best_of_n import best_of_n
+    from genbo.bilevel.regularization.constrained import in_place_of_r1
+    from genbo.bilevel.regularization.context import LawContext, LawSolver
+
+    a = context.assembled
+    solver: LawSolver = a.lower
+    for k, constraint in enumerate(a.problem.constraints):
+        own, level = in_place_of_r1(bank, k), constraint.at_least
+        if constraint.relative_to_start:
+            level += solver.begin(LawContext(banks=[own]))(a.strength.start).r1.mean
+        if best_of_n(own, n).r1.mean < level:
+            return False
+    return True
 
 
 def against_lambda(context: Context, chosen: BestOfN, lam: float, held_out: HeldOutLaws) -> Against | None:

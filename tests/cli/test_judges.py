@@ -443,7 +443,7 @@ def test_a_prompt_that_lambda_ruins_is_found_by_its_own_samples():
     from types import SimpleNamespace
 
     from genbo.bilevel.regularization.tilted import Measured
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
     def law(values: list[float], influence: float) -> Any:
         value = torch.tensor(values, dtype=torch.float64)

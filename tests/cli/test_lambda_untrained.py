@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,39 @@ def test_weighted_sums_have_the_kl_of_the_tuned_lambda(done):
         exact = -((mean - 1.5) ** 2 + 2 * variance) / 2
         assert row["r1"] == pytest.approx(exact, abs=5 * row["r1_se"])
     assert "Tuning for a weighted sum" in (done / "report.html").read_text()
+
+
+def with_keep(at_least: float | str, kind: str = "reweight") -> dict[str, Any]:
+    """r1 rises for ever as lambda falls; the kept reward is -((1 / lambda - 0.5)^2 + 2) / 2."""
+    lower = {"kind": kind, "reward": {"kind": "linear", "direction": [1.0, 0.0]}}
+    keep = {"kind": "quadratic", "target": [0.5, 0.0], "scale": 0.5, "at_least": at_least}
+    drawn = {"samples": 2048} if kind == "reweight" else {}
+    return {**JOB, "reward": {"kind": "linear", "direction": [1.0, 1.0]}, "lower": {**lower, **drawn}, "keep": [keep]}
+
+
+def test_a_kept_reward_gives_the_best_lambda_and_is_checked_on_held_out_samples(workplace):
+    assert tune.run(with_keep(-1.5), [], quiet=True) == 0  # type: ignore[arg-type]
+    report = report_of(Path("run"))
+    best, kept = report["search"]["optimum"], report["keep"]["quadratic"]
+    assert best["kind"] == "constrained" and best["interval"][0] < 2 / 3 < best["interval"][1]
+    assert kept["at_least"] == -1.5 and abs(kept["gap"]) < 0.15 and not kept["broken"]
+    assert any(remark["text"].startswith("Quadratic is kept down to lambda = ") for remark in report["trust"])
+    assert "keep ≥" in (Path("run") / "report.html").read_text()
+
+
+def test_on_paper_a_kept_reward_is_kept_exactly(workplace):
+    """At the start, 3, it is -1.01389; 0.5 less than that at lambda = 1 / (0.5 + sqrt(1.02778))."""
+    assert tune.run(with_keep("start - 0.5", "closed_form"), [], quiet=True) == 0  # type: ignore[arg-type]
+    report = report_of(Path("run"))
+    kept = report["keep"]["quadratic"]
+    start = -((1 / 3 - 0.5) ** 2 + 2) / 2
+    lam = 1 / (0.5 + math.sqrt(-2 * (start - 0.5) - 2))
+    assert report["phi"]["regularization"]["tuned"] == pytest.approx(lam, rel=1e-9)
+    assert kept["at_least"] == pytest.approx(start - 0.5) and kept["gap"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_level_out_of_reach_is_named_and_broken(workplace):
+    assert tune.run(with_keep(-0.5), [], quiet=True) == 0  # type: ignore[arg-type]
+    report = report_of(Path("run"))
+    assert report["search"]["optimum"]["kind"] == "infeasible" and report["keep"]["quadratic"]["broken"]
+    assert "but quadratic fell below its level" in report["headline"]

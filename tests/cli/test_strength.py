@@ -14,8 +14,9 @@ from genbo.bilevel.regularization.best_of_n import BestOfN
 from genbo.bilevel.regularization.curve import Optimum, Point
 from genbo.bilevel.regularization.search import Round
 from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured
+from genbo.cli.report.lambda_pair import Pair
 from genbo.cli.report.lambda_rows import point_of, record_of
-from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched
+from genbo.cli.report.lambda_summary import Pretrained, Searched
 from genbo.cli.report.lambda_untrained import Against, Untrained
 from genbo.cli.report.records_report import RunReport
 from genbo.cli.report.records_search import WeightsRow
