@@ -70,12 +70,21 @@ class LambdaTunable(Protocol):
 class SearchBudget:
     """`samples` a prompt in the first round; each round of the same kind doubles them.
 
-    `precision` is the standard error of log lambda at which a reliable optimum is good enough.
+    `precision` is the standard error of log lambda at which a reliable optimum is good enough. With a `ratio` it is
+    good enough where both ends of its 95 % interval are within this factor of it.
     """
 
     samples: int = 1024
     rounds: int = 4
     precision: float = 0.1
+    ratio: float | None = None
+
+    def is_met(self, best: Optimum) -> bool:
+        """Whether an optimum is known precisely enough."""
+        if self.ratio is not None and best.interval is not None:
+            low, high = best.interval
+            return max(high / best.lam, best.lam / low) <= self.ratio
+        return self.ratio is None and best.log_se is not None and best.log_se <= self.precision
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def _round(
 
 def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: SearchBudget) -> bool:
     """Whether an interior optimum is reliable and precise, on shifted samples where there can be any."""
-    if best.kind not in INSIDE or best.verdict != "reliable" or best.log_se is None or best.log_se > budget.precision:
+    if best.kind not in INSIDE or best.verdict != "reliable" or not budget.is_met(best):
         return False
     return not shiftable or any(is_shifted(bank) for bank in banks)
 

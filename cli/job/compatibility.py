@@ -318,6 +318,9 @@ def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
             "this lower level has no samples that all lambdas share, so no level can be kept over them; take lower: "
         )
         yield root.find(["keep"]), f"{message}{{kind: reweight}}, or delete this", None
+    if job.budget.precision and not (lower.options.traits.free and lower.options.drawing.samples):
+        message = "is for a lower level with one bank for every lambda; take lower: {kind: reweight}, or delete this"
+        yield root.find(["budget", "precision"]), message, None
     if "optimizer" in written and lower.options.traits.free:
         message = "the whole curve over lambda is computed, so no optimizer is used; delete this"
         yield root.find(["optimizer"]), message, None

@@ -116,6 +116,7 @@ def searched(context: Context, kept: ChunkCache) -> Generator[Document, None, Ro
 def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
     """Of the lower solver that the job names."""
     from genbo.bilevel.regularization.search import Keep, SearchBudget, search, walk
+    from genbo.cli.plan.lambda_counts import looks_of
 
     a, job = context.assembled, context.job
     if a.lower.traits.on_paper:
@@ -125,7 +126,8 @@ def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
         solve, banks = solver_of(context, kept)
         yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
         return
-    budget = SearchBudget(a.lower.drawing.samples, job.budget.steps, a.lower.drawing.precision)
+    samples, most = looks_of(job)
+    budget = SearchBudget(samples, most, a.lower.drawing.precision, job.budget.ratio)
     source, keep = source_of(context, kept, a.prompts, "search"), Keep(a.problem.constraints, a.strength.start)
     yield from search(source, a.lower, a.slope, a.strength.bounds, budget, keep=keep)
 
