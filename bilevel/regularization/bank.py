@@ -21,13 +21,15 @@ class Bank:
     """The upper reward r1 and the lower reward r2 of n samples for each of C prompts, (C, n) in float64.
 
     `log_ratio` is log p0 / q of each sample, 0 where it was drawn from the pretrained model itself. `x` holds the
-    samples themselves, (C, n, *shape), where something is to be learned from them.
+    samples themselves, (C, n, *shape), where something is to be learned from them, and `kept` the rewards that must
+    not fall below a level, (C, n, K) in float64, where there are any.
     """
 
     r1: Tensor
     r2: Tensor
     log_ratio: Tensor
     x: Tensor | None = None
+    kept: Tensor | None = None
 
     @property
     def prompts(self) -> int:
@@ -48,8 +50,11 @@ def bank_of(r1: Tensor, r2: Tensor, log_ratio: Tensor | None = None) -> Bank:
 def joined(bank: Bank, more: Bank) -> Bank:
     """Both banks in one; they must have been drawn from the same law."""
     r1, r2, log_ratio = (torch.cat([getattr(b, n) for b in (bank, more)], dim=1) for n in ("r1", "r2", "log_ratio"))
-    x = None if bank.x is None or more.x is None else torch.cat([bank.x, more.x], dim=1)
-    return Bank(r1, r2, log_ratio, x)
+    x, kept = (
+        None if a is None or b is None else torch.cat([a, b], dim=1)
+        for a, b in ((bank.x, more.x), (bank.kept, more.kept))
+    )
+    return Bank(r1, r2, log_ratio, x, kept)
 
 
 def mistakes(bank: Bank, prompts: Sequence[str]) -> list[str]:
@@ -69,4 +74,10 @@ def mistakes(bank: Bank, prompts: Sequence[str]) -> list[str]:
                 f"the {what} reward is the same for every sample of a prompt, so no lambda can change it; "
                 "take a reward that tells samples apart"
             )
+    if bank.kept is not None and not bank.kept.isfinite().all():
+        broken = (~bank.kept.isfinite()).sum((1, 2))
+        found.append(
+            f"a reward under keep: is not a finite number for {int(broken.sum())} of {bank.kept.numel()} scores, most "
+            f"often for {prompts[int(broken.argmax())]!r}; mend the reward, or leave that prompt out"
+        )
     return found

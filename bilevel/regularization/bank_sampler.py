@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.proposal import Shifts, pilot
-from genbo.bilevel.scoring import Weighted, total
+from genbo.bilevel.scoring import Reward, Weighted, total
 from genbo.diffusion.process import Process
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Noise, Seed
@@ -71,6 +71,7 @@ class Sampled:
     gradients: bool = False
     samples_too: bool = False
     keep: KeepRows = at_once
+    kept: Sequence[Reward] = ()  # what must not fall below a level
 
     @property
     def numbers(self) -> int:
@@ -83,16 +84,20 @@ class Sampled:
         def part(chunk: Chunk) -> Tensors:
             z, log_ratio = self._noise(chunk, samples, shifts)
             with torch.no_grad():
-                x, (r1, r2) = self._scored(chunk.batch, z, (self.upper, self.lower))
-            kept = {"r1": r1, "r2": r2, "log_ratio": log_ratio}
-            return {**kept, "x": x.detach().float().cpu()} if self.samples_too else kept
+                alone: list[Weighted] = [((1.0, reward),) for reward in self.kept]
+                x, (r1, r2, *others) = self._scored(chunk.batch, z, (self.upper, self.lower, *alone))
+            rows = {"r1": r1, "r2": r2, "log_ratio": log_ratio}
+            if others:
+                rows["kept"] = torch.stack(others, dim=1)
+            return {**rows, "x": x.detach().float().cpu()} if self.samples_too else rows
 
         def one(chunk: Chunk) -> Tensors:
             return chunk.over(self.process, part)
 
         rows = self.keep(f"round-{round}", self._chunks("round", round, samples), one)
         r1, r2, log_ratio = (rows[name].reshape(-1, samples) for name in ("r1", "r2", "log_ratio"))
-        return Bank(r1, r2, log_ratio, rows["x"].unflatten(0, (-1, samples)) if self.samples_too else None)
+        x, kept = (rows[name].unflatten(0, (-1, samples)) if name in rows else None for name in ("x", "kept"))
+        return Bank(r1, r2, log_ratio, x, kept)
 
     def shifts(self, round: int, samples: int, lam: float) -> Shifts:
         """Shifts towards p_lambda, from samples that are thrown away."""

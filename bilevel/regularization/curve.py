@@ -36,7 +36,7 @@ LEAST = 1000  # samples in all, below which no interval is called reliable: fewe
 HEAVY = 0.2  # tail of the weights from which the square of the summand hardly has a variance, and so its error bar
 LEAST_HEAVY = 5000  # the same where the tail is that heavy
 
-Kind = Literal["interior", "lower_bound", "upper_bound", "out_of_reach", "unclear"]
+Kind = Literal["interior", "lower_bound", "upper_bound", "out_of_reach", "unclear", "constrained", "infeasible"]
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
     """The root between a, whose gradient is above 0, and b, whose gradient is below, and its error bar."""
     width, fall = math.log(b.lam / a.lam), a.grad.mean - b.grad.mean
     share = a.grad.mean / fall
-    verdict = _worst((a, b))
+    verdict = worst((a, b))
     far = max(stretch(p.grad) for p in (a, b)) * WIDER[verdict]
     se = far * math.hypot((1 - share) * a.grad.se, share * b.grad.se) * width / fall
     lam = a.lam * math.exp(share * width)
@@ -198,7 +198,7 @@ def _on_a_line(a: Point, b: Point, curve: Sequence[Point]) -> Optimum:
     half = quantile(len(at.grad.value)) * se
     interval = (lam * math.exp(-half), lam * math.exp(half))
     reason = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
-    named = _of_an_interval(verdict, (a, b))
+    named = of_an_interval(verdict, (a, b))
     return Optimum("interior", lam, at.law.r1.mean, named, reason, se, interval, evaluations=len(curve))
 
 
@@ -210,17 +210,21 @@ def _closed_in(solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], a: 
     """The interior maximum between a, where F rises with lambda, and b, where it falls."""
     exact = math.isinf(a.law.fit.samples)
     lam, evaluations = falling_root(lambda x: slope(solve, x).mean, a.lam, b.lam, EXACTLY if exact else TOLERANCE)
-    at, factor = point(solve, slope, lam), math.exp(NEARBY)
-    nearby = [point(solve, slope, x) for x in (lam / factor, lam * factor)]
+
+    def here(x: float) -> Point:
+        return point(solve, slope, x)
+
+    at, factor = here(lam), math.exp(NEARBY)
+    nearby = [here(x) for x in (lam / factor, lam * factor)]
     bend = (nearby[1].grad.mean - nearby[0].grad.mean) / (2 * NEARBY)
     reason = f"r1 is highest at lambda = {lam:.4g}: below it r2 is over-optimised"
     asked = (at, *nearby)
-    ends = None if bend >= 0 else _inverted(solve, slope, reach, at, _worst(asked))
+    ends = None if bend >= 0 else inverted(here, reach, at, worst(asked))
     if ends is not None:
-        asked = (*asked, *(point(solve, slope, x) for x in ends))
-        if _worst(asked) != _worst(asked[:3]):  # what holds at one end holds for the interval
-            ends = _inverted(solve, slope, reach, at, _worst(asked))
-    verdict = _of_an_interval(_worst(asked), asked)
+        asked = (*asked, *(here(x) for x in ends))
+        if worst(asked) != worst(asked[:3]):  # what holds at one end holds for the interval
+            ends = inverted(here, reach, at, worst(asked))
+    verdict = of_an_interval(worst(asked), asked)
     if ends is None or verdict == "refuse":
         return Optimum("interior", lam, at.law.r1.mean, verdict, reason, evaluations=evaluations)
     slack = EXACTLY + 2 * abs(at.law.covariance.mean / lam / bend) if exact else 0.0
@@ -229,8 +233,8 @@ def _closed_in(solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], a: 
     return Optimum("interior", lam, at.law.r1.mean, verdict, reason, log_se, ends, evaluations=evaluations)
 
 
-def _inverted(
-    solve: SolveLaw, slope: LawEstimator, reach: Sequence[Point], at: Point, verdict: Verdict
+def inverted(
+    here: Callable[[float], Point], reach: Sequence[Point], at: Point, verdict: Verdict
 ) -> tuple[float, float] | None:
     """The lambdas around a root at which the interval of the gradient holds 0; None where they have no end in reach.
 
@@ -246,16 +250,16 @@ def _inverted(
     falling = next((p.lam for p in reach if p.lam > at.lam and p.sign < 0 and ends(p)[1] < 0), None)
     if rising is None or falling is None:
         return None
-    low, _ = falling_root(lambda x: ends(point(solve, slope, x))[0], rising, at.lam)
-    high, _ = falling_root(lambda x: ends(point(solve, slope, x))[1], at.lam, falling)
+    low, _ = falling_root(lambda x: ends(here(x))[0], rising, at.lam)
+    high, _ = falling_root(lambda x: ends(here(x))[1], at.lam, falling)
     return low, high
 
 
-def _worst(points: Sequence[Point]) -> Verdict:
+def worst(points: Sequence[Point]) -> Verdict:
     return max((p.law.fit.verdict for p in points), key=VERDICTS.index)
 
 
-def _of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
+def of_an_interval(verdict: Verdict, on: Sequence[Point]) -> Verdict:
     """What an interval is called that rests on laws with this verdict."""
     heavy = max(p.law.fit.tail for p in on) > HEAVY
     few = min(p.law.fit.samples * p.law.fit.prompts for p in on) < (LEAST_HEAVY if heavy else LEAST)

@@ -18,8 +18,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from genbo.bilevel.problem import Constraint
 from genbo.bilevel.protocols import Optimizer
 from genbo.bilevel.regularization.bank import Bank, joined, mistakes
+from genbo.bilevel.regularization.constrained import constrained, gaps_of
 from genbo.bilevel.regularization.context import LawContext, LawSolver, Source
 from genbo.bilevel.regularization.curve import Optimum, Point, optimum, point, settled, trace, within_reach
 from genbo.bilevel.regularization.rounds import pilot_samples
@@ -29,6 +31,22 @@ FARTHER = 2.0  # a lambda this many times smaller is looked at next, where the o
 SHORT = 0.02  # of log lambda: a walk whose steps are shorter has arrived
 
 After = Literal["done", "bridge", "more", "spent", "unusable"]
+
+INSIDE = ("interior", "constrained")  # kinds of an optimum that has an interval
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What must not fall below a level; `start` is the lambda that levels are relative to."""
+
+    constraints: Sequence[Constraint] = ()
+    start: float = 1.0
+
+    def best(
+        self, best: Optimum, lower: LawSolver, solve: SolveLaw, curve: Sequence[Point], banks: Sequence[Bank]
+    ) -> Optimum:
+        """The best lambda that keeps every level, where `best` is the best of all."""
+        return constrained(best, solve, curve, gaps_of(lower, self.constraints, banks, self.start))
 
 
 class LambdaTunable(Protocol):
@@ -52,12 +70,21 @@ class LambdaTunable(Protocol):
 class SearchBudget:
     """`samples` a prompt in the first round; each round of the same kind doubles them.
 
-    `precision` is the standard error of log lambda at which a reliable optimum is good enough.
+    `precision` is the standard error of log lambda at which a reliable optimum is good enough. With a `ratio` it is
+    good enough where both ends of its 95 % interval are within this factor of it.
     """
 
     samples: int = 1024
     rounds: int = 4
     precision: float = 0.1
+    ratio: float | None = None
+
+    def is_met(self, best: Optimum) -> bool:
+        """Whether an optimum is known precisely enough."""
+        if self.ratio is not None and best.interval is not None:
+            low, high = best.interval
+            return max(high / best.lam, best.lam / low) <= self.ratio
+        return self.ratio is None and best.log_se is not None and best.log_se <= self.precision
 
 
 @dataclass(frozen=True)
@@ -79,11 +106,12 @@ def search(
     bounds: tuple[float, float],
     budget: SearchBudget,
     banks: Sequence[Bank] = (),
+    keep: Keep | None = None,
 ) -> Iterator[Round]:
     """Rounds until the optimum is known or the budget is spent; `banks` are those of an earlier search's last round."""
     held = tuple(banks) or (source.draw(0, budget.samples, None),)
     while True:
-        now = _round(source, lower, slope, bounds, held, budget)
+        now = _round(source, lower, slope, bounds, held, budget, keep or Keep())
         yield now
         if now.after not in ("bridge", "more"):
             return
@@ -131,12 +159,13 @@ def _round(
     bounds: tuple[float, float],
     banks: tuple[Bank, ...],
     budget: SearchBudget,
+    keep: Keep,
 ) -> Round:
     if wrong := mistakes(banks[-1], source.prompts):
         return Round(banks, (), None, "unusable", "; ".join(wrong))
     solve = lower.begin(LawContext(banks=banks))
     curve = trace(solve, slope, bounds)
-    best = optimum(solve, slope, curve)
+    best = keep.best(optimum(solve, slope, curve), lower, solve, curve, banks)
     if best.kind.endswith("bound") or _is_settled(best, banks, source.shiftable, budget):
         return Round(banks, curve, best, "done", best.reason)
     if len(banks) >= budget.rounds:
@@ -145,14 +174,14 @@ def _round(
     in_vain = silent and _shifting_was_in_vain(lower, slope, bounds, banks, curve)
     if not source.shiftable or best.kind == "unclear" or in_vain:
         return Round(banks, curve, best, "more", f"{best.reason}; drawing more samples")
-    known = best.kind == "interior" or best.verdict == "refuse"
+    known = best.kind in INSIDE or best.verdict == "refuse"
     target = best.lam if known else max(best.lam / FARTHER, bounds[0])
     return Round(banks, curve, best, "bridge", f"{best.reason}; drawing nearer to lambda = {target:.3g}", target)
 
 
 def _is_settled(best: Optimum, banks: Sequence[Bank], shiftable: bool, budget: SearchBudget) -> bool:
     """Whether an interior optimum is reliable and precise, on shifted samples where there can be any."""
-    if best.kind != "interior" or best.verdict != "reliable" or best.log_se is None or best.log_se > budget.precision:
+    if best.kind not in INSIDE or best.verdict != "reliable" or not budget.is_met(best):
         return False
     return not shiftable or any(is_shifted(bank) for bank in banks)
 

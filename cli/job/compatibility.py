@@ -343,12 +343,18 @@ def two_levels(job: Job, root: Node) -> Iterator[Misfit]:
     elif others := [key for key in job.tune if key != name]:
         message = f"lambda is searched for alone; tune {' and '.join(others)} in a job of its own, first"
         yield root.find(["tune"]), message, None
-    if job.keep:
-        message = "a search for lambda takes no constraints; give the reward a weight under reward: instead"
-        yield root.find(["keep"]), message, None
+    if job.keep and not lower.options.traits.free:
+        message = (
+            "this lower level has no samples that all lambdas share, so no level can be kept over them; take lower: "
+        )
+        yield root.find(["keep"]), f"{message}{{kind: reweight}}, or delete this", None
+    if job.budget.precision and not (lower.options.traits.free and lower.options.drawing.samples):
+        message = "is for a lower level with one bank for every lambda; take lower: {kind: reweight}, or delete this"
+        yield root.find(["budget", "precision"]), message, None
     if "optimizer" in written and lower.options.traits.free:
         message = "the whole curve over lambda is computed, so no optimizer is used; delete this"
         yield root.find(["optimizer"]), message, None
     levels = [[(r.weight, r.options) for r in rewards] for rewards in (job.reward, lower.reward)]
+    levels += [[(1.0, keep.options)] for keep in job.keep]
     if reason := lower.options.why_not(job.model.options, *levels):
         yield root.find(["lower"]), reason, None

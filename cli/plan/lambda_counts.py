@@ -17,7 +17,7 @@ from typing import Any
 from genbo.bilevel.lower.finetune import WORLD_ROWS, WORLD_STEPS, Finetune
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
-from genbo.bilevel.regularization.rounds import banks_at_most, pilot_parts
+from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_parts
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 
@@ -64,21 +64,26 @@ class Searching:
     def differentiated(self) -> bool:
         """Whether a gradient goes back through the network at all."""
         climbs = self.learns or not self.lower.traits.free or self.job.finetune is not None
-        return climbs or (self.bridge and self.by_gradients and self.job.budget.steps > 1)
+        return climbs or (self.bridge and self.by_gradients and self.rounds > 1)
+
+    @property
+    def rounds(self) -> int:
+        """Of the search, at most."""
+        return looks_of(self.job)[1]
 
     def tuning_steps(self) -> int:
-        return self.job.budget.steps
+        return self.rounds
 
     def training(self) -> Cost:
         return Cost()
 
     def tuning(self) -> Cost:
-        prompts, rounds = len(self.job.prompts), self.job.budget.steps
+        prompts, (first, rounds) = len(self.job.prompts), looks_of(self.job)
         if not self.samples:
             return Cost()
         if self.lower.traits.free:
-            spent = self.bank(prompts, self.samples)
-            for more in banks_at_most(self.samples, rounds) if self.most else ():
+            spent = self.bank(prompts, first)
+            for more in banks_at_most(first, rounds) if self.most else ():
                 spent += self.fresh(prompts, more)
             return spent
         spent = self.laws(prompts, self.gradient.laws) * (rounds if self.most else 1)
@@ -93,7 +98,7 @@ class Searching:
         if self.lower.traits.free:
             judged = opinions(self.job, len(prompts) * samples)
             held_out = self.bank(len(prompts), samples) + judged
-            if self.most and self.bridge and self.job.budget.steps > 1:
+            if self.most and self.bridge and self.rounds > 1:
                 held_out += (
                     self.fresh(len(prompts), samples) + judged
                 ) * 2  # for the tuned lambda, and for the start's
@@ -106,7 +111,7 @@ class Searching:
 
     def inexact(self) -> str | None:
         """Why there are a least and a most, if there are."""
-        rounds = self.job.budget.steps
+        rounds = self.rounds
         reasons = []
         if self.samples and rounds > 1 and self.lower.traits.free:
             near = ", nearer to it and with pilots, and up to two such of held-out samples" if self.bridge else ""
@@ -233,6 +238,13 @@ def _back(once: Cost, *, again: bool = False) -> Cost:
     """The same, gone back through; with checkpoints each step is computed again on the way."""
     times = 2 if again else 1
     return Cost(times * once.denoiser_calls, times * once.image_forwards, once.reward_images, once.image_forwards)
+
+
+def looks_of(job: Job) -> tuple[int, int]:
+    """Samples a prompt of the search's first bank, and its rounds at most."""
+    assert job.lower is not None
+    samples, rounds = job.lower.options.drawing.samples, job.budget.steps
+    return looks(samples, rounds, len(job.prompts)) if job.budget.precision else (samples, rounds)
 
 
 def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,10 +129,13 @@ class Ascent:
 
 
 def _about_keep(report: RunReport) -> list[Remark]:
-    if not report.keep:
-        return _about_no_keep(list(report.rewards))
+    return about_kept(report.keep) if report.keep else _about_no_keep(list(report.rewards))
+
+
+def about_kept(keep: Mapping[str, KeptRow]) -> list[Remark]:
+    """Whether each reward under `keep:` was kept."""
     found = []
-    for name, kept in report.keep.items():
+    for name, kept in keep.items():
         level = f"{number_format.number(kept.tuned)} against a level of {number_format.number(kept.at_least)}"
         if kept.held:
             found.append(remark("good", f"{title(name)} was kept: {level}."))

@@ -78,6 +78,7 @@ def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, tit
         phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
         reward_chart=reward_chart(report.steps),
         curves=curves(report),
+        curves_over_kl=curves_over_kl(report),
         parts=parts_chart(report),
         valley=valley_chart(report),
         prompt_charts=prompt_charts(report),
@@ -104,6 +105,7 @@ def page() -> Template:
         "count": number_format.count,
         "duration": number_format.duration,
         "number": number_format.number,
+        "with_error": number_format.with_error,
         "pasted": number_format.pasted,
         "plural": number_format.plural,
         "tight": tight,
@@ -234,6 +236,20 @@ def curves(report: RunReport) -> list[tuple[str, Markup]]:
     named = (("r1", search.upper), ("r2", search.lower), ("kl", "KL from the pretrained model, nats"))
     rows = [point.model_dump() for point in search.curve]
     return [(name, lambda_chart.over_lambda(rows, key, at, name=f"{name} over lambda")) for key, name in named]
+
+
+def curves_over_kl(report: RunReport) -> list[tuple[str, Markup]]:
+    """Of a search for lambda beside best-of-n: r1 and r2 over KL."""
+    search = report.search
+    if search is None or search.optimum is None or search.best_of_n is None:
+        return []
+    best, start = search.optimum, report.phi["regularization"].start
+    assert not isinstance(start, list)
+    at = lambda_chart.Strength(best.lam, best.interval, start, best.kind == "interior")
+    rows, points = ([row.model_dump() for row in side] for side in (search.curve, search.best_of_n.points))
+    named = (("r1", search.upper), ("r2", search.lower))
+    drawn = [(name, lambda_chart.over_kl(rows, points, at, key, name=f"{name} over KL")) for key, name in named]
+    return [(name, drawing) for name, drawing in drawn if drawing]
 
 
 def reward_chart(steps: Sequence[StepRecord]) -> Markup:

@@ -10,7 +10,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from genbo.cli.report import number_format
 from genbo.cli.report.svg import BOTTOM, LEFT, RIGHT, Frame, joined, padded, svg, tag, ticks
+
+FARTHER = 1.3  # than the chosen lambda's KL: how far a chart over KL goes at least
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,42 @@ def over_lambda(rows: Sequence[Mapping[str, Any]], key: str, at: Strength, *, na
     parts.append(frame.bar(math.log10(at.start), bottom, top, class_="before"))
     parts.append(frame.bar(math.log10(at.best), bottom, top, class_="answer"))
     return svg(joined(parts), name)
+
+
+def over_kl(
+    rows: Sequence[Mapping[str, Any]], best_of: Sequence[Mapping[str, Any]], at: Strength, key: str, *, name: str
+) -> Markup:
+    """A number over the KL from the pretrained model: the curve over lambda as a line, best-of-n as points on another.
+
+    It ends at the KL of the largest n, or a little beyond the chosen lambda.
+    """
+    known = [row for row in rows if row["verdict"] != "refuse" and None not in (row[key], row["kl"])]
+    points = [row for row in best_of if None not in (row[key], row["kl"])]
+    if len(known) < 2 or not points:
+        return Markup("")
+    chosen = min(known, key=lambda row: abs(math.log(row["lam"] / at.best)))
+    end = max(chosen["kl"] * FARTHER, max(row["kl"] for row in points))
+    known = [row for row in known if row["kl"] <= end]
+    ends = [row[key] + s * 2 * (row[f"{key}_se"] or 0.0) for row in (*known, *points) for s in (-1, 1)]
+    frame = Frame(padded([0.0, end], 0.03), padded(ends), left=LEFT)
+    parts = [frame.axes("KL from the pretrained model, nats", whole=False)]
+    for verdict, group in groupby(_linked(known), key=lambda pair: pair[1]["verdict"]):
+        parts.append(frame.line([(row["kl"], row[key]) for pair in group for row in pair], class_=f"curve {verdict}"))
+    parts.append(frame.line([(row["kl"], row[key]) for row in points], class_="best-of"))
+    parts += [_best_of(frame, row, key) for row in points]
+    label = f"λ = {number_format.number(at.best)}"
+    parts.append(frame.dot(chosen["kl"], chosen[key], 5, class_="stop tuned", title=label))
+    return svg(joined(parts), name)
+
+
+def _best_of(frame: Frame, row: Mapping[str, Any], key: str) -> Markup:
+    """A point with two standard errors to either side; n is written at powers of two."""
+    n, x, y, error = row["n"], row["kl"], row[key], 2 * (row[f"{key}_se"] or 0.0)
+    title = f"best of {n}: {number_format.with_error(y, row[f'{key}_se'])}"
+    parts = [frame.bar(x, y - error, y + error, class_="best-of"), frame.dot(x, y, 3, class_="best-of", title=title)]
+    if n & (n - 1) == 0:
+        parts.append(tag("text", str(n), x=frame.px(x), y=frame.py(y + error) - 6, class_="tick middle"))
+    return joined(parts)
 
 
 def _linked(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

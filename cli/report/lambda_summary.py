@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from genbo.cli.report import number_format
+from genbo.cli.report.ascent_summary import about_kept
 from genbo.cli.report.comparison import row_of, unjudged
+from genbo.cli.report.lambda_pair import Pair, Which
 from genbo.cli.report.lambda_rows import point_of
+from genbo.cli.report.lambda_untrained import better, remark_on, sum_of
 from genbo.cli.report.method import Compared
 from genbo.cli.report.records import ComparedRow, HeldOutRow, Level, PromptGain, Remark, RewardRow
 from genbo.cli.report.records_search import OptimumRecord, PretrainedMeans, SearchRecord, TiltRecord
@@ -17,51 +20,15 @@ from genbo.cli.report.trust import about_held_out, about_judges, remark
 from genbo.cli.report.words import capitalised, change, instead, opinions
 
 if TYPE_CHECKING:
-    from genbo.bilevel.measured import Measured
     from genbo.bilevel.regularization.curve import Optimum
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Fit, Law
-    from genbo.bilevel.verdict import Comparison
+    from genbo.cli.report.lambda_keep import KeptLaws
+    from genbo.cli.report.lambda_untrained import Untrained
     from genbo.cli.report.records_report import RunReport
     from genbo.cli.report.tuned_weights import Weights
 
 EXACT = 1e-11  # the relative width of an interval that is numerical alone
-Which = Literal["r1", "r2", "kl"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The laws at the start's lambda and at the tuned one, by held-out samples: the same ones, or others for each."""
-
-    start: Law
-    tuned: Law
-    shared: bool
-    prompts: tuple[str, ...]
-    samples: int  # in all; 0 where the laws have a closed form
-    fresh_prompts: bool
-
-    @property
-    def has_enough_samples(self) -> bool:
-        """Whether both laws can be known from them."""
-        return "refuse" not in (self.start.fit.verdict, self.tuned.fit.verdict)
-
-    def compared(self, which: Which) -> Comparison:
-        """A number of both laws, its difference and the interval of that."""
-        from genbo.bilevel.verdict import compare_laws
-
-        return compare_laws(
-            _of(self.start, which),
-            _of(self.tuned, which),
-            self.prompts,
-            samples=self.samples,
-            shared=self.shared,
-            fresh_prompts=self.fresh_prompts,
-            reliable=self.start.fit.verdict == self.tuned.fit.verdict == "reliable",
-        )
-
-
-def _of(law: Law, which: Which) -> Measured:
-    return law.r1 if which == "r1" else law.r2 if which == "r2" else law.kl
 
 
 @dataclass(frozen=True)
@@ -90,6 +57,8 @@ class Searched:
     weights: Weights | None = None
     tilt: Law | None = None  # of the same E[r2], where the numbers are those of another law
     judges: Mapping[str, Pair | None] = field(default_factory=dict)
+    untrained: Untrained | None = None
+    keeps: tuple[KeptLaws, ...] = ()
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -112,6 +81,8 @@ class Searched:
             after=self.last.after,
             samples=[bank.samples for bank in self.last.banks],
             weights=self.weights.document() if self.weights else None,
+            best_of_n=self.untrained.document() if self.untrained else None,
+            weighted_sums=[sum_of(one) for one in self.untrained.sums] if self.untrained else [],
         )
 
     def compared(self) -> Compared:
@@ -134,7 +105,7 @@ class Searched:
         )
         if not pair.has_enough_samples:
             held_out.verdict = None
-        return Compared(held_out, rewards, {})
+        return Compared(held_out, rewards, {kept.constraint.name: kept.row() for kept in self.keeps})
 
     def opinions(self) -> dict[str, ComparedRow]:
         return {name: _opinion(pair) for name, pair in self.judges.items()}
@@ -146,15 +117,25 @@ class Searched:
         if report.status != "done" or held_out is None:
             return f"{moved}, and no verdict: {report.reason or 'the run has not ended'}."
         gain = change(held_out)
+        broken = [name for name, kept in report.keep.items() if kept.broken]
+        fell = f", but {' and '.join(broken)} fell below its level" if broken else ""
         if not held_out.samples:
-            return f"{moved}: {self.upper} {gain} in closed form: {held_out.verdict}."
+            return f"{moved}: {self.upper} {gain} in closed form: {held_out.verdict}{fell}."
         on = f"{number_format.count(held_out.samples)} held-out samples"
         if held_out.verdict is None:
             return f"{moved}, and no verdict: {on} are too few for both."
-        return f"{moved}: {self.upper} {gain} on {on}: {opinions(held_out.verdict, self.upper, report.judges)}."
+        verdict = (
+            f"{moved}: {self.upper} {gain} on {on}: {opinions(held_out.verdict, self.upper, report.judges)}{fell}."
+        )
+        return f"{verdict} {self._untuned()}".rstrip()
+
+    def _untuned(self) -> str:
+        """The sentence of the verdict on what needs no tuning, where that is better."""
+        found = self.untrained.document().against if self.untrained else None
+        return better(found, self.upper, self.lower) if found and found.r1.verdict == "better" else ""
 
     def trust(self, report: RunReport) -> list[Remark]:
-        found = [*self._about_optimum(), *self._about_samples()]
+        found = [*self._about_optimum(), *about_kept(report.keep), *self._about_samples()]
         found.append(remark("note", f"Numbers at a lambda are those of {self.law}."))
         if self.tilt is not None:
             found.append(self._about_tilt(self.tilt))
@@ -165,7 +146,8 @@ class Searched:
         if not self.pair.has_enough_samples:
             text = "The held-out samples are too few for both lambdas; raise evaluate.samples, or start nearer."
             return [*found, remark("warning", text)]
-        return [*found, *about_held_out(report), *about_judges(report)]
+        untuned = remark_on(self.untrained.document() if self.untrained else None, self.upper, self.lower)
+        return [*untuned, *found, *about_held_out(report), *about_judges(report)]
 
     def _about_tilt(self, tilt: Law) -> Remark:
         samples = "too few" if tilt.fit.verdict == "refuse" else tilt.fit.verdict
@@ -176,7 +158,9 @@ class Searched:
         best = self.last.optimum
         if best is None:
             return [remark("warning", f"{self.last.reason}.")]
-        found = [remark("good" if best.kind == "interior" else "warning", f"{self._named(best.reason)}.")]
+        found = [
+            remark("good" if best.kind in ("interior", "constrained") else "warning", f"{self._named(best.reason)}.")
+        ]
         if best.interval is not None:
             found.append(remark("good", _interval(best.interval)))
         found += self._about_prompts(best)

@@ -39,7 +39,7 @@ class PretrainedMeans(Record):
 class OptimumRecord(Record):
     """The lambda that was found."""
 
-    kind: str  # interior | lower_bound | upper_bound | out_of_reach | flat
+    kind: str  # interior | constrained | lower_bound | upper_bound | out_of_reach | unclear | infeasible
     lam: Number
     r1: Number | None = None
     verdict: FitVerdict = "reliable"
@@ -71,6 +71,51 @@ class WeightsRow(Record):
     judges: dict[str, ComparedRow] = Field(default_factory=dict)
 
 
+class BestOfNPoint(Record):
+    """The best of n samples of the pretrained model by the lower reward: means with their standard errors."""
+
+    n: int
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # nats
+    kl_se: Number | None = None  # 0 where no sample has the lower reward of another
+
+
+class BestOfNAgainst(Record):
+    """The best of n samples against the tuned lambda, on held-out samples, at no more KL."""
+
+    n: int
+    lam: Number
+    r1: ComparedRow  # start is at lambda, tuned is best-of-n
+    r2: Number | None = None
+    lam_r2: Number | None = None
+    kl: Number | None = None
+    lam_kl: Number | None = None
+
+
+class WeightedSumPoint(Record):
+    """Samples tuned for r1 + weight r2, at the KL of the chosen lambda."""
+
+    weight: Number
+    strength: Number  # of the KL term
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # nats
+    verdict: FitVerdict = "reliable"
+
+
+class BestOfNRecord(Record):
+    """What needs no tuning: the best of n samples, from the samples that the search drew."""
+
+    samples: int  # of each prompt
+    points: list[BestOfNPoint] = Field(default_factory=list)
+    against: BestOfNAgainst | None = None
+
+
 class SearchRecord(Record):
     """What a search for lambda found."""
 
@@ -87,3 +132,5 @@ class SearchRecord(Record):
     after: str | None = None
     samples: list[int] = Field(default_factory=list)  # of each bank
     weights: list[WeightsRow] | None = None
+    best_of_n: BestOfNRecord | None = None
+    weighted_sums: list[WeightedSumPoint] = Field(default_factory=list)

@@ -6,7 +6,7 @@ runs/x/ evaluation/ {round-0, shifts-1, ..., judges-0, start, tuned}.safetensors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,19 +22,30 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.context import LawSolver
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Law
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
 
-def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Mapping[str, Pair | None]]:
-    """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those.
+@dataclass(frozen=True)
+class HeldOutLaws:
+    """Both lambdas on held-out samples, the same by each judge (None where one gives no number), and the samples.
 
-    Then the same by each judge, None where one gives no number.
+    The first of the banks holds samples of the pretrained model itself. There are none where each law has its own.
     """
+
+    pair: Pair
+    judges: Mapping[str, Pair | None] = field(default_factory=dict)
+    banks: tuple[Bank, ...] = ()
+    keeps: tuple[Pair | None, ...] = ()  # the same by each constraint's reward
+
+
+def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
+    """Both lambdas on samples that the search never saw: plain ones, and shifted ones where the search had those."""
+    from genbo.bilevel.regularization.constrained import in_place_of_r1
     from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.rounds import pilot_samples
     from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.plan.counts import held_out_bank
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
     a, job = context.assembled, context.job
     start, best = a.strength.start, last.optimum
@@ -42,12 +53,14 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Map
     fresh = job.held_out_is_fresh_prompts
     if a.lower.traits.on_paper:
         solve = exact(context, a.held_out)
-        return Pair(solve(start), solve(best.lam), True, a.held_out, 0, fresh), {}
+        solvers = [exact(context, a.held_out, [(1.0, keep.options)]) for keep in job.keep]
+        pair, *keeps = (Pair(of(start), of(best.lam), True, a.held_out, 0, fresh) for of in (solve, *solvers))
+        return HeldOutLaws(pair, keeps=tuple(keeps))
     prompts, samples = held_out_bank(job)
     source = source_of(context, kept, prompts, "evaluate")
     if not a.lower.traits.free:
         before, after = (at_lambda(context, source, last, lam) for lam in (start, best.lam))
-        return Pair(before, after, True, prompts, len(prompts) * a.lower.drawing.samples, fresh), {}
+        return HeldOutLaws(Pair(before, after, True, prompts, len(prompts) * a.lower.drawing.samples, fresh))
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):
@@ -59,14 +72,19 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> tuple[Pair, Map
         name: pair_of(context, judged, prompts, best.lam) if all(bank.r1.isfinite().all() for bank in judged) else None
         for name, judged in judged_banks(context, banks, prompts, kept).items()
     }
-    return pair_of(context, banks, prompts, best.lam), by_judges
+    kept_rewards = [[in_place_of_r1(bank, k) for bank in banks] for k in range(len(job.keep))]
+    pairs = tuple(
+        pair_of(context, own, prompts, best.lam) if all(bank.r1.isfinite().all() for bank in own) else None
+        for own in kept_rewards
+    )
+    return HeldOutLaws(pair_of(context, banks, prompts, best.lam), by_judges, tuple(banks), pairs)
 
 
 def pair_of(context: Context, banks: Sequence[Bank], prompts: tuple[str, ...], lam: float) -> Pair:
     """The start's lambda and this one by the samples that know both, or else each by those that know it best."""
     from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.tilted import VERDICTS
-    from genbo.cli.report.lambda_summary import Pair
+    from genbo.cli.report.lambda_pair import Pair
 
     a = context.assembled
     start, fresh = a.strength.start, context.job.held_out_is_fresh_prompts

@@ -22,6 +22,7 @@ from genbo.cli.stages.context import Context, time_left
 from genbo.cli.stages.finetuning import tuned_weights
 from genbo.cli.stages.finish import conclude, counted
 from genbo.cli.stages.lambda_holdout import held_out
+from genbo.cli.stages.lambda_untrained import untrained
 from genbo.cli.stages.laws import exact, source_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SHOWN_AS = {"banks": "sample bank", "evaluation": "held-out samples"}
 def whole(context: Context) -> Generator[Document, None, Document]:
     """All stages in order; each finds what an earlier process has left of it. Gives a round when it is safe."""
     from genbo.cli.plan.throughput import record_speed
+    from genbo.cli.report.lambda_keep import KeptLaws
     from genbo.cli.report.lambda_rows import label
     from genbo.cli.report.lambda_summary import Searched
 
@@ -54,9 +56,16 @@ def whole(context: Context) -> Generator[Document, None, Document]:
         raise Diverged(reason)
     evaluation = kept_in(context, "evaluation")
     tuned = tuned_of(last)
-    pair, opinions = held_out(context, last, evaluation)
+    laws = held_out(context, last, evaluation)
     weights = tuned_weights(context, last, evaluation) if context.job.finetune else None
-    search = replace(found(pair), weights=weights, tilt=tilt_beside(context, last, beside), judges=opinions)
+    search = replace(
+        found(laws.pair),
+        weights=weights,
+        tilt=tilt_beside(context, last, beside),
+        judges=laws.judges,
+        untrained=untrained(context, last, plain_of(last, beside), laws),
+        keeps=tuple(map(KeptLaws, context.assembled.problem.constraints, laws.keeps)),
+    )
     document = end(context, tuned, search, [banks, evaluation], "done", None)
     record_speed(context.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     context.run.status("done", document["headline"], last_step=context.run.last_step, resumable=False)
@@ -106,7 +115,8 @@ def searched(context: Context, kept: ChunkCache) -> Generator[Document, None, Ro
 
 def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
     """Of the lower solver that the job names."""
-    from genbo.bilevel.regularization.search import SearchBudget, search, walk
+    from genbo.bilevel.regularization.search import Keep, SearchBudget, search, walk
+    from genbo.cli.plan.lambda_counts import looks_of
 
     a, job = context.assembled, context.job
     if a.lower.traits.on_paper:
@@ -116,8 +126,10 @@ def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
         solve, banks = solver_of(context, kept)
         yield from walk(solve, a.slope, a.strength, a.optimizer, job.budget.steps, banks)
         return
-    budget = SearchBudget(a.lower.drawing.samples, job.budget.steps, a.lower.drawing.precision)
-    yield from search(source_of(context, kept, a.prompts, "search"), a.lower, a.slope, a.strength.bounds, budget)
+    samples, most = looks_of(job)
+    budget = SearchBudget(samples, most, a.lower.drawing.precision, job.budget.ratio)
+    source, keep = source_of(context, kept, a.prompts, "search"), Keep(a.problem.constraints, a.strength.start)
+    yield from search(source, a.lower, a.slope, a.strength.bounds, budget, keep=keep)
 
 
 def solver_of(context: Context, kept: ChunkCache) -> tuple[SolveLaw, tuple[Bank, ...]]:
@@ -154,6 +166,7 @@ def tilt_beside(context: Context, last: Round, plain: Sequence[Bank]) -> Law | N
 
 def on_paper(context: Context) -> Round:
     """The one round of a world whose laws are known."""
+    from genbo.bilevel.regularization.constrained import Gap, constrained
     from genbo.bilevel.regularization.curve import optimum, trace
     from genbo.bilevel.regularization.search import Round
 
@@ -163,7 +176,14 @@ def on_paper(context: Context) -> Round:
         curve = trace(solve, a.slope, a.strength.bounds)
     except ValueError as problem:
         raise UserMistake(f"tune.regularization.bounds: {problem}") from problem
-    best = optimum(solve, a.slope, curve)
+    gaps = []
+    for keep in context.job.keep:
+        start, of = (
+            a.strength.start if keep.relative_to_start else None,
+            exact(context, a.prompts, [(1.0, keep.options)]),
+        )
+        gaps.append(Gap(keep.name, keep.at_least, start, (of,)))
+    best = constrained(optimum(solve, a.slope, curve), solve, curve, gaps)
     return Round((), curve, best, "done", best.reason)
 
 
@@ -175,21 +195,29 @@ def no_answer(last: Round) -> str | None:
     best = last.optimum
     if best is None:
         return last.reason
-    return last.reason if best.kind == "out_of_reach" and best.verdict == "refuse" else None
+    silent = best.kind in ("out_of_reach", "infeasible") and best.verdict == "refuse"
+    return last.reason if silent else None
 
 
 def pretrained_of(context: Context, last: Round, plain: Sequence[Bank]) -> Pretrained:
     """Both rewards without any tuning: on paper, or of samples of the pretrained model, if any were drawn."""
-    from genbo.bilevel.regularization.search import is_shifted
     from genbo.cli.report.lambda_summary import Pretrained
 
     if context.assembled.lower.traits.on_paper:
         law = exact(context, context.assembled.prompts)(math.inf)
         return Pretrained(law.r1.mean, law.r2.mean)
-    banks = [bank for bank in (*plain, *last.banks) if not is_shifted(bank)]
-    if not banks:
+    bank = plain_of(last, plain)
+    if bank is None:
         return Pretrained(reason="this lower level draws no samples of the pretrained model for the tuning prompts")
-    return Pretrained(banks[-1].r1.mean().item(), banks[-1].r2.mean().item())
+    return Pretrained(bank.r1.mean().item(), bank.r2.mean().item())
+
+
+def plain_of(last: Round, beside: Sequence[Bank]) -> Bank | None:
+    """The largest bank of the pretrained model's own samples, if any were drawn."""
+    from genbo.bilevel.regularization.search import is_shifted
+
+    banks = [bank for bank in (*beside, *last.banks) if not is_shifted(bank)]
+    return banks[-1] if banks else None
 
 
 def first(context: Context) -> Tuned:

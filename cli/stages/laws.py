@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.stages.context import Context
@@ -13,14 +14,15 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.tilted import SolveLaw
 
 
-def exact(context: Context, prompts: tuple[str, ...]) -> SolveLaw:
+def exact(context: Context, prompts: tuple[str, ...], upper: Sequence[tuple[float, Any]] | None = None) -> SolveLaw:
+    """On paper; `upper` has the options of another reward for the upper one's place."""
     from genbo.bilevel.regularization.context import ExactWorld, LawContext
 
     job = context.job
     assert job.lower is not None
-    upper, lower = ([(r.weight, r.options) for r in rewards] for rewards in (job.reward, job.lower.reward))
+    own, lower = ([(r.weight, r.options) for r in rewards] for rewards in (job.reward, job.lower.reward))
     solver: LawSolver = context.assembled.lower
-    return solver.begin(LawContext(exact=ExactWorld(job.model.options, prompts, upper, lower)))
+    return solver.begin(LawContext(exact=ExactWorld(job.model.options, prompts, upper or own, lower)))
 
 
 def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role: str) -> Sampled:
@@ -40,4 +42,5 @@ def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role
         gradients=all(getattr(part, "differentiable", True) for part in parts),
         samples_too=True,
         keep=kept,
+        kept=tuple(constraint.reward for constraint in a.problem.constraints),
     )

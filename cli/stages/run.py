@@ -128,7 +128,7 @@ def stages_of(
         with endings(run):
             run.status("running", "loading", last_step=run.last_step, resumable=True)
             assembled = assemble(job, loaded)
-            with watch(assembled.budget.steps, quiet=quiet) as screen:
+            with watch(planned.steps if job.tilts else assembled.budget.steps, quiet=quiet) as screen:
                 notes = on_what(run, assembled, screen)
                 if planned.expected_s is None and planned.memory is not None:
                     screen.note(_time_by_one_call(assembled, planned))

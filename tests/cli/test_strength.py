@@ -10,11 +10,14 @@ import torch
 
 from genbo.bilevel.measured import Relative
 from genbo.bilevel.regularization.bank import bank_of
+from genbo.bilevel.regularization.best_of_n import BestOfN
 from genbo.bilevel.regularization.curve import Optimum, Point
 from genbo.bilevel.regularization.search import Round
 from genbo.bilevel.regularization.tilted import EXACT, Fit, Law, Measured
+from genbo.cli.report.lambda_pair import Pair
 from genbo.cli.report.lambda_rows import point_of, record_of
-from genbo.cli.report.lambda_summary import Pair, Pretrained, Searched
+from genbo.cli.report.lambda_summary import Pretrained, Searched
+from genbo.cli.report.lambda_untrained import Against, Untrained
 from genbo.cli.report.records_report import RunReport
 from genbo.cli.report.records_search import WeightsRow
 from genbo.cli.report.trust import remark
@@ -91,6 +94,40 @@ def test_each_number_is_compared_by_its_own_name():
         which: pair(law([1.0], r2=2.0, kl=4.0), law([1.5], r2=5.0, kl=9.0)).compared(which) for which in ("r2", "kl")
     }
     assert [(c.start, c.tuned, c.difference) for c in found.values()] == [(2, 5, 3), (4, 9, 5)]
+
+
+# -- best-of-n ---------------------------------------------------------------------------------------------------------
+
+
+def best_of(r1: float, kl: float = 0.9) -> BestOfN:
+    of = law([r1], [LEFT], r2=1.0, kl=kl)
+    return BestOfN(4, of.r1, of.r2, Relative(of.kl.value, of.kl.influence))
+
+
+def against(r1: float, fit: Fit = GOOD) -> Untrained:
+    tuned = law([3.0], [LEFT], fit, lam=0.7, r2=2.0, kl=1.1)
+    return Untrained(100, (best_of(r1),), Against(best_of(r1), tuned, True, ("a",), 100, False))
+
+
+@pytest.mark.parametrize(
+    ("r1", "level", "sentence"),
+    [
+        (5.0, "warning", "has a higher clip than λ = 0.700 at less KL (0.900 and 1.10 nats): 5.00 and 3.00, +2.00"),
+        (3.0, "note", "shows no measurable difference in clip from λ = 0.700 (KL 0.900 and 1.10 nats): +0.00"),
+        (1.0, "note", "has a lower clip than λ = 0.700 (KL 0.900 and 1.10 nats): −2.00"),
+    ],
+)
+def test_best_of_n_is_in_the_verdict_only_where_it_is_better(r1, level, sentence):
+    found = replace(searched(pair(*BETTER)), untrained=against(r1))
+    held_out, _, _ = found.compared()
+    first = found.trust(report(held_out))[0]
+    assert first.level == level and f"Best-of-4 by aesthetic, which needs no tuning, {sentence}" in first.text
+    assert ("Best-of-4" in found.headline(report(held_out))) == (r1 > 3)
+
+
+def test_best_of_n_is_not_compared_with_a_law_of_too_few_samples():
+    found = against(5.0, REFUSED).document()
+    assert found.against is None and len(found.points) == 1
 
 
 # -- what is said of them --------------------------------------------------------------------------------------------

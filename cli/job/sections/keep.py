@@ -53,7 +53,7 @@ class KeepSection(Section[tuple[KeepJob, ...]]):
         return forms.one_or_many(keep) | None, None
 
     def written(self, value: tuple[KeepJob, ...], level: Level) -> Any:
-        return None if level.tilts else [{**k.document("rewards"), "at_least": k.level()} for k in value]
+        return None if level.tilts and not value else [{**k.document("rewards"), "at_least": k.level()} for k in value]
 
 
 def level_of(value: object) -> tuple[float, bool] | None:
