@@ -89,13 +89,17 @@ def answer(
     grad_se: Sequence[Tensor],
     *,
     constrained: bool = False,
+    moving: bool = False,
     domain: Domain | None = None,
     width: float = 0.0,
 ) -> Answer:
     """From the usable steps of a run, in order: each (P,).
 
     With constraints the objective itself moves, as their multipliers do, and its gradients at different steps belong to
-    different objectives: then the answer is the mean of the last steps, and its error bar their spread.
+    different objectives: then the answer is the mean of the last steps, and its error bar their spread. An objective
+    over the worst prompts is `moving` too, as the weights of the prompts do, and has no slope where prompts tie. The
+    answer is the mean of the last steps then, without an error bar: the last gradients alone say whether it has settled
+    or is at a bound.
     """
     us, gs, ses = (torch.stack(list(x)) for x in (u, grad, grad_se))
     end = us[-max(1, round(len(us) * TAIL)) :].mean(0)
@@ -104,7 +108,7 @@ def answer(
     few = len(us) < 4 or not us.std(0).any()
     path = _Path(us, gs, ses, end, domain, width)
     at_bound = [path.bound(j) for j in range(us.shape[1])]
-    found = None if few else _root(path, torch.tensor([kind is None for kind in at_bound]))
+    found = None if few or moving else _root(path, torch.tensor([kind is None for kind in at_bound]))
     return _settled(path, at_bound, found)
 
 
