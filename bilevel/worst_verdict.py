@@ -11,9 +11,11 @@ or tie. Each side has its own worst prompts; both sides have the same samples. G
 
     D_f = sum_p mean of the half's samples i of w_p(tuned) y_i - w_p(start) x_i
 
-is a plain mean, whose variance is that within prompts: for new seeds of these very prompts. It is that between
-prompts, by their influences on the objective, where the worst share of fresh prompts holds `MANY` of them; fewer
-cannot say what the worst of other prompts would be.
+is a plain mean, whose variance is that within prompts: for new seeds of these very prompts. Halves that choose the same
+prompts are independent, so their mean has half of that variance; halves that choose differently have each drawn a
+prompt, and the part in which they differ is not halved. The variance is that between prompts, by their influences on
+the objective, where the worst share of fresh prompts holds `MANY` of them; fewer cannot say what the worst of other
+prompts would be.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def tails(
     if size.min() < 2:
         raise ValueError("the worst prompts are chosen and judged on different samples: draw two or more of each")
     prompts, half = len(size), _turn(of) % 2
-    ends, squares, parts = [], [], []
+    ends, squares, parts, chosen = [], [], [], []
     for f in (0, 1):
         mine, other = half == f, half != f
         w_x, w_y = (objective.weights(_means(z[other], of[other], prompts)) for z in (x, y))
@@ -67,13 +69,15 @@ def tails(
         ends.append(((w_x * m_x).sum(), (w_y * m_y).sum()))
         spread = _variance(w_y[of] * y - w_x[of] * x, of, size)  # (C,), of a sample
         squares.append(spread / torch.bincount(of[mine], minlength=prompts))
+        chosen.append(torch.stack([w_x, w_y]))
         parts.append(_part(w_y, m_y) - _part(w_x, m_x))
     before, after = (torch.stack(side).mean().item() for side in zip(*ends, strict=True))
     if fresh_prompts and objective.share * prompts >= MANY:
         error, degrees = torch.stack(parts).mean(0).std().item() / prompts**0.5, objective.share * prompts - 1
         counted = prompts
     else:
-        variance = torch.stack(squares).mean(0) / 2  # of the mean of both halves, which share no sample
+        apart = 1 - torch.minimum(*chosen).sum(1).mean()  # in [0, 1]: how differently the halves choose
+        variance = torch.stack(squares).mean(0) * (1 + apart) / 2
         degrees = (variance.sum() ** 2 / (variance**2 / (size - 1)).sum()).nan_to_num(1.0).item()
         error, counted = variance.sum().sqrt().item(), len(of)
     reach = student_t((1 + level) / 2, max(degrees, 1.0)) * error
