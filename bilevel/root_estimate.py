@@ -109,7 +109,7 @@ def answer(
     path = _Path(us, gs, ses, end, domain, width)
     at_bound = [path.bound(j) for j in range(us.shape[1])]
     found = None if few or moving else _root(path, torch.tensor([kind is None for kind in at_bound]))
-    return _settled(path, at_bound, found)
+    return _settled(path, at_bound, found, kinked=moving)
 
 
 def _spread(us: Tensor) -> Answer:
@@ -308,8 +308,11 @@ def _rest(axes: Tensor, sure: Tensor) -> Tensor:
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
-def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -> Answer:
-    """Each parameter's kind, and the point and the intervals that go with them."""
+def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None, *, kinked: bool = False) -> Answer:
+    """Each parameter's kind, and the point and the intervals that go with them.
+
+    At a kink gradients are clear of zero on both sides in turn, however near the optimum is.
+    """
     count = path.u.shape[1]
     spread = path.u.std(0).clamp(min=1e-12) if len(path.u) > 1 else torch.ones(count)
     away = torch.zeros(count) if root is None else (root.u - path.end).abs() / spread
@@ -320,7 +323,7 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
         part = root is None or root.free[j].norm() > PART
         if at_bound[j] is not None:
             kinds.append(at_bound[j])  # type: ignore[arg-type]
-        elif (path.pushes(j) and (part or not believed)) or (part and path.swings(j)):
+        elif (path.pushes(j) and (part or not believed)) or (part and not kinked and path.swings(j)):
             kinds.append("unsettled")
         elif part or not root.inside or root.coupled[j]:  # type: ignore[union-attr]
             kinds.append(path.ended_at(j) or "undetermined")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 MOST = 10  # prompts that are listed of each side
 LEAST = 3  # also where the objective looks at fewer
 NAMED = 2  # in a sentence
+NO_BAR = (
+    "The tuned values are the mean of the last steps, and have no error bar: the weights of the prompts change along "
+    "the path, and where prompts tie the gradient does not go through zero. The verdict does not depend on it."
+)
 
 
 def record_of(
@@ -71,6 +75,8 @@ def remarks(report: RunReport) -> list[Remark]:
     if of.mean.difference is not None:
         level: Level = "warning" if of.mean.verdict == "worse" else "note"
         found.append(remark(level, f"The mean over all held-out prompts changed by {change(of.mean)}."))
+    if any("undetermined" in value.kinds for value in report.phi.values()):
+        found.append(remark("note", NO_BAR))
     return [*found, *_about_interval(held_out)]
 
 
