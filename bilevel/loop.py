@@ -96,6 +96,7 @@ class TuningStep:
         apart: the distance of two estimates of that answer, relative to the gradient's length.
         width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
         emphasis: how much each prompt counted, where the objective is not the mean.
+        objective: of a search, the value less what missed constraints cost, which it is told.
     """
 
     index: int
@@ -114,6 +115,7 @@ class TuningStep:
     apart: float | None = None
     width: float = 0.0
     emphasis: Emphasis | None = None
+    objective: float | None = None
 
 
 def begin(problem: Problem) -> State:
@@ -192,13 +194,10 @@ def _step(
         problem.learning.update(problem.value(state.u), seed.child("train"))
     reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     weights = torch.cat([reward_weights, state.multipliers])
-    factor = None if emphasis is None else emphasis.factor
-    at = SamplesAt(state.u, batch, weights, seed, state.estimator, factor)
+    at = SamplesAt(state.u, batch, weights, seed, state.estimator, None if emphasis is None else emphasis.factor)
     estimate = estimator(problem, at)
     per_sample = reward_weights @ estimate.scores[: len(reward_weights)]
-    scores = _over_prompts(estimate.scores, emphasis, batch)
-    value, value_se = _value(per_sample, at)
-    gaps = _gaps(problem, scores, batch)
+    gaps = gaps_of(problem, estimate.scores.mean(1), batch)
 
     status = _status(estimate)
     after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1, learning=_learned(problem))
@@ -207,10 +206,38 @@ def _step(
         if emphasis is not None:
             after = replace(after, standing=_standing(state, emphasis, at, per_sample, estimate))
     if status == "ok":
-        u, optimizer_state = optimizer.step(state.u, estimate.grad, state.optimizer, state.steps / budget.steps)
+        u, optimizer_state = optimizer.step(
+            state.u,
+            estimate.grad,
+            state.optimizer,
+            state.steps / budget.steps,
+            noise=estimate.grad_se,
+            width=estimate.width,
+        )
         after = replace(after, u=u, optimizer=optimizer_state, wasted=0)
         multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
         after = replace(after, multipliers=multipliers, integral=integral)
+    after = replace(after, cost=problem.process.meter.as_dict())
+    step = step_of(problem, state, estimate, gaps, status, after, reward_weights)
+    if emphasis is None:
+        return step
+    value, value_se = _value(per_sample, at)
+    scores = _over_prompts(estimate.scores, emphasis, batch)
+    return replace(step, scores=scores, value=value, value_se=value_se, emphasis=emphasis)
+
+
+def step_of(
+    problem: Problem,
+    state: State,
+    estimate: Estimate,
+    gaps: Tensor,
+    status: str,
+    after: State,
+    reward_weights: Tensor,
+    objective: float | None = None,
+) -> TuningStep:
+    """The record of a step that stood at `state` and is followed by `after`."""
+    per_sample = reward_weights @ estimate.scores[: len(reward_weights)]  # (N,)
     return TuningStep(
         index=state.steps,
         phi=problem.value(state.u),
@@ -218,16 +245,16 @@ def _step(
         grad=estimate.grad,
         grad_se=estimate.grad_se,
         width=estimate.width,
-        scores=scores,
-        value=value,
-        value_se=value_se,
+        scores=estimate.scores.mean(1),
+        value=per_sample.mean().item(),
+        value_se=per_sample.std().item() / len(per_sample) ** 0.5,
         gaps=gaps,
         multipliers=state.multipliers,
         status=status,
-        state=replace(after, cost=problem.process.meter.as_dict()),
+        state=after,
         indirect=estimate.indirect,
         apart=estimate.apart,
-        emphasis=emphasis,
+        objective=objective,
     )
 
 
@@ -264,7 +291,7 @@ def _learned(problem: Problem) -> dict[str, Tensor]:
     return learning.state() if learning is not None and learning.moves else {}
 
 
-def _gaps(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:
+def gaps_of(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:
     """How far each constraint is above its level; a relative level is measured at the start's phi on the same noise."""
     if not problem.constraints:
         return torch.zeros(0, dtype=torch.float64)

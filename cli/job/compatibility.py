@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genbo.bilevel.protocols import cannot_follow
+from genbo.bilevel.trials import Candidate, Space
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
@@ -28,7 +29,7 @@ def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed):
         yield from check(job, root)
     found = list(two_levels(job, root))
-    yield from found or refusals(job, root)
+    yield from found or [*searched(job, root), *refusals(job, root)]
 
 
 def pooled(job: Job, root: Node) -> Iterator[Misfit]:
@@ -51,6 +52,7 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
     reasons = {
         "a search for lambda maximises the mean over the prompts; delete this": job.tilts,
         "a network in training is tuned for the mean over its data; delete this": job.trains,
+        "a search compares mean rewards, so delete search, or delete this": job.search is not None,
         "the model takes no prompts, so there are no worst ones; delete this": job.prompts == NO_PROMPT,
         "there is one prompt, so there are no worst ones; list more under prompts, or delete this": prompts == 1,
         f"{sets[0] if sets else ''} scores all samples together, so no prompt has a score of its own; take another "
@@ -63,6 +65,9 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
     if getattr(job.chosen().options, "points", None) == "one_point":
         message = "one_point compares two steps, in which the prompts have different weights; set points: central"
         yield root.find(["estimator"]), message, None
+    if job.optimizer.kind == "newton":
+        message = "newton needs the same objective at every step, and the weights of the prompts change; take adam"
+        yield root.find(["optimizer"]), message, None
     if held_out == 1:
         yield root.find(["evaluate", "prompts"]), "one prompt has no worst ones beside it; list more", None
     elif job.evaluate.samples < 2 * held_out:
@@ -71,6 +76,35 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
             f"two of each, better eight; set it to {2 * held_out} or more"
         )
         yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
+
+
+def searched(job: Job, root: Node) -> Iterator[Misfit]:
+    """Why a search cannot work in this job, or why its estimator belongs to no search."""
+    if job.search is None:
+        if job.estimator.kind == "value":
+            message = "value gives no gradient to follow; write search: gp, or take estimator: auto"
+            yield root.find(["estimator"]), message, "estimator"
+        return
+    written = root.value
+    assert isinstance(written, dict)
+    if job.tilts:
+        message = "the curve over lambda comes from one set of samples, so no search is needed; delete this"
+        yield root.find(["search"]), message, None
+        return
+    if job.trains and job.lower is not None and job.lower.options.coupled:
+        message = "every candidate would need a network of its own; set lower.conditioning: log_snr, or delete this"
+        yield root.find(["search"]), message, None
+    if job.estimator.kind != "value":
+        message = f"a search needs no gradient; delete estimator: {job.estimator.kind}, or delete search"
+        yield root.find(["estimator"]), message, None
+    for key in ("optimizer",) if "optimizer" in written else ():
+        yield root.find([key]), "a search follows no gradient, so no optimizer is used; delete this", None
+    if job.budget.pool is not None:
+        message = "all candidates of a search share budget.samples samples; delete this"
+        yield root.find(["budget", "pool"]), message, None
+    space = Space(tuple(map(str, range(job.parameters))), first=Candidate())
+    if reason := job.search.options.why_not(space, job.budget.steps):
+        yield root.find(["search"]), reason, None
 
 
 def refusals(job: Job, root: Node) -> Iterator[Misfit]:

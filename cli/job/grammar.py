@@ -18,6 +18,7 @@ from genbo.cli.job.sections.optimizer import OPTIMIZER
 from genbo.cli.job.sections.output import OUTPUT
 from genbo.cli.job.sections.prompts import PROMPTS
 from genbo.cli.job.sections.reward import REWARD
+from genbo.cli.job.sections.search import SEARCH
 from genbo.cli.job.sections.seed import SEED
 from genbo.cli.job.sections.tune import TUNE
 from genbo.cli.job.sections.version import VERSION
@@ -33,6 +34,7 @@ SECTIONS: tuple[Section[Any], ...] = (
     LOWER,
     FINETUNE,
     KEEP,
+    SEARCH,
     ESTIMATOR,
     OPTIMIZER,
     BUDGET,

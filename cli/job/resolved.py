@@ -54,6 +54,7 @@ class Job(BaseModel):
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
+    search: Kind | None = None
     estimator: Kind
     optimizer: Kind
     budget: BudgetJob
@@ -115,7 +116,8 @@ class Job(BaseModel):
     def document(self) -> dict[str, Any]:
         """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
         written = {s.key: s.written(getattr(self, s.field), self.level) for s in SECTIONS}
-        return {key: value for key, value in written.items() if value is not None}
+        unused = ("optimizer",) if self.search is not None else ()  # nothing follows a gradient
+        return {key: value for key, value in written.items() if value is not None and key not in unused}
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -137,6 +139,8 @@ class Job(BaseModel):
 
     def chosen(self, half_precision: bool | None = None) -> Chosen:
         """The estimator itself where the job names one, else what `auto` chooses."""
+        if self.search is not None:
+            return Chosen(self.estimator.kind, self.estimator.options, "a search needs no gradient")
         if not isinstance(self.estimator.options, Chooser):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
         name, options, reason = self.estimator.options.choose(self.facts(half_precision))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.scoring import Reward
     from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.bilevel.training.schedule_response import ScheduleResponse
+    from genbo.bilevel.trials import Searcher
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.diffusion.data import Images, Splits
     from genbo.diffusion.network import Network
@@ -35,6 +36,7 @@ class Assembled:
     estimator_name: str
     estimator_reason: str
     optimizer: Optimizer
+    searcher: Searcher | None  # chooses candidates in place of the optimizer
     budget: Budget
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -61,8 +63,28 @@ class Assembled:
         return cast("LawEstimator", self.estimator)
 
 
-def assemble(job: Job) -> Assembled:
-    """Open the model and the rewards, and put everything together."""
+class Loaded:
+    """The model and the rewards of jobs that differ in neither: what is opened by the first is there for the others."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+        self.opened: _Opened | None = None
+
+    def model_of(self, job: Job) -> Model:
+        """Opened at the first call."""
+        if self.model is None:
+            self.model = _for_as_long(job).open()
+        return self.model
+
+    def rewards_on(self, model: Model) -> _Opened:
+        """Of the device of the model; a network in training is another for every job, on the same device."""
+        if self.opened is None:
+            self.opened = _Opened(model)
+        return self.opened
+
+
+def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
+    """Open the model and the rewards, where they are not loaded yet, and put everything together."""
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Constraint, Problem
     from genbo.bilevel.protocols import cannot_follow
@@ -73,13 +95,14 @@ def assemble(job: Job) -> Assembled:
 
     data = job.data.open() if job.data else None
     learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
-    model: Model = learning.model() if learning else _for_as_long(job).open()
+    loaded = loaded or Loaded()
+    model: Model = learning.model() if learning else loaded.model_of(job)
     batch = batch_of(job, model.device.type)
     _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
         learning.trainer.meter = process.meter
-    opened = _Opened(model)
+    opened = loaded.rewards_on(model)
     tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
     half = is_half(model)
@@ -100,9 +123,10 @@ def assemble(job: Job) -> Assembled:
         judge_names=tuple(j.name for j in job.evaluate.judges),
         data=data,
         estimator=chosen.options,
-        estimator_name=chosen.name,
+        estimator_name=job.search.kind if job.search else chosen.name,
         estimator_reason=chosen.reason,
         optimizer=job.optimizer.options,
+        searcher=job.search.options if job.search else None,
         budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls, job.budget.pool),
         prompts=job.prompts,
         held_out=job.held_out,
