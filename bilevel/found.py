@@ -68,7 +68,8 @@ def found(
         width: half the stretch of u over which each gradient is an average (`Estimate.width`).
     """
     seen = domain(problem, torch.stack([*u]))
-    here = answer(u, grad, grad_se, constrained=bool(problem.constraints), domain=seen, width=width)
+    kind = {"constrained": bool(problem.constraints), "moving": not problem.objective.is_mean}
+    here = answer(u, grad, grad_se, **kind, domain=seen, width=width)
     return in_phi(problem, here)
 
 

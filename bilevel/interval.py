@@ -37,7 +37,7 @@ def quantile(prompts: int, level: float = LEVEL) -> float:
     return student_t(p, prompts - 1) if prompts >= MANY_PROMPTS else NormalDist().inv_cdf(p)
 
 
-def student_t(p: float, degrees: int) -> float:
+def student_t(p: float, degrees: float) -> float:
     """Student's quantile."""
     return float(stdtrit(degrees, p))
 

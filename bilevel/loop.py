@@ -6,7 +6,8 @@
     price  <- max(0, integral + PROPORTIONAL gap)             a constraint each (Stooke et al. 2007.03964, PI control)
 
 The loop prints nothing and writes nothing. Each `TuningStep` carries the `State` that follows; given back, that state
-goes on exactly there. The samples of step k depend on the seed and on k alone.
+goes on exactly there. The samples of step k depend on the seed and on k alone; where the objective is not the mean,
+how many of them each prompt gets depends on the steps before (`bilevel.emphasis`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from genbo.bilevel.emphasis import Emphasis, emphasis_of, updated
 from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
 from genbo.bilevel.protocols import Estimate, Optimizer
 from genbo.diffusion.seed import Batch, Seed, batch_of
@@ -56,6 +58,7 @@ class State:
         integral: the integral part of each price, (C,), 0 or more.
         learning: the weights and the training state of a network that is trained between steps.
         wasted: steps in a row, up to this one, without a usable gradient.
+        standing: running sums of each prompt's reward, where the objective is not the mean.
         cost: what the process' meter has counted so far.
     """
 
@@ -67,6 +70,7 @@ class State:
     integral: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     learning: dict[str, Tensor] = field(default_factory=dict)  # of a network in training, wherever it lives
     wasted: int = 0  # steps in a row without a usable gradient
+    standing: dict[str, Tensor] = field(default_factory=dict)  # (C,) each, of the different prompts
     cost: dict[str, int] = field(default_factory=dict)
 
 
@@ -78,10 +82,10 @@ class TuningStep:
         index: 0 for the first.
         phi: where it stood, (P,).
         u: the same in coordinates, (P,).
-        grad: of the weighted objective in u, (P,).
+        grad: of the objective in u, with its constraints, (P,).
         grad_se: its standard error over the samples, (P,); 0 or NaN where it is not known.
         scores: rewards, then constraints, averaged over the samples, (K,).
-        value: the upper objective, the weighted sum of the rewards.
+        value: the upper objective: the weighted sum of the rewards, each prompt with its weight.
         value_se: its standard error over the samples.
         gaps: each constraint minus its level, (C,); below 0 it is violated.
         multipliers: as they stood in the gradient, (C,).
@@ -91,6 +95,7 @@ class TuningStep:
         indirect: the part of `grad` that a network in training answers with, (P,), where there is one.
         apart: the distance of two estimates of that answer, relative to the gradient's length.
         width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
+        emphasis: how much each prompt counted, where the objective is not the mean.
         objective: of a search, the value less what missed constraints cost, which it is told.
     """
 
@@ -109,6 +114,7 @@ class TuningStep:
     indirect: Tensor | None = None
     apart: float | None = None
     width: float = 0.0
+    emphasis: Emphasis | None = None
     objective: float | None = None
 
 
@@ -130,7 +136,7 @@ def tune(
     """Climbs the upper objective, and yields each step as it is taken.
 
     Args:
-        problem: what is tuned, of what, for what.
+        problem: what is tuned, of what, for what; without constraints, where its objective is not the mean.
         estimator: of the gradient in u; it must be able to follow the problem (`protocols.cannot_follow`).
         optimizer: takes the step in u.
         prompts: shared out evenly among the samples of a step.
@@ -153,14 +159,19 @@ def tune(
     while state.steps < budget.steps and state.wasted < PATIENCE:
         if budget.denoiser_calls is not None and meter.denoiser_calls >= budget.denoiser_calls:
             return
-        batch = batch_of_step(prompts, budget, seed, state.steps)
-        step = _step(problem, estimator, optimizer, batch, budget, seed.child("tune", state.steps), state)
+        emphasis = emphasis_of(problem.objective, prompts, state.standing, state.u, pooled=budget.pool is not None)
+        batch = batch_of_step(prompts, budget, seed, state.steps, emphasis if state.standing else None)
+        step = _step(problem, estimator, optimizer, batch, budget, seed.child("tune", state.steps), state, emphasis)
         yield step
         state = step.state
 
 
-def batch_of_step(prompts: Sequence[str], budget: Budget, seed: Seed, step: int) -> Batch:
-    """Fresh samples, or the next of the pool."""
+def batch_of_step(
+    prompts: Sequence[str], budget: Budget, seed: Seed, step: int, emphasis: Emphasis | None = None
+) -> Batch:
+    """Fresh samples, shared out evenly or by the emphasis on each prompt; or the next of the pool."""
+    if budget.pool is None and emphasis is not None:
+        return emphasis.batch(budget.samples, seed.child("tune", step))
     if budget.pool is None:
         return batch_of(prompts, budget.samples, seed.child("tune", step))
     whole = batch_of(prompts, budget.pool, seed.child("pool"))
@@ -176,20 +187,24 @@ def _step(
     budget: Budget,
     seed: Seed,
     state: State,
+    emphasis: Emphasis | None = None,
 ) -> TuningStep:
     problem.prepare(batch)
     if problem.learning is not None:
         problem.learning.update(problem.value(state.u), seed.child("train"))
     reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     weights = torch.cat([reward_weights, state.multipliers])
-    estimate = estimator(problem, SamplesAt(state.u, batch, weights, seed, state.estimator))
-    scores = estimate.scores.mean(1)
-    gaps = gaps_of(problem, scores, batch)
+    at = SamplesAt(state.u, batch, weights, seed, state.estimator, None if emphasis is None else emphasis.factor)
+    estimate = estimator(problem, at)
+    per_sample = reward_weights @ estimate.scores[: len(reward_weights)]
+    gaps = gaps_of(problem, estimate.scores.mean(1), batch)
 
     status = _status(estimate)
     after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1, learning=_learned(problem))
     if status != "non_finite":  # a first one-point step has no gradient yet, and is what the second one needs
         after = replace(after, estimator=dict(estimate.state))
+        if emphasis is not None:
+            after = replace(after, standing=_standing(state, emphasis, at, per_sample, estimate))
     if status == "ok":
         u, optimizer_state = optimizer.step(
             state.u,
@@ -203,7 +218,12 @@ def _step(
         multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
         after = replace(after, multipliers=multipliers, integral=integral)
     after = replace(after, cost=problem.process.meter.as_dict())
-    return step_of(problem, state, estimate, gaps, status, after, reward_weights)
+    step = step_of(problem, state, estimate, gaps, status, after, reward_weights)
+    if emphasis is None:
+        return step
+    value, value_se = _value(per_sample, at)
+    scores = _over_prompts(estimate.scores, emphasis, batch)
+    return replace(step, scores=scores, value=value, value_se=value_se, emphasis=emphasis)
 
 
 def step_of(
@@ -236,6 +256,33 @@ def step_of(
         apart=estimate.apart,
         objective=objective,
     )
+
+
+def _over_prompts(scores: Tensor, emphasis: Emphasis | None, batch: Batch) -> Tensor:
+    """The mean over the prompts of the scores (K, N), however often each was drawn, (K,)."""
+    if emphasis is None:
+        return scores.mean(1)
+    even = emphasis.evenly(batch.prompts)
+    return (even * scores).sum(1) / even.sum()
+
+
+def _value(values: Tensor, at: SamplesAt) -> tuple[float, float]:
+    """The objective by the samples' values (N,), and its standard error."""
+    if at.factor is None:
+        return values.mean().item(), values.std().item() / len(values) ** 0.5
+    weight = at.factors(at.batch.prompts)
+    value = (weight * values).sum() / weight.sum()
+    error = (weight * (values - value)).square().sum().sqrt() / weight.sum()
+    return value.item(), error.item()
+
+
+def _standing(state: State, emphasis: Emphasis, at: SamplesAt, values: Tensor, estimate: Estimate) -> dict[str, Tensor]:
+    """What is known of each prompt after this step, by the samples' rewards (N,) and their slopes."""
+    if estimate.slopes is None:
+        raise RuntimeError("this estimator does not say what each sample's derivative is")
+    prompts = at.batch.prompts
+    slopes = estimate.slopes / at.factors(prompts)
+    return updated(state.standing, emphasis.prompts, prompts, values, slopes, state.u, state.steps)
 
 
 def _learned(problem: Problem) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.protocols import Estimate, Estimator, Learning, Tunable
 from genbo.bilevel.scoring import OfSets, Reward, Taught, WholeSet
 from genbo.diffusion.teacher import Lesson, Teachers
@@ -65,9 +66,10 @@ class SamplesAt:
     Attributes:
         u: the point, (P,) in float64.
         batch: N prompts and seeds.
-        weights: (K,), of each reward and constraint: the objective is sum_k weights_k mean_n score_kn.
+        weights: (K,), of each reward and constraint: the objective is sum_k weights_k mean_n factor_n score_kn.
         seed: of whatever else the estimator draws.
         state: what it gave back at the step before, empty at first.
+        factor: how much a sample of each prompt counts, where they do not all count 1.
     """
 
     u: Tensor
@@ -75,6 +77,20 @@ class SamplesAt:
     weights: Tensor
     seed: Seed
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    factor: Mapping[str, float] | None = None
+
+    def total(self, scores: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The weighted sum of the scores (K, ..., N) of samples of these N prompts, (..., N); differentiable."""
+        import torch
+
+        found = torch.einsum("k,k...n->...n", self.weights.to(scores), scores)
+        return found if self.factor is None else found * self.factors(prompts).to(scores)
+
+    def factors(self, prompts: Sequence[str]) -> Tensor:
+        """How much a sample of each of these prompts counts, (N,) in float64."""
+        import torch
+
+        return torch.tensor([1.0 if self.factor is None else self.factor[p] for p in prompts], dtype=torch.float64)
 
 
 SampleEstimator: TypeAlias = "Estimator[Problem, SamplesAt, Estimate]"
@@ -92,6 +108,7 @@ class Problem:
         teachers: the samples of rewards that compare with another sampler, kept so that they are drawn once.
         learning: the lower level, where it trains the network that is sampled.
         judges: score what is drawn and steer nothing; the held-out evaluation alone has any.
+        objective: over the prompts, the mean reward of all of them unless it is another.
     """
 
     process: Process
@@ -101,6 +118,7 @@ class Problem:
     teachers: Teachers = field(default_factory=Teachers, compare=False)
     learning: Learning | None = field(default=None, compare=False)
     judges: tuple[Reward, ...] = ()
+    objective: Objective = MEAN
 
     # -- coordinates ---------------------------------------------------------------------------------------------
 

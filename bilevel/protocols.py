@@ -182,6 +182,7 @@ class Estimate:
         width: half the stretch of u over which each coordinate of `grad` is an average, which a difference is: 0 for a
             derivative.
         state: what the estimator wants back at the next step; tensors in float64.
+        slopes: (P, N), the derivative of each sample's total, of which `grad` is the mean, where it is known.
     """
 
     grad: Tensor
@@ -191,6 +192,7 @@ class Estimate:
     apart: float | None = None
     width: float = 0.0
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    slopes: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,17 @@ def answer(
     grad_se: Sequence[Tensor],
     *,
     constrained: bool = False,
+    moving: bool = False,
     domain: Domain | None = None,
     width: float = 0.0,
 ) -> Answer:
     """From the usable steps of a run, in order: each (P,).
 
     With constraints the objective itself moves, as their multipliers do, and its gradients at different steps belong to
-    different objectives: then the answer is the mean of the last steps, and its error bar their spread.
+    different objectives: then the answer is the mean of the last steps, and its error bar their spread. An objective
+    over the worst prompts is `moving` too, as the weights of the prompts do, and has no slope where prompts tie. The
+    answer is the mean of the last steps then, without an error bar: the last gradients alone say whether it has settled
+    or is at a bound.
     """
     us, gs, ses = (torch.stack(list(x)) for x in (u, grad, grad_se))
     end = us[-max(1, round(len(us) * TAIL)) :].mean(0)
@@ -104,8 +108,8 @@ def answer(
     few = len(us) < 4 or not us.std(0).any()
     path = _Path(us, gs, ses, end, domain, width)
     at_bound = [path.bound(j) for j in range(us.shape[1])]
-    found = None if few else _root(path, torch.tensor([kind is None for kind in at_bound]))
-    return _settled(path, at_bound, found)
+    found = None if few or moving else _root(path, torch.tensor([kind is None for kind in at_bound]))
+    return _settled(path, at_bound, found, kinked=moving)
 
 
 def _spread(us: Tensor) -> Answer:
@@ -304,8 +308,11 @@ def _rest(axes: Tensor, sure: Tensor) -> Tensor:
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
-def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -> Answer:
-    """Each parameter's kind, and the point and the intervals that go with them."""
+def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None, *, kinked: bool = False) -> Answer:
+    """Each parameter's kind, and the point and the intervals that go with them.
+
+    At a kink gradients are clear of zero on both sides in turn, however near the optimum is.
+    """
     count = path.u.shape[1]
     spread = path.u.std(0).clamp(min=1e-12) if len(path.u) > 1 else torch.ones(count)
     away = torch.zeros(count) if root is None else (root.u - path.end).abs() / spread
@@ -316,7 +323,7 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None) -
         part = root is None or root.free[j].norm() > PART
         if at_bound[j] is not None:
             kinds.append(at_bound[j])  # type: ignore[arg-type]
-        elif (path.pushes(j) and (part or not believed)) or (part and path.swings(j)):
+        elif (path.pushes(j) and (part or not believed)) or (part and not kinked and path.swings(j)):
             kinds.append("unsettled")
         elif part or not root.inside or root.coupled[j]:  # type: ignore[union-attr]
             kinds.append(path.ended_at(j) or "undetermined")

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from genbo.bilevel.interval import of_difference, over_prompts, student_t
 from genbo.bilevel.measured import MANY_PROMPTS, Measured
+from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.problem import Problem
+from genbo.bilevel.worst_verdict import tails
 from genbo.diffusion.seed import Batch
 
 Verdict = Literal["better", "no measurable difference", "worse"]
@@ -62,10 +64,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two means of a score, their difference and its interval.
+    """Two values of an objective over prompts, such as the mean, their difference and its interval.
 
     Attributes:
-        start: mean over prompts at the start.
+        start: the objective at the start.
         tuned: the same at the tuned values.
         difference: tuned minus start; above 0 is better.
         interval: low and high of the difference.
@@ -94,13 +96,19 @@ class Comparison:
 
 
 def compare(
-    start: Tensor, tuned: Tensor, prompts: Sequence[str], *, fresh_prompts: bool = True, level: float = 0.95
+    start: Tensor,
+    tuned: Tensor,
+    prompts: Sequence[str],
+    *,
+    fresh_prompts: bool = True,
+    level: float = 0.95,
+    objective: Objective = MEAN,
 ) -> Comparison:
     """Start against tuned on the same samples, by Student's interval of the paired difference.
 
     Every prompt counts the same. With fresh prompts the interval holds for prompts like these: it counts prompts, since
     samples of one prompt are not independent. Without, it holds for new seeds of these very prompts: it counts samples
-    within their prompts.
+    within their prompts. Of an objective over the worst prompts see `bilevel.worst_verdict`.
 
     Args:
         start: scores (N,) at the start.
@@ -108,12 +116,15 @@ def compare(
         prompts: of each sample, N of them, in any order.
         fresh_prompts: whether tuning never saw these prompts.
         level: of the interval, in (0, 1).
+        objective: over the prompts.
 
     Raises:
         ValueError: where there are fewer than two of what the interval counts.
     """
     groups = list(dict.fromkeys(prompts))
     of = torch.tensor([groups.index(p) for p in prompts])
+    if not objective.is_mean:
+        return _compare_worst(start, tuned, prompts, of, objective, fresh_prompts=fresh_prompts, level=level)
     size = torch.bincount(of)
 
     def by_prompt(x: Tensor) -> Tensor:
@@ -139,6 +150,29 @@ def compare(
         samples=len(prompts),
         groups=counted,
         shape=shape(gains, prompts, level=level),
+    )
+
+
+def _compare_worst(
+    start: Tensor,
+    tuned: Tensor,
+    prompts: Sequence[str],
+    of: Tensor,
+    objective: Objective,
+    *,
+    fresh_prompts: bool,
+    level: float,
+) -> Comparison:
+    """The same of the worst prompts; `of` is the number of each sample's prompt."""
+    found = tails(start, tuned, of, objective, fresh_prompts=fresh_prompts, level=level)
+    return Comparison(
+        start=found.start,
+        tuned=found.tuned,
+        difference=found.tuned - found.start,
+        interval=found.interval,
+        samples=len(prompts),
+        groups=found.counted,
+        shape=shape(tuned.double() - start.double(), prompts, level=level),
     )
 
 

@@ -42,7 +42,7 @@ class ForwardMode:
         import torch
         from torch.autograd import forward_ad
 
-        u, batch, weights = at.u, at.batch, at.weights
+        u, batch = at.u, at.batch
 
         def along(direction: Tensor, chunk: Batch, whole: WholeSet | None) -> tuple[Tensor, Tensor]:
             plain_attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
@@ -51,7 +51,7 @@ class ForwardMode:
                 live = forward_ad.unpack_dual(problem.live_scores(phi[None], chunk, whole=whole))
             if live.tangent is None:
                 raise RuntimeError("no derivative reached the reward: is the sampling run under inference_mode?")
-            return live.primal.cpu(), (weights.to(live.tangent) @ live.tangent).cpu()
+            return live.primal.cpu(), at.total(live.tangent, chunk.prompts).cpu()
 
         here = problem.value(u)
         parts = [
@@ -60,4 +60,4 @@ class ForwardMode:
         ]
         slope = torch.stack([torch.cat([tangent for _, tangent in part]) for part in parts])  # (P, N)
         scores = torch.cat([primal for primal, _ in parts[0]], dim=1)
-        return Estimate(slope.mean(1), slope.std(1) / slope.shape[1] ** 0.5, scores)
+        return Estimate(slope.mean(1), slope.std(1) / slope.shape[1] ** 0.5, scores, slopes=slope)

@@ -43,16 +43,16 @@ class ReverseMode:
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         import torch
 
-        u, batch, weights = at.u, at.batch, at.weights
+        u, batch = at.u, at.batch
 
         def one(chunk: Batch, whole: WholeSet | None) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 own = u.detach().expand(len(chunk), -1).clone().requires_grad_()
                 phi = problem.value(own)
                 live = problem.live_scores(phi, chunk, paired=True, checkpoint=self.checkpoint, whole=whole)
-                (grad,) = torch.autograd.grad((weights.to(live) @ live).sum(), own)
+                (grad,) = torch.autograd.grad(at.total(live, chunk.prompts).sum(), own)
             return grad, live.detach().cpu()
 
         grads, scores = zip(*problem.in_parts(problem.value(u), batch, one), strict=True)
         grad = torch.cat(grads)  # (N, P)
-        return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1))
+        return Estimate(grad.mean(0), grad.std(0) / len(grad) ** 0.5, torch.cat(scores, dim=1), slopes=grad.T)

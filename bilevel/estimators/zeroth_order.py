@@ -83,20 +83,21 @@ class ZerothOrder:
             {"central": u - self.h * v, "forward": u[None], "one_point": u[:0]}[self.points],
         )
         scores = self._scores(problem, plus, minus, batch, seed)  # (K, M, N)
-        total = torch.einsum("k,kmn->mn", at.weights, scores)
+        total = at.total(scores, batch.prompts)  # (M, N)
         left, right = total[:count], total[count:]
         if self.points == "one_point":
             right = at.state["last"].expand(1, len(batch)) if "last" in at.state else left
         width = 2 * self.h if self.points == "central" else self.h
         slope = (left - right) / width  # (R, N)
         if self.directions == "coordinates":
-            grad, grad_se = slope.mean(1), standard_error(slope)
+            grad, grad_se, slopes = slope.mean(1), standard_error(slope), slope
         else:
             along = v.T[:, :, None] * slope  # (P, R, N)
             grad = along.mean((1, 2))
-            grad_se = standard_error(along.mean(2) if count > 1 else along[:, 0])
+            grad_se, slopes = standard_error(along.mean(2) if count > 1 else along[:, 0]), along.mean(1)
         averaged = self.h if self.directions == "coordinates" and self.points == "central" else 0.0
-        return Estimate(grad, grad_se, scores.mean(1), width=averaged, state={"last": left.mean()[None]})
+        state = {"last": left.mean()[None]}
+        return Estimate(grad, grad_se, scores.mean(1), width=averaged, state=state, slopes=slopes)
 
     def _scores(self, problem: Problem, plus: Tensor, minus: Tensor, batch: Batch, seed: Seed) -> Tensor:
         import torch

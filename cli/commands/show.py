@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.report import number_format, words
-from genbo.cli.report.records import ComparedRow, PhiValue, Status, StepRecord
+from genbo.cli.report.records import ComparedRow, ObjectiveRecord, PhiValue, Status, StepRecord
 from genbo.cli.report.records_report import CostRecord, RunReport
 from genbo.cli.run.folder import is_run
 from genbo.cli.run.journal import read_journal
@@ -103,6 +103,8 @@ def show_report(report: RunReport, folder: Path, console: Console) -> None:
     console.print(values_table(report), "")
     if report.rewards or report.keep:
         console.print(rewards_table(report), "")
+    if report.held_out is not None and report.held_out.objective is not None:
+        console.print(worst_table(report.held_out.objective), "")
     for line in paths(tuple(report.phi), report.steps):
         console.print(line)
     console.print()
@@ -153,6 +155,8 @@ def rewards_table(report: RunReport) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     rows: list[tuple[str, ComparedRow, str]] = [(name, row, row.verdict or "") for name, row in report.rewards.items()]
+    if report.held_out is not None and (of := report.held_out.objective) is not None:
+        rows.insert(0, (f"objective: {of.name}", report.held_out, report.held_out.verdict or ""))
     for name, kept in report.keep.items():
         rows.append((f"keep {name} ≥ {number_format.number(kept.at_least)}", kept, kept.outcome))
     rows += [(f"judge {name}", row, row.verdict or "no verdict") for name, row in report.judges.items()]
@@ -164,6 +168,25 @@ def rewards_table(report: RunReport) -> Table:
     for label, row, end in rows:
         start, tuned = number_format.number(row.start), number_format.number(row.tuned)
         table.add_row(escape(label), start, tuned, escape(words.change(row)), end, _counts(row))
+    return table
+
+
+def worst_table(objective: ObjectiveRecord) -> Table:
+    """The worst prompts before and after tuning, side by side."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (
+        ("worst at the start", "left"),
+        ("start", "right"),
+        ("worst tuned", "left"),
+        ("tuned", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for before, after in zip(objective.worst_before, objective.worst_after, strict=True):
+        cells = [words.quoted(before.prompt), number_format.number(before.start)]
+        table.add_row(*map(escape, [*cells, words.quoted(after.prompt), number_format.number(after.tuned)]))
     return table
 
 

@@ -26,7 +26,7 @@ Misfit = tuple[Node, str, str | None]
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """Every incompatibility in a job whose keys are right by themselves."""
-    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled):
+    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed):
         yield from check(job, root)
     found = list(two_levels(job, root))
     yield from found or [*searched(job, root), *refusals(job, root)]
@@ -41,6 +41,41 @@ def pooled(job: Job, root: Node) -> Iterator[Misfit]:
             f"{samples} samples a step cannot come from a pool of {pool}; make it larger",
             None,
         )
+
+
+def aimed(job: Job, root: Node) -> Iterator[Misfit]:
+    """Whether there are worst prompts, which is what an objective other than the mean needs."""
+    if job.objective.is_mean:
+        return
+    node, prompts, held_out = root.find(["objective"]), len(set(job.prompts)), len(set(job.held_out))
+    sets = [r.kind for _, rewards in _listed(job)[:2] for r in rewards if hasattr(r.options, "of_sets")]
+    reasons = {
+        "a search for lambda maximises the mean over the prompts; delete this": job.tilts,
+        "a network in training is tuned for the mean over its data; delete this": job.trains,
+        "a search compares mean rewards, so delete search, or delete this": job.search is not None,
+        "the model takes no prompts, so there are no worst ones; delete this": job.prompts == NO_PROMPT,
+        "there is one prompt, so there are no worst ones; list more under prompts, or delete this": prompts == 1,
+        f"{sets[0] if sets else ''} scores all samples together, so no prompt has a score of its own; take another "
+        "reward, or delete this": bool(sets),
+        "the worst prompts are tuned for without constraints; delete keep, or delete this": bool(job.keep),
+    }
+    if why := next((why for why, holds in reasons.items() if holds), None):
+        yield node, why, None
+        return
+    if getattr(job.chosen().options, "points", None) == "one_point":
+        message = "one_point compares two steps, in which the prompts have different weights; set points: central"
+        yield root.find(["estimator"]), message, None
+    if job.optimizer.kind == "newton":
+        message = "newton needs the same objective at every step, and the weights of the prompts change; take adam"
+        yield root.find(["optimizer"]), message, None
+    if held_out == 1:
+        yield root.find(["evaluate", "prompts"]), "one prompt has no worst ones beside it; list more", None
+    elif job.evaluate.samples < 2 * held_out:
+        message = (
+            f"{job.evaluate.samples} samples of {held_out} prompts cannot show which prompts are the worst: that takes "
+            f"two of each, better eight; set it to {2 * held_out} or more"
+        )
+        yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
 
 
 def searched(job: Job, root: Node) -> Iterator[Misfit]:

@@ -13,6 +13,7 @@ from genbo.cli.job.sections.finetune import FINETUNE
 from genbo.cli.job.sections.keep import KEEP
 from genbo.cli.job.sections.lower import LOWER
 from genbo.cli.job.sections.model import MODEL
+from genbo.cli.job.sections.objective import OBJECTIVE
 from genbo.cli.job.sections.optimizer import OPTIMIZER
 from genbo.cli.job.sections.output import OUTPUT
 from genbo.cli.job.sections.prompts import PROMPTS
@@ -28,6 +29,7 @@ SECTIONS: tuple[Section[Any], ...] = (
     PROMPTS,
     TUNE,
     REWARD,
+    OBJECTIVE,
     DATA,
     LOWER,
     FINETUNE,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.protocols import Chooser, Facts
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
@@ -48,6 +49,7 @@ class Job(BaseModel):
     prompt_list: Prompts
     tune: dict[str, Any]
     reward: tuple[RewardJob, ...]
+    objective: Objective = MEAN
     data: Data | None = None
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.cli.report import number_format
+from genbo.cli.report import number_format, worst_prompts
 from genbo.cli.report.ascent_trust import about_path
 from genbo.cli.report.comparison import by_prompt, row_of, unjudged
 from genbo.cli.report.method import Compared
@@ -59,11 +59,15 @@ class Ascent:
         weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
         judged = len(weights) + len(problem.constraints)
         start, tuned = (side.scores[:judged].double() for side in (sides.start, sides.tuned))
-        total = self._row(weights @ start[: len(weights)], weights @ tuned[: len(weights)])
+        before, after = (weights @ side[: len(weights)] for side in (start, tuned))
+        total = self._of_objective(before, after)
         rows = [self._row(a, b) for a, b in zip(start, tuned, strict=True)]
         gains = weights @ (tuned - start)[: len(weights)]
         each = by_prompt(sides.prompts, gains.tolist())
         held_out = HeldOutRow(**total.given(), fresh_prompts=sides.fresh_prompts, by_prompt=each)
+        if not problem.objective.is_mean:
+            mean = self._row(before, after)
+            held_out.objective = worst_prompts.record_of(problem.objective, before, after, sides.prompts, mean)
         named = zip(self.names.rewards, problem.rewards, rows, strict=False)
         rewards = {name: RewardRow(weight=weight, **row.given()) for name, (weight, _), row in named}
         kept = zip(
@@ -78,7 +82,7 @@ class Ascent:
             return {}
         rows = zip(*(side.scores.double()[-len(names) :] for side in (sides.start, sides.tuned)), strict=True)
         return {
-            name: self._row(a, b) if a.isfinite().all() and b.isfinite().all() else unjudged()
+            name: self._of_objective(a, b) if a.isfinite().all() and b.isfinite().all() else unjudged()
             for name, (a, b) in zip(names, rows, strict=True)
         }
 
@@ -88,6 +92,14 @@ class Ascent:
 
         assert self.sides is not None
         return row_of(compare(start, tuned, self.sides.prompts, fresh_prompts=self.sides.fresh_prompts))
+
+    def _of_objective(self, start: Tensor, tuned: Tensor) -> ComparedRow:
+        """The same by the objective over the prompts, which need not be the mean."""
+        from genbo.bilevel.verdict import compare
+
+        assert self.sides is not None
+        fresh, objective = self.sides.fresh_prompts, self.problem.objective
+        return row_of(compare(start, tuned, self.sides.prompts, fresh_prompts=fresh, objective=objective))
 
     def _kept(self, constraint: Constraint, row: ComparedRow, scores: Tensor) -> KeptRow:
         """A constraint against its level: broken only where the interval excludes that it was kept.
@@ -122,10 +134,18 @@ class Ascent:
         broken = [name for name, kept in report.keep.items() if kept.broken]
         joint = "but" if held_out.verdict == "better" else "and"
         fell = f", {joint} {' and '.join(broken)} fell below its level" if broken else ""
-        return f"{changes}: {name} {change(held_out)} on {on}: {opinions(held_out.verdict, name, report.judges)}{fell}."
+        of = f"{name}{worst_prompts.whose(held_out.objective)}"
+        return f"{changes}: {of} {change(held_out)} on {on}: {opinions(held_out.verdict, name, report.judges)}{fell}."
 
     def trust(self, report: RunReport) -> list[Remark]:
-        return [*about_path(report), *about_held_out(report), *about_judges(report), *_about_keep(report)]
+        about_prompts = worst_prompts.remarks(report)
+        return [
+            *about_path(report),
+            *about_held_out(report),
+            *about_prompts,
+            *about_judges(report),
+            *_about_keep(report),
+        ]
 
 
 def _about_keep(report: RunReport) -> list[Remark]:

@@ -90,9 +90,10 @@ def _without_gradient(steps: Sequence[StepRecord]) -> list[Remark]:
 
 
 def _last_gradients(ratios: Sequence[float], report: RunReport) -> list[Remark]:
-    """The middle one of the last third, where no sentence about the answer says more."""
+    """The middle one of the last third, where no sentence about the answer says more, and zero is to be reached."""
     kinds = {kind for value in report.phi.values() for kind in value.kinds}
-    if len(ratios) < ENOUGH or kinds & {"unsettled", *BOUNDS}:
+    may_tie = report.held_out is not None and report.held_out.objective is not None
+    if len(ratios) < ENOUGH or kinds & {"unsettled", *BOUNDS} or may_tie:
         return []
     third = len(ratios) // 3
     last = sorted(ratios[-third:])[third // 2]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from genbo.cli.report import number_format
+from genbo.cli.report.worst_prompts import whose
 
 if TYPE_CHECKING:
     from genbo.cli.report.records import HeldOutRow
@@ -73,8 +74,14 @@ def _lead_of_ascent(held_out: HeldOutRow) -> str:
         pairs += f" from {number_format.plural(len(prompts), 'prompt')}"
     return (
         f"Start and tuned were drawn from the same noise, with {what} that tuning never saw: {pairs}. "
-        "The brackets are the 95 % interval of the mean difference."
+        f"The brackets are the 95 % interval of the {_what(held_out)}."
     )
+
+
+def _what(held_out: HeldOutRow) -> str:
+    if held_out.objective is None:
+        return "mean difference"
+    return f"difference in the reward{whose(held_out.objective)}, each side by its own worst prompts"
 
 
 def _lead_of_search(held_out: HeldOutRow, lower: str) -> str:

@@ -178,6 +178,25 @@ class RuinedPrompt(PromptGain):
     interval: Interval
 
 
+class PromptMeans(Record):
+    """A prompt's mean reward on both sides."""
+
+    prompt: str
+    start: Number
+    tuned: Number
+    samples: int = 1
+
+
+class ObjectiveRecord(Record):
+    """What is maximised over the prompts, where it is not the mean, and the worst prompts of both sides."""
+
+    name: str  # as a job writes it: `worst`, or `cvar: 0.2`
+    share: Number  # of the prompts, 0 for the worst alone
+    mean: ComparedRow  # the mean over all prompts, which is not what was tuned for
+    worst_before: list[PromptMeans] = Field(default_factory=list)  # the lowest at the start, the lowest first
+    worst_after: list[PromptMeans] = Field(default_factory=list)  # the lowest of the tuned side
+
+
 class ComparedRow(Record):
     """Two means of a score, their difference and its 95 % interval; numbers are None where a judge has none.
 
@@ -231,3 +250,4 @@ class HeldOutRow(ComparedRow):
     fresh_prompts: bool = False
     by_prompt: list[PromptGain] = Field(default_factory=list)  # from the greatest loss to the greatest gain
     left_out: list[str] = Field(default_factory=list)  # prompts that are tuned on too
+    objective: ObjectiveRecord | None = None

@@ -114,7 +114,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     def problem(of: Callable[[Kind], Reward]) -> Problem:
         rewards = tuple((r.weight, of(r)) for r in job.reward)
         constraints = tuple(Constraint(k.name, of(k), k.at_least, k.relative_to_start) for k in job.keep)
-        return Problem(process, tunables, rewards, constraints, learning=learning)
+        return Problem(process, tunables, rewards, constraints, learning=learning, objective=job.objective)
 
     steered, judge = problem(tuned), problem(judged)
     return Assembled(
