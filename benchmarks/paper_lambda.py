@@ -306,13 +306,14 @@ def _spread(r: Tensor) -> Tensor:
 
 
 def table_of(sizes: Sizes, cells: Cells, model: str) -> Table:
+    seeds = number_format.plural(sizes.seeds, "seed")
     note = (
-        f"{model}; {number_format.plural(sizes.seeds, 'seed')}, ± half the 95 % interval (Student's, over seeds). "
-        f"Fine-tunes of {sizes.finetune_steps} steps of {sizes.finetune_rows} rows on a bank of {sizes.bank} samples "
-        f"a prompt; {sizes.held_out} held-out samples of {sizes.held_out_prompts} prompts. FID: to {sizes.reference} other "
-        "samples of the pretrained model, whose own row shows how much of it is chance. Seconds are those of finding "
-        "λ and tuning the weights, and mean nothing where other programs ran beside; network rows count a backward row "
-        f"twice. Guided sampling trains nothing and pays for each image. Measured on {machine(cells)}."
+        f"{model}; {seeds}, ± half the 95 % interval (Student's, over seeds). Fine-tunes of {sizes.finetune_steps} "
+        f"steps of {sizes.finetune_rows} rows on a bank of {sizes.bank} samples a prompt; {sizes.held_out} held-out "
+        f"samples of {sizes.held_out_prompts} prompts. FID: to {sizes.reference} other samples of the pretrained "
+        "model, whose own row shows how much of it is chance. Seconds are those of finding λ and tuning the weights, "
+        "and mean nothing where other programs ran beside; network rows count a backward row twice. Guided sampling "
+        f"trains nothing and pays for each image. Measured on {machine(cells)}."
     )
     title = "KL strength: bilevel against search"
     return Table(title, note, METHODS, COLUMNS, against="bilevel", gap="r1")
