@@ -13,7 +13,10 @@ QUICK ?= tests/test_house.py tests/test_guard.py tests/schedules/test_clock.py t
 	tests/bilevel/test_verdict.py tests/diffusion/test_guidance.py tests/diffusion/test_sample.py \
 	$(addprefix tests/cli/test_,catalog.py job.py gallery.py prompt_files.py run.py)
 
-.PHONY: help tune test check check-fast format lint types arrows tests test-slow smoke batch bench emoji coverage clean
+# Given with the command, QUICK=1 asks for a smoke test of a table; else it is the list above.
+SMOKE = $(if $(and $(QUICK),$(filter command environment,$(firstword $(origin QUICK)))),--quick)
+
+.PHONY: help tune test check check-fast format lint types arrows tests test-slow smoke batch bench paper-lambda paper-schedule emoji coverage clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -69,6 +72,12 @@ batch: $(VENV)/installed  ## several jobs and one table: make batch JOBS="a.yaml
 
 bench: $(VENV)/installed  ## the sampler's overhead over the bare network calls that it makes
 	$(RUN) benchmarks.overhead
+
+paper-lambda: $(VENV)/installed  ## the paper's table of the KL strength; QUICK=1, or MODEL=path of your Stable Diffusion
+	$(RUN) benchmarks.paper_lambda $(SMOKE) $(and $(MODEL),--model $(MODEL)) $(and $(CLIP),--clip $(CLIP)) $(and $(OUT),--out $(OUT)) $(ARGS)
+
+paper-schedule: $(VENV)/installed  ## the paper's table of the noise schedule; QUICK=1, or DATA=path FEATURES=network
+	$(RUN) benchmarks.paper_schedule $(SMOKE) $(and $(DATA),--data $(DATA)) $(and $(FEATURES),--features $(FEATURES)) $(and $(OUT),--out $(OUT)) $(ARGS)
 
 emoji: $(VENV)/installed  ## rebuild the bundled models from the registries' packages (minutes on a GPU)
 	$(BIN)/python -m pip install --quiet --editable '.[dev,emoji]'

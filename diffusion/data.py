@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.seed import Seed
 
 DIGITS = "digits"
+PRETRAINED = "pretrained"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")  # what a file says of itself counts, not its name
 LEAST = 2  # images: fewer have no spread
@@ -99,7 +100,8 @@ class Splits:
 
 @dataclass(frozen=True)
 class Data:
-    """`path` is `digits`, a folder of images, or idx files: one of them, or the folder that holds the set.
+    """`path` is `digits`, a folder of images, or idx files: one of them, or the folder that holds the set. In a search
+    for lambda it can be `pretrained`: samples of the job's own model before it is tuned.
 
     Images in a folder have one size, or are brought to `size` (the shorter side, then the middle square is taken).
     `color: auto` keeps colour where any image has it. Subfolders, or an idx file of labels, give classes. `validation`
@@ -121,6 +123,8 @@ class Data:
         return found + self._path_mistakes()
 
     def _path_mistakes(self) -> list[str]:
+        if self.of_model:
+            return []
         if self.path == DIGITS:
             missing = find_spec("sklearn") is None
             return ["data: digits come with scikit-learn; pip install scikit-learn"] if missing else []
@@ -140,6 +144,11 @@ class Data:
             return []
         have = "no image" if not files else "only one image"
         return [f"data: {path} has {have} ({', '.join(SUFFIXES)}); at least {LEAST} are needed"]
+
+    @property
+    def of_model(self) -> bool:
+        """Whether these are samples of the job's own model, which are not read but drawn."""
+        return self.path == PRETRAINED
 
     @property
     def folder(self) -> Path:
@@ -164,6 +173,8 @@ class Data:
         """Read it all into memory. Raises `Refused` with a sentence for everything that is wrong."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
+        if self.of_model:
+            raise Refused("data: pretrained are samples of a job's own model; name a folder of images here")
         parts = self._digits() if self.path == DIGITS else self._idx() or self._files()
         shares: dict[Split, float] = {"train": 1, "validation": self.validation, "test": self.test}
         few = [f"{name} ({len(parts[name])})" for name in SPLITS if shares[name] and len(parts[name]) < LEAST]

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genbo.rewards._convolutions import TwoConvolutions
+    from genbo.rewards._inception import Inception
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DOWNLOAD = "download"
 SMALL = "two_convolutions"
@@ -200,31 +203,47 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _small(folder: Path, config: Mapping[str, Any], device: str | torch.device) -> Extractor:
+    network, prepared = small_network(folder, config, device)
+    identity = f"{SMALL} {_hash(folder / WEIGHTS)} {_hash(folder / CONFIG)}"
+    return Extractor(identity, lambda images: network.features(prepared(images)))
+
+
+def small_network(
+    folder: Path, config: Mapping[str, Any], device: str | torch.device
+) -> tuple[TwoConvolutions, Callable[[Tensor], Tensor]]:
+    """A small classifier, and what brings images (B, C, H, W) in [0, 1] to the size and the channels it takes."""
     from genbo.rewards._convolutions import TwoConvolutions
 
     sizes = {name: config[name] for name in ("channels", "size", "mean", "std", "strides", "features", "width")}
-    network = _filled(TwoConvolutions(classes=len(config["classes"]), **sizes), folder / WEIGHTS).to(device)
+    network: TwoConvolutions = _filled(TwoConvolutions(classes=len(config["classes"]), **sizes), folder / WEIGHTS).to(
+        device
+    )
 
-    def forward(images: Tensor) -> Tensor:
+    def prepared(images: Tensor) -> Tensor:
         x = with_channels(images.to(device).float(), config["channels"])
-        found: Tensor = network.features(resize(x, (config["size"],) * 2, "bicubic"))
-        return found
+        return resize(x, (config["size"],) * 2, "bicubic")
 
-    return Extractor(f"{SMALL} {_hash(folder / WEIGHTS)} {_hash(folder / CONFIG)}", forward)
+    return network, prepared
 
 
 def _inception(weights: str, device: str | torch.device) -> Extractor:
+    from genbo.rewards._inception import URL
+
+    network = inception_network(weights, device)
+    identity = URL if weights == DOWNLOAD else _hash(Path(weights).expanduser())
+    return Extractor(f"inception {identity}", lambda images: network(with_channels(images.to(device).float(), 3)))
+
+
+def inception_network(weights: str, device: str | torch.device) -> Inception:
+    """InceptionV3 of 2015 with the weights of a file, or of its publisher with `download`."""
     from genbo.rewards._inception import URL, Inception
 
     network = Inception()
     if weights == DOWNLOAD:
         network.network.load_state_dict(_fetched(URL))
-        identity = URL
     else:
         _filled(network.network, Path(weights).expanduser())
-        identity = _hash(Path(weights).expanduser())
-    network.to(device).eval().requires_grad_(False)
-    return Extractor(f"inception {identity}", lambda images: network(with_channels(images.to(device).float(), 3)))
+    return network.to(device).eval().requires_grad_(False)
 
 
 def _timm(name: str, weights: str, config: Mapping[str, Any] | None, device: str | torch.device) -> Extractor:

@@ -65,3 +65,8 @@ class Inception(nn.Module):
                 break
             x = block(x)
         return x.mean((-2, -1))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, 1008): class scores without the bias, as published inception scores take them."""
+        scores: Tensor = self(images) @ self.network.fc.weight.T
+        return scores

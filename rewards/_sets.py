@@ -132,6 +132,22 @@ class Distance:
         return rows.detach() + ((live - live.detach()).double() * pull).sum(1)
 
 
+@dataclass(frozen=True)
+class Alone(Distance):
+    """A reward of sets that compares with no data; `name` and `least` are for the sentence about too few samples."""
+
+    name: str = "a score of a set"
+    least: int = LEAST
+
+    def rows(self, features: Tensor) -> Tensor:
+        """(N, D) of the whole set -> (N,), whose mean is the score. Features that are not finite give NaN."""
+        if len(features) < self.least:
+            raise Refused(f"{self.name} needs at least {self.least} samples, not {len(features)}")
+        if not features.isfinite().all():
+            return features.double().sum(1) * float("nan")
+        return -self.rule.values(features.double(), self.kept)
+
+
 def features_of(extractor: Extractor, images: Tensor) -> Tensor:
     """Features of many images without gradients, (N, D) in float64; bytes are taken as they are stored."""
     import torch

@@ -13,14 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from genbo.rewards import Refused
-from genbo.rewards._sets import LEAST, Distance
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genbo.rewards._sets import Stored
+    from genbo.rewards._sets import Alone, Stored
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -48,21 +45,10 @@ class Diversity:
     def open(self, device: str | torch.device = "cpu") -> Alone:
         """Load the network. Raises `Refused` with a sentence for what is wrong."""
         from genbo.rewards._extractors import open_extractor
+        from genbo.rewards._sets import Alone
 
-        return Alone(open_extractor(self.features, self.weights, device), Spread(self.distance), {})
-
-
-@dataclass(frozen=True)
-class Alone(Distance):
-    """A reward of sets that compares with no data."""
-
-    def rows(self, features: Tensor) -> Tensor:
-        """(N, D) of the whole set -> (N,), whose mean is the score. Features that are not finite give NaN."""
-        if len(features) < LEAST:
-            raise Refused(f"the diversity of a set needs at least {LEAST} samples, not {len(features)}")
-        if not features.isfinite().all():
-            return features.double().sum(1) * float("nan")
-        return -self.rule.values(features.double(), self.kept)
+        extractor = open_extractor(self.features, self.weights, device)
+        return Alone(extractor, Spread(self.distance), {}, name="the diversity of a set")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
+from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.seals import sha256_of
@@ -329,26 +330,40 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
     """Distances to data need data, and samples that may be judged together."""
     found = [(key, r) for key, rewards in _listed(job) for r in rewards if hasattr(r.options, "of_sets")]
     for key, reward in found:
-        if job.tilts:
+        if job.tilts and key != ["evaluate", "judges"]:
             message = "scores all samples together, but a search for lambda weighs each by itself; take another reward"
+            yield root.find(key), f"{reward.kind} {message}, or make it a judge of the tuned weights", None
+        elif job.tilts and job.finetune is None:
+            message = (
+                "scores all samples together, so in a search for lambda it judges tuned weights alone; add finetune"
+            )
             yield root.find(key), f"{reward.kind} {message}", None
         elif not getattr(reward.options, "needs_data", True):
             continue
         elif job.data is None and not job.model.learns:
             message = (
                 f"missing; {reward.kind} compares samples with data: name a folder of images, like data: my-images"
+                + ", or write data: pretrained" * job.tilts
             )
             yield root, message, "data"
             break
-        elif job.data and not (job.data.validation and job.data.test):
+        elif job.data and job.data.of_model and not job.tilts and not job.model.learns:
+            message = "pretrained is for a search for lambda, which leaves the model as it is; name a folder of images"
+            yield root.find(["data"]), message, None
+            break
+        elif job.data and not job.data.of_model and not (job.data.validation and job.data.test):
             message = "must be more than 0: a distance is optimised on one share of the data and evaluated on another"
             yield root.find(["data"]), f"validation and test {message}", None
     drawn, samples = len(dict.fromkeys(job.held_out)), job.evaluate.samples
+    samples = min(samples, PAIRS) if job.tilts else samples
     if found and drawn < samples and samples % drawn:
         message = f"{samples} samples cannot be shared evenly among {drawn} prompts, as a distance needs"
         here = f"{_overlap(job)}{message}"
         yield root.find(["evaluate", "samples"]), f"{here}; take {samples - samples % drawn}", "evaluate.samples"
     wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
+    if job.data is not None and job.data.of_model and job.model.learns:
+        message = "a network of your own has no pretrained samples to learn from; name a folder of images"
+        yield root.find(["data"]), message, None
     if job.data is not None and not wants and not job.model.learns:
         yield root.find(["data"]), "nothing in this job uses data; delete it, or add a reward such as kid", None
 

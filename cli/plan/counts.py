@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from genbo.cli.job.job import Chosen, Job, likely_device
+from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.plan import warnings
 from genbo.cli.plan.ascent_counts import ROUNDING, Stepping
 from genbo.cli.plan.cost import Cost
-from genbo.cli.plan.lambda_counts import PAIRS, PATHS, Searching, held_out_bank
+from genbo.cli.plan.lambda_counts import PATHS, Searching, held_out_bank
 from genbo.cli.plan.memory import Memory, memory
 from genbo.cli.plan.throughput import expected_s, record_speed
 from genbo.cli.report.number_format import duration

@@ -19,9 +19,10 @@ from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
 from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_parts
 from genbo.cli.job.job import Job
+from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.plan.cost import Cost
 
-PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
+PATHS = 64  # held-out samples of each set of weights whose paths are followed, at most
 LOOKS = 27  # at a loss in one step of L-BFGS, at most: the first, and a line search of 26
 
 
@@ -96,7 +97,7 @@ class Searching:
             return {}
         prompts, samples = held_out_bank(self.job)
         if self.lower.traits.free:
-            judged = opinions(self.job, len(prompts) * samples)
+            judged = opinions(self.job, len(prompts) * samples, of_sets=False)
             held_out = self.bank(len(prompts), samples) + judged
             if self.most and self.bridge and self.rounds > 1:
                 held_out += (
@@ -182,6 +183,8 @@ class Searching:
         tuned = self.drawn(pairs, self._noisy if options.method == "gradient" else None)
         paths = self.drawn(min(pairs, PATHS), self._noisy, scored=False) * 2  # the tuned and the pretrained network
         seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
+        if self.job.data is not None and self.job.data.of_model:
+            seen += self.drawn(pairs, scored=False)
         return {"fine_tuning": self.taught(options) * laws, "weights": seen}
 
     def taught(self, options: Finetune) -> Cost:
@@ -255,6 +258,6 @@ def held_out_bank(job: Job) -> tuple[tuple[str, ...], int]:
     return job.held_out[:number], job.evaluate.samples // number
 
 
-def opinions(job: Job, samples: int) -> Cost:
-    """Of what the judges look at: every image once more for each of them."""
-    return Cost(reward_images=samples * len(job.evaluate.judges))
+def opinions(job: Job, samples: int, *, of_sets: bool = True) -> Cost:
+    """Of what the judges look at: every image once more for each of them; samples that are weighted have no set."""
+    return Cost(reward_images=samples * sum(of_sets or not judge.of_sets for judge in job.evaluate.judges))

@@ -46,6 +46,7 @@ class Assembled:
     constraint_names: tuple[str, ...]
     judge: Problem  # the same with its judges, and its distances to data against the share that is for the report alone
     judge_names: tuple[str, ...] = ()
+    weight_judges: tuple[tuple[str, Any], ...] = ()  # of all samples together: in a search for lambda, of weights alone
     data: Splits | None = None
     lower: Any = None  # a lower solver's options
     lower_rewards: tuple[tuple[float, Reward], ...] = ()
@@ -93,7 +94,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     from genbo.diffusion.process import process_of
     from genbo.diffusion.seed import Seed
 
-    data = job.data.open() if job.data else None
+    data = job.data.open() if job.data and not job.data.of_model else None
     learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
     loaded = loaded or Loaded()
     model: Model = learning.model() if learning else loaded.model_of(job)
@@ -117,10 +118,14 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
         return Problem(process, tunables, rewards, constraints, learning=learning, objective=job.objective)
 
     steered, judge = problem(tuned), problem(judged)
+    together = [j for j in job.evaluate.judges if job.tilts and j.of_sets]
+    alone = [j for j in job.evaluate.judges if j not in together]
+    drawn = job.data is not None and job.data.of_model  # what they compare with is drawn when it is needed
     return Assembled(
         problem=steered,
-        judge=replace(judge, teachers=steered.teachers, judges=tuple(judged(j) for j in job.evaluate.judges)),
-        judge_names=tuple(j.name for j in job.evaluate.judges),
+        judge=replace(judge, teachers=steered.teachers, judges=tuple(map(judged, alone))),
+        judge_names=tuple(j.name for j in alone),
+        weight_judges=tuple((j.name, (opened if drawn else judged)(j)) for j in together),
         data=data,
         estimator=chosen.options,
         estimator_name=job.search.kind if job.search else chosen.name,

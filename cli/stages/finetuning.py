@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.lower.finetune import Finetune
+    from genbo.bilevel.problem import Problem
     from genbo.bilevel.regularization.bank import Bank
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.training.finetuning import Training
@@ -45,13 +46,15 @@ def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
 
     a, job, best = context.assembled, context.job, last.optimum
     assert best is not None and job.finetune is not None
-    batch = batch_of(a.held_out, min(job.evaluate.samples, PAIRS), a.seed.child("weights"))
+    pairs = min(job.evaluate.samples, PAIRS)
+    batch = batch_of(a.held_out, pairs, a.seed.child("weights"))
+    judge = judge_of_weights(context, batch_of(a.held_out, pairs, a.seed.child("reference")), kept)
     factors = (1.0, *sorted(job.finetune.also))
     processes = {factor: trained(context, last, best.lam * factor, factor, kept) for factor in factors}
-    laws = [Finetuned(None, None, side_of(context, a.problem.process, "start", batch, kept), None)]
+    laws = [Finetuned(None, None, side_of(context, a.problem.process, "start", judge, batch, kept), None)]
     for factor, process in processes.items():
         name = "tuned" if factor == 1 else f"weights-{factor:g}"
-        side = side_of(context, process, name, batch, kept)
+        side = side_of(context, process, name, judge, batch, kept)
         laws.append(Finetuned(factor, best.lam * factor, side, path_kl(context, process, factor, batch, kept)))
     return Weights(
         processes[1.0],
@@ -60,8 +63,41 @@ def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
         tuple(weight for weight, _ in a.problem.rewards),
         tuple(weight for weight, _ in a.lower_rewards),
         job.held_out_is_fresh_prompts,
-        a.judge_names,
+        (*a.judge_names, *(name for name, _ in a.weight_judges)),
     )
+
+
+def judge_of_weights(context: Context, batch: Batch, kept: ChunkCache) -> Problem:
+    """The problem with its judges, those among them that look at all samples together; `data: pretrained` is drawn."""
+    from genbo.bilevel.scoring import OfSets
+
+    a, data = context.assembled, context.job.data
+    found = [judge for _, judge in a.weight_judges]
+    if data is not None and data.of_model:
+        images = reference(context, batch, kept)
+        found = [judge if isinstance(judge, OfSets) else judge.against(images) for judge in found]
+    return replace(a.judge, judges=(*a.judge.judges, *found))
+
+
+def reference(context: Context, batch: Batch, kept: ChunkCache) -> Tensor:
+    """Samples of the pretrained model, images in bytes, on noise that no other sample has."""
+    import torch
+
+    from genbo.cli.report.held_out_side import is_picture
+    from genbo.diffusion.sample import sample
+
+    process = context.assembled.problem.process
+
+    def drawn(chunk: Batch) -> Tensor:
+        with torch.no_grad():
+            images = process.model.decode(sample(process, chunk)).float().cpu()
+        return (images * 255).round().to(torch.uint8) if is_picture(images) else images
+
+    def one(chunk: Batch) -> Mapping[str, Tensor]:
+        return {"images": torch.cat(list(process.over(chunk, drawn)))}
+
+    images: Tensor = kept("reference", list(batch.chunks(process.batch)), one)["images"]
+    return images
 
 
 def bank_at(banks: Sequence[Bank], lam: float) -> Bank:
@@ -129,12 +165,12 @@ def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, A
     return options.tilted(a.problem.process, a.prompts, bank, lam, seed, state=begun)
 
 
-def side_of(context: Context, process: Process, name: str, batch: Batch, kept: ChunkCache) -> Side:
+def side_of(context: Context, process: Process, name: str, judge: Problem, batch: Batch, kept: ChunkCache) -> Side:
     """Held-out samples of these weights, with the rewards of both levels and the judges."""
     from genbo.cli.stages.holdout import evaluate_side
 
     a = context.assembled
-    problem = replace(a.judge, process=process, rewards=(*a.problem.rewards, *a.lower_rewards))
+    problem = replace(judge, process=process, rewards=(*a.problem.rewards, *a.lower_rewards))
     folder, phi = context.run.path / "evaluation", a.problem.first()
     side = evaluate_side(folder, name, problem, phi, batch, context.run.digest, kept.between, judges_said(context))
     kept.elapsed_s += side.elapsed_s

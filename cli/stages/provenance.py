@@ -88,7 +88,7 @@ def inputs_of(assembled: Assembled) -> Document:
 
 def judges_of(assembled: Assembled) -> Document:
     """sha256 of the judges' files: not among the inputs, for no step of tuning depends on them."""
-    judges = zip(assembled.judge_names, assembled.judge.judges, strict=True)
+    judges = [*zip(assembled.judge_names, assembled.judge.judges, strict=True), *assembled.weight_judges]
     return {name: files for name, part in judges if (files := files_of(part))}
 
 

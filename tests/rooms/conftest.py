@@ -48,6 +48,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "Guidance": {"start": 5.0},
     "Hps": {"pretrained": "tiny_clip"},
     "ImageReward": {"pretrained": "tiny_image_reward"},
+    "InceptionScore": {"features": "fashion-features"},
     "PrecisionRecall": {"features": "fashion-features"},
     "Pickscore": {"pretrained": "tiny_pickscore"},
     "Resnet18": {"pretrained": "random_resnet18"},

@@ -10,7 +10,7 @@ from genbo.cli.job.paths import resolved
 from genbo.cli.job.reader import Reader
 from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.yaml_nodes import Node
-from genbo.diffusion.data import DIGITS, Data
+from genbo.diffusion.data import DIGITS, PRETRAINED, Data
 
 
 class DataSection(Section[Data]):
@@ -37,7 +37,7 @@ def read_data(reader: Reader, node: Node | None) -> Data | None:
     if values is None:
         return None
     found: Data = catalog.made(Data, values)
-    if found.path != DIGITS:
+    if found.path not in (DIGITS, PRETRAINED):
         path = f"./{found.path}" if _is_plain(found.path) else found.path
         found = replace(found, path=resolved(path, reader.base))
     wrong = found.mistakes() if found.path.isprintable() else ["data: a path cannot hold control characters"]

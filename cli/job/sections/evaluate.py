@@ -15,11 +15,18 @@ from genbo.cli.job.sections.budget import MAX_SAMPLES
 from genbo.cli.job.sections.prompts import WRITTEN, Prompts, read_prompts
 from genbo.cli.job.yaml_nodes import Node
 
+PAIRS = 128  # held-out samples of each set of weights that a search for lambda tunes, at most
+
 
 class JudgeJob(Kind):
     """A reward that looks at held-out images alone; `name` is that of its weights, or else its kind."""
 
     name: str
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether it looks at all samples together."""
+        return hasattr(self.options, "of_sets")
 
 
 class EvaluateJob(BaseModel):
