@@ -53,7 +53,7 @@ def _look_at_data(job: Job) -> None:
         return
     with named():
         images = job.data.open().train
-        if hasattr(job.model.options, "learns"):
+        if job.model.learns:
             job.model.options.open(images)
 
 

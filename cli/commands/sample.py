@@ -83,7 +83,7 @@ def told(pipeline: Path, prompts: Sequence[str]) -> Sequence[str]:
 
 def cut_off(tuned: Tuned, place: Path | None, prompts: Sequence[str]) -> Iterator[str]:
     """What the text encoders do not read of these prompts."""
-    pipeline = getattr(tuned, "pipeline", None)
+    pipeline = tuned.pipeline
     known = readers_of(place) if place else []
     return sentences([*known, *(loaded(pipeline, known) if pipeline is not None else [])], prompts)
 

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.traits import ModelTraits
+
 
 def likely_gpu() -> bool:
     """Whether a GPU is likely to be there."""
@@ -15,11 +18,11 @@ def likely_gpu() -> bool:
 
 def likely_device(options: Any) -> str:
     """The device of a model's options, guessed where they leave it open with `auto`."""
-    device = str(getattr(options, "device", "cpu"))
+    device = declared(ModelTraits, options).device
     return ("cuda" if likely_gpu() else "cpu") if device == "auto" else device
 
 
 def likely_half(options: Any) -> bool:
     """Whether the network will run in half precision."""
-    dtype = getattr(options, "dtype", "fp32")
+    dtype = declared(ModelTraits, options).dtype
     return dtype in ("bf16", "fp16") or (dtype == "auto" and likely_device(options).startswith("cuda"))

@@ -27,6 +27,8 @@ from genbo.cli.job.sections.model import ModelJob
 from genbo.cli.job.sections.prompts import Prompts
 from genbo.cli.job.sections.reward import RewardJob
 from genbo.diffusion.data import Data
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ class Job(BaseModel):
             parameters=self.parameters,
             slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
             coupled=self.trains and self.lower is not None and self.lower.options.coupled,
-            differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
-            differentiable_model=getattr(self.model.options, "differentiable", True),
+            differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),
+            differentiable_model=self.model.traits.differentiable,
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
         )
 

@@ -18,6 +18,8 @@ from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.lambda_counts import opinions
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
 ELSEWHERE = 0.0012345678  # how far a coordinate is moved here, where only "somewhere else" matters
@@ -195,7 +197,7 @@ class Stepping:
     def parts(self) -> bool:
         """Whether a set that is judged as a whole goes through the network in parts, and so twice where it is live."""
         scored = (*self.job.reward, *self.job.keep)
-        return self.samples > self.batch and any(hasattr(r.options, "of_sets") for r in scored)
+        return self.samples > self.batch and any(declared(RewardTraits, r.options).of_sets for r in scored)
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
@@ -265,7 +267,7 @@ def _numbers(tunable: Any, steps: int) -> list[float]:
 
 def _lessons(rewards: Sequence[Any]) -> list[int]:
     """The steps of every teacher; those that draw the same draw once."""
-    lessons = {lesson for reward in rewards if (lesson := getattr(reward.options, "lesson", None))}
+    lessons = {lesson for reward in rewards if (lesson := declared(RewardTraits, reward.options).lesson)}
     return [steps for steps, _ in lessons]
 
 

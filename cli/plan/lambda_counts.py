@@ -20,6 +20,8 @@ from genbo.bilevel.protocols import GradientCost, LowerSolver
 from genbo.bilevel.regularization.rounds import banks_at_most, pilot_parts
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
 LOOKS = 27  # at a loss in one step of L-BFGS, at most: the first, and a line search of 26
@@ -33,8 +35,7 @@ class Searching:
         self.job, self.guided, self.batch, self.most = job, guided, batch, most
         self.lower: LowerSolver[Any, Any] = job.lower.options
         self.gradient: GradientCost = job.chosen().options.cost(job.parameters)
-        options: Any = job.model.options
-        self.is_world = not hasattr(options, "folder") and not hasattr(options, "learns")
+        self.is_world = not job.model.traits.has_network
 
     # -- the search ------------------------------------------------------------------------------------------------
 
@@ -57,8 +58,8 @@ class Searching:
     def by_gradients(self) -> bool:
         """Whether shifts are told by gradients in the noise."""
         assert self.job.lower is not None
-        parts = [self.job.model.options, *(reward.options for reward in self.job.lower.reward)]
-        return all(getattr(part, "differentiable", True) for part in parts)
+        rewards = (declared(RewardTraits, reward.options) for reward in self.job.lower.reward)
+        return self.job.model.traits.differentiable and all(reward.differentiable for reward in rewards)
 
     @property
     def differentiated(self) -> bool:

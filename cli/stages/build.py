@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.job.job import Job, Kind
+from genbo.rewards._traits import Comparing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +73,7 @@ def assemble(job: Job) -> Assembled:
     from genbo.diffusion.seed import Seed
 
     data = job.data.open() if job.data else None
-    learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
+    learning = _learning(job, data) if data and job.model.learns else None
     model: Model = learning.model() if learning else _for_as_long(job).open()
     batch = batch_of(job, model.device.type)
     _suits(job, model)
@@ -150,8 +151,9 @@ def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
 
     def of(kind: Kind) -> Reward:
         reward: Any = opened(kind)
-        if hasattr(reward, "against"):
-            reward = reward.against(split.pixels) if split is not None else reward.against()
+        if isinstance(reward, Comparing):
+            assert split is not None, "a reward that compares with data is refused where a job has none"
+            reward = reward.against(split.pixels)
         return cast("Reward", reward)
 
     return of
@@ -161,18 +163,17 @@ def _for_as_long(job: Job) -> Any:
     """The model's options, where how long the job is decides what is worth its while."""
     from genbo.cli.plan.counts import plan
 
-    options = job.model.options
-    return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
+    compiled_for = job.model.traits.compiled_for
+    return compiled_for(plan(job).denoiser_calls) if compiled_for else job.model.options
 
 
 def _suits(job: Job, model: Model) -> None:
     """What `check` says of a folder, of one that came from the hub just now."""
     from genbo.cli.errors import UserMistake
 
-    options: Any = job.model.options
-    if getattr(options, "folder", model) is not None:
+    if job.model.traits.hub_id is None:
         return
-    here = replace(options, pretrained=str(cast("Any", model).folder))
+    here = replace(job.model.options, pretrained=str(cast("Any", model).folder))
     for key, reason in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
         raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {reason}")
 
@@ -191,7 +192,7 @@ def is_half(model: Model) -> bool:
     """Whether the network itself runs in half precision."""
     import torch
 
-    return getattr(model, "dtype", torch.float32) in (torch.float16, torch.bfloat16)
+    return model.dtype in (torch.float16, torch.bfloat16)
 
 
 class _Opened:

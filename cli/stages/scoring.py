@@ -15,6 +15,8 @@ from genbo.cli.job.captions import listed, spoken
 from genbo.cli.job.gallery import images_of
 from genbo.cli.job.job import Kind
 from genbo.cli.report import number_format
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import Comparing, RewardTraits
 
 if TYPE_CHECKING:
     import torch
@@ -33,16 +35,21 @@ class Asked:
     kind: Kind
 
     @property
+    def traits(self) -> RewardTraits:
+        """What the reward declares of itself."""
+        return declared(RewardTraits, self.kind.options)
+
+    @property
     def of_sets(self) -> bool:
-        return bool(getattr(self.kind.options, "of_sets", False))
+        return self.traits.of_sets
 
     @property
     def needs_data(self) -> bool:
-        return self.of_sets and bool(getattr(self.kind.options, "needs_data", True))
+        return self.of_sets and self.traits.needs_data
 
     @property
     def reads_prompts(self) -> bool:
-        return bool(getattr(self.kind.options, "reads_prompts", False))
+        return self.traits.reads_prompts
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def of_set(
     import torch
 
     opened = each.kind.options.open(place)
-    reward = opened.against(pixels_of(data)) if data is not None and hasattr(opened, "against") else opened
+    reward = opened.against(pixels_of(data)) if data is not None and isinstance(opened, Comparing) else opened
     parts: dict[int, Tensor] = {}
     for numbers, images in batches(pictures, batch):
         parts.update(zip(numbers, reward.features(images.to(place)), strict=True))

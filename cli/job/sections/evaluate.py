@@ -14,6 +14,8 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.sections.budget import MAX_SAMPLES
 from genbo.cli.job.sections.prompts import WRITTEN, Prompts, read_prompts
 from genbo.cli.job.yaml_nodes import Node
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 
 class JudgeJob(Kind):
@@ -83,7 +85,8 @@ def _judge(reader: Reader, node: Node) -> Part | None:
 
 def _name(kind: Kind) -> str:
     """A reward by the name of its weights, where they have one: two CLIPs must be told apart."""
-    written = getattr(kind.options, "model", "") or getattr(kind.options, "pretrained", "")
+    traits = declared(RewardTraits, kind.options)
+    written = traits.model or traits.pretrained
     return written.rstrip("/").split("/")[-1].removeprefix("local-dir:") or kind.kind
 
 
