@@ -246,7 +246,6 @@ def main() -> NoReturn:
 
 def _code() -> int | str | None:
     from genbo.diffusion.refused import Refused
-    from genbo.rewards import Refused as RewardRefused
 
     try:
         app()
@@ -255,7 +254,7 @@ def _code() -> int | str | None:
     except GenboError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except (Refused, RewardRefused) as error:
+    except Refused as error:
         print(error, file=sys.stderr)
         return 3
     return 0

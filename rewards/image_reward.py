@@ -73,11 +73,11 @@ class ImageReward:
         except Refused as error:
             return [*found, str(error)]
 
-    def open(self, device: str | torch.device = "cpu") -> _Reader:
+    def open(self, device: str | torch.device = "cpu") -> _TextAndImage:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        return _Reader(self.weights_file, self.vocabulary, device)
+        return _TextAndImage(self.weights_file, self.vocabulary, device)
 
     def readers(self) -> list[TokenReader]:
         """Of its text tower."""
@@ -108,7 +108,7 @@ class ImageReward:
         return f"pretrained: there is no file {self.weights_file}; {remedy}"
 
 
-class _Reader:
+class _TextAndImage:
     """The opened reward, in float32."""
 
     differentiable: bool = True

@@ -50,11 +50,6 @@ TWICE = {
     "Gaussian",
     "Grid",
     "Linear",
-    "Network",
-    "Refused",
-    "Tuned",
-    "_Distance",
-    "_Reader",
 }
 
 

@@ -43,11 +43,10 @@ def named() -> Iterator[None]:
     """Errors of the rooms below, as the ends that the contract names."""
     from genbo.diffusion.refused import Refused
     from genbo.diffusion.room import NoRoom, is_out_of_memory
-    from genbo.rewards import Refused as RewardRefused
 
     try:
         yield
-    except (Refused, RewardRefused) as problem:  # mended, or passing by itself, it stops a run no more
+    except Refused as problem:  # mended, or passing by itself, it stops a run no more
         raise ArtifactRefused(str(problem), resumable=True) from problem
     except FloatingPointError as problem:  # a lower level left the finite numbers
         raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
