@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +87,23 @@ class Tunable(Protocol):
 
     def spoken(self, phi: Tensor) -> float | list[float]:
         """phi (P,) as a person writes it in a job: a number, or a list."""
+
+
+class RuleTunable(Tunable, Protocol):
+    """A tunable whose phi is an option of the guidance rule: its `rule_option` is not None."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Low and high of each of the P numbers."""
+
+    def spread(self, numbers: Sequence[float], steps: int) -> list[float]:
+        """`over_steps` of P plain numbers without torch, a value a step, for the plan."""
+
+
+def of_rule(tunable: Tunable) -> RuleTunable:
+    """The same tunable, which must be one whose phi is an option of the guidance rule."""
+    assert tunable.rule_option is not None
+    return cast("RuleTunable", tunable)
 
 
 class TwoLevel(Protocol[S]):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from genbo.rewards._tokens import TokenReader
@@ -51,6 +52,26 @@ class RewardTraits:
     pretrained: str = ""
     model: str = ""
     readers: Callable[[], Sequence[TokenReader]] = nothing
+
+
+class RewardOptions(Protocol):
+    """A file in `rewards/`: a frozen dataclass whose fields are the options, with what `RewardTraits` lists beside.
+
+    The file is imported without torch, which `open` alone may import.
+    """
+
+    def mistakes(self) -> list[str]:
+        """What is wrong with these options, a sentence each, with the remedy; looks at files and loads none.
+
+        A sentence that begins with `option: ` is shown at that option's place in the job.
+        """
+
+    def open(self, device: str | torch.device = "cpu") -> Any:
+        """The reward itself, as `genbo.bilevel.scoring` has it, with its weights on this device.
+
+        Raises:
+            Refused: a sentence, for whatever is wrong with the weights.
+        """
 
 
 @runtime_checkable

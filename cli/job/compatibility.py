@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from genbo.bilevel.protocols import cannot_follow
+from genbo.bilevel.protocols import cannot_follow, of_rule
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
@@ -19,7 +19,7 @@ from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.teacher import Lesson
-from genbo.rewards._traits import RewardTraits
+from genbo.rewards._traits import RewardOptions, RewardTraits
 from genbo.schedules.schedule import divided
 
 Misfit = tuple[Node, str, str | None]
@@ -91,7 +91,7 @@ def taught(job: Job, root: Node) -> Iterator[Misfit]:
             yield from _untaught(job, root.find(key), [r for r in rewards if traits_of(r).lesson])
 
 
-def _untaught(job: Job, node: Node, rewards: Sequence[Any]) -> Iterator[Misfit]:
+def _untaught(job: Job, node: Node, rewards: Sequence[Kind[RewardOptions]]) -> Iterator[Misfit]:
     """Why the model's own scheduler cannot draw the samples of a teacher."""
     undrawable = job.model.traits.undrawable
     own = set(undrawable(job.model.sampler.options))
@@ -111,7 +111,7 @@ def remarks(job: Job) -> Iterator[str]:
 def lowest_weight(job: Job) -> float:
     """The least guidance weight that may occur: the model's, or the lower end of what is tuned."""
     tuned = [tunable for tunable in job.tune.values() if tunable.rule_option == "weight"]
-    listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), tunable.bounds[0])]
+    listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), of_rule(tunable).bounds[0])]
     weight = job.model.guidance.options.weight
     return float(min(listed or (weight if isinstance(weight, list) else [weight])))
 
@@ -143,12 +143,13 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
     if schedule is not None and not job.trains and not learns:
         message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
         yield root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}", None
-    if schedule is None or not job.trains or job.lower is None:
+    training = job.training
+    if not isinstance(schedule, NoiseSchedule) or training is None:
         return
-    if reason := schedule.why_not(job.lower.options.prediction):
+    if reason := schedule.why_not(training.prediction):
         yield root.find(["tune", "noise_schedule"]), reason, None
-    table, steps = job.lower.options.train_steps, job.model.sampler.options.steps
-    if job.lower.options.conditioning == "index" and divided(table, steps) != table:
+    table, steps = training.train_steps, job.model.sampler.options.steps
+    if training.conditioning == "index" and divided(table, steps) != table:
         message = (
             f"a network conditioned on the step's index stops at whole steps only, and {steps} sampler steps do not "
             f"divide {table}; set it to {divided(table, steps)}"
@@ -224,7 +225,7 @@ def opinions(job: Job, root: Node) -> Iterator[Misfit]:
 WHERE = {"pretrained", "weights", "template", "preprocess"}  # options that leave the network the same
 
 
-def is_same(one: Kind, other: Kind) -> bool:
+def is_same(one: Kind[RewardOptions], other: Kind[RewardOptions]) -> bool:
     """Whether two rewards are one and the same: by their options, or by the same weights under another name."""
     if one.kind != other.kind or one.options == other.options:
         return one.kind == other.kind
@@ -232,7 +233,7 @@ def is_same(one: Kind, other: Kind) -> bool:
     return a == b and _same_files(_weights(one.options), _weights(other.options))
 
 
-def _weights(options: Any) -> Path | None:
+def _weights(options: RewardOptions) -> Path | None:
     """The file of weights that a reward reads, where it lies here."""
     traits = declared(RewardTraits, options)
     file = traits.weights_file
@@ -248,12 +249,12 @@ def _same_files(a: Path | None, b: Path | None) -> bool:
     return a.samefile(b) or (a.stat().st_size == b.stat().st_size and sha256_of(a) == sha256_of(b))
 
 
-def traits_of(reward: Kind) -> RewardTraits:
+def traits_of(reward: Kind[RewardOptions]) -> RewardTraits:
     """What a reward declares of itself."""
     return declared(RewardTraits, reward.options)
 
 
-def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind]]]:
+def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind[RewardOptions]]]]:
     """Every reward, by the key that it stands under."""
     below = job.lower.reward if job.lower else ()
     return [

@@ -17,6 +17,7 @@ from genbo.cli.job.user_code import Allowed, not_allowed, sealed
 from genbo.cli.job.validation import sentences_of, shown
 from genbo.cli.job.yaml_nodes import Mistake, Node, Place, below
 from genbo.diffusion.kinds import declared
+from genbo.diffusion.process import GuidanceRule
 from genbo.rewards._traits import nothing
 
 T = TypeVar("T", bound=BaseModel)
@@ -47,7 +48,7 @@ class Reader:
         self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.root = root or Node({}, Place())
         self.values: dict[str, object] = {}
-        self.rule: Kind | None = None
+        self.rule: Kind[GuidanceRule] | None = None
         self.steps: int | None = None
         self.names: list[str] = []
 

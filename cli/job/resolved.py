@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from genbo.bilevel.protocols import Chooser, Facts
+from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
@@ -36,7 +37,7 @@ class Chosen:
     """An estimator, and why it is this one."""
 
     name: str
-    options: Any
+    options: Estimator[Any, Any, Any]
     reason: str
 
 
@@ -48,14 +49,14 @@ class Job(BaseModel):
     version: Literal[1] = 1
     model: ModelJob
     prompt_list: Prompts
-    tune: dict[str, Any]
+    tune: dict[str, Tunable]
     reward: tuple[RewardJob, ...]
     data: Data | None = None
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
-    estimator: Kind
-    optimizer: Kind
+    estimator: Kind[Estimator[Any, Any, Any]]
+    optimizer: Kind[Optimizer]
     budget: BudgetJob
     evaluate: EvaluateJob
     seed: int = 0
@@ -102,6 +103,11 @@ class Job(BaseModel):
         return self.lower is not None and self.lower.trains
 
     @property
+    def training(self) -> Denoising | None:
+        """The options of a lower level that trains the network."""
+        return self.lower.training if self.lower is not None else None
+
+    @property
     def level(self) -> Level:
         """The lower level, as far as other keys depend on it."""
         if self.lower is None or not self.lower.tilts:
@@ -129,7 +135,7 @@ class Job(BaseModel):
         return Facts(
             parameters=self.parameters,
             slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
-            coupled=self.trains and self.lower is not None and self.lower.options.coupled,
+            coupled=self.training is not None and self.training.coupled,
             differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),
             differentiable_model=self.model.traits.differentiable,
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from genbo.bilevel.problem import calls, samples_per_call
-from genbo.bilevel.protocols import GradientCost
+from genbo.bilevel.protocols import GradientCost, of_rule
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
@@ -35,7 +35,7 @@ class Stepping:
         self.job, self.batch, self.most = job, batch, most
         self.is_blackbox = job.model.kind == "blackbox"
         self.steps, self.samples = job.steps, job.budget.samples
-        self.estimator, self.lower = estimator, job.lower.options if job.lower else None
+        self.estimator, self.lower = estimator, job.training
         self.rule = job.model.guidance.options
         self.gradient: GradientCost = estimator.cost(job.parameters)
         self.draws, self.passes = self.gradient.draws, self.gradient.network_passes
@@ -79,7 +79,7 @@ class Stepping:
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
             if tunable.rule_option is not None:
-                options = {**options, tunable.rule_option: tunable.spread(numbers[at : at + size], self.steps)}
+                options = {**options, tunable.rule_option: of_rule(tunable).spread(numbers[at : at + size], self.steps)}
             at += size
         return options
 
@@ -111,7 +111,7 @@ class Stepping:
             if index < size and tunable.rule_option is None:
                 return 0.0
             if index < size:
-                low, high = tunable.bounds
+                low, high = of_rule(tunable).bounds
                 edge = EDGE * (high - low)
                 return float(min(max(tunable.numbers(self.steps)[index], low + edge), high - edge))
             index -= size

@@ -21,6 +21,7 @@ from genbo.bilevel.regularization.rounds import banks_at_most, pilot_parts
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 from genbo.diffusion.kinds import declared
+from genbo.diffusion.samplers.ddim import Ddim
 from genbo.rewards._traits import RewardTraits
 
 PAIRS, PATHS = 128, 64  # held-out samples of each set of weights, at most, and those whose paths are followed
@@ -117,7 +118,10 @@ class Searching:
                 reasons.append(f"the search stops when λ* is as precise as asked: from 1 to {rounds} lambdas")
             elif not self.learns:
                 reasons.append("the best lambda may be the start itself, whose law is drawn once")
-        trained = [*([self.lower] if self.learns else []), *([self.job.finetune.options] if self.job.finetune else [])]
+        trained = [
+            *([self.lower] if isinstance(self.lower, Finetune) else []),
+            *([self.job.finetune.options] if self.job.finetune else []),
+        ]
         if trained and self.is_world:
             reasons.append(
                 "the numbers of an exact world are trained by L-BFGS, which ends when nothing is to be gained"
@@ -227,7 +231,7 @@ class Searching:
     def _is_noisy(self) -> bool:
         """Whether the job's own sampler is that DDIM already."""
         sampler = self.job.model.sampler
-        return sampler.kind == "ddim" and sampler.options.eta == 1 and len(self._noisy) == self.job.steps
+        return isinstance(sampler.options, Ddim) and sampler.options.eta == 1 and len(self._noisy) == self.job.steps
 
 
 def _back(once: Cost, *, again: bool = False) -> Cost:

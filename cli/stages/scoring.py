@@ -16,7 +16,7 @@ from genbo.cli.job.gallery import images_of
 from genbo.cli.job.job import Kind
 from genbo.cli.report import number_format
 from genbo.diffusion.kinds import declared
-from genbo.rewards._traits import Comparing, RewardTraits
+from genbo.rewards._traits import Comparing, RewardOptions, RewardTraits
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class Asked:
     """A reward of the command line; `name` is its kind, numbered where a kind stands twice."""
 
     name: str
-    kind: Kind
+    kind: Kind[RewardOptions]
 
     @property
     def traits(self) -> RewardTraits:

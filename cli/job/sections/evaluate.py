@@ -15,10 +15,10 @@ from genbo.cli.job.sections.budget import MAX_SAMPLES
 from genbo.cli.job.sections.prompts import WRITTEN, Prompts, read_prompts
 from genbo.cli.job.yaml_nodes import Node
 from genbo.diffusion.kinds import declared
-from genbo.rewards._traits import RewardTraits
+from genbo.rewards._traits import RewardOptions, RewardTraits
 
 
-class JudgeJob(Kind):
+class JudgeJob(Kind[RewardOptions]):
     """A reward that looks at held-out images alone; `name` is that of its weights, or else its kind."""
 
     name: str
@@ -83,7 +83,7 @@ def _judge(reader: Reader, node: Node) -> Part | None:
     return {**kind.__dict__, "name": _name(kind)} if kind else None
 
 
-def _name(kind: Kind) -> str:
+def _name(kind: Kind[RewardOptions]) -> str:
     """A reward by the name of its weights, where they have one: two CLIPs must be told apart."""
     traits = declared(RewardTraits, kind.options)
     written = traits.model or traits.pretrained

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 from pydantic import Field
@@ -14,17 +14,19 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 from genbo.cli.job.yaml_nodes import Node, below
 from genbo.diffusion.kinds import declared
+from genbo.diffusion.model_options import LearningOptions, ModelOptions
+from genbo.diffusion.process import GuidanceRule, Sampler
 from genbo.diffusion.traits import ModelTraits
 
 MAX_STEPS = 10_000
 MAX_BATCH = 65_536
 
 
-class ModelJob(Kind):
+class ModelJob(Kind[ModelOptions]):
     """`batch` is how many images go through the network in one call."""
 
-    sampler: Kind
-    guidance: Kind
+    sampler: Kind[Sampler]
+    guidance: Kind[GuidanceRule]
     batch: int | Literal["auto"] = "auto"
 
     @property
@@ -36,6 +38,11 @@ class ModelJob(Kind):
     def learns(self) -> bool:
         """Whether it is a network of one's own, which a lower level trains."""
         return self.traits.learns
+
+    @property
+    def learning(self) -> LearningOptions | None:
+        """Its options, where it is a network of one's own."""
+        return cast("LearningOptions", self.options) if self.learns else None
 
     @property
     def takes_no_prompt(self) -> bool:
@@ -90,7 +97,7 @@ def is_prompted(reader: Reader) -> bool:
     return known and not declared(ModelTraits, catalog.options_of("models", str(name))).learns
 
 
-def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind | None:
+def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind[Sampler] | None:
     usual = Node("ddim", model.place, below(model.where, "sampler"))
     sampler = reader.kind(node or usual, "samplers", "a sampler")
     if sampler and sampler.options.steps > MAX_STEPS:
@@ -100,7 +107,7 @@ def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind | None:
     return sampler
 
 
-def _guidance(reader: Reader, node: Node, sampler: Kind | None) -> Kind | None:
+def _guidance(reader: Reader, node: Node, sampler: Kind[Sampler] | None) -> Kind[GuidanceRule] | None:
     """A number, a list of one a step, or a rule with its options."""
     if not isinstance(node.value, (dict, str)):
         node = Node({"weight": node}, node.place, node.where)
