@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from markupsafe import Markup
 
@@ -275,7 +275,7 @@ def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[ReportPictur
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:
         return [], chart.scatter(_points(start), _points(tuned), name="held-out samples")
-    prompts = words_in(places[0])["prompts"]
+    prompts = cast("list[str]", words_in(places[0])["prompts"])
     kept = sorted(shown_samples(prompts))[: len(start)]
     rows = zip(kept, start, tuned, strict=False)
     return [ReportPicture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from genbo.cli.run.json_files import Document
 from genbo.diffusion.kinds import class_of
 
 if TYPE_CHECKING:
     from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
 
-Document = dict[str, Any]
 
 NAMES = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
 

@@ -7,11 +7,12 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import NO_PROMPT
 from genbo.cli.run.folder import Run
+from genbo.cli.run.json_files import Document
 from genbo.cli.run.seals import sha256, sha256_of
 from genbo.cli.run.versions import version
 from genbo.diffusion.kinds import declared
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from genbo.cli.stages.build import Assembled
     from genbo.cli.stages.progress import Quiet
 
-Document = dict[str, Any]
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "open-clip-torch", "numpy")
 SPARE_BYTES = 50_000_000  # for checkpoints, evaluation and report
 

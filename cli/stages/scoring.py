@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.job.captions import listed, spoken
 from genbo.cli.job.gallery import images_of
 from genbo.cli.job.job import Kind
 from genbo.cli.report import number_format
+from genbo.cli.run.json_files import Document
 from genbo.diffusion.kinds import declared
 from genbo.rewards._traits import Comparing, RewardOptions, RewardTraits
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.diffusion.data import Data
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
