@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SkipValidation
 
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
@@ -49,7 +49,7 @@ class Job(BaseModel):
     version: Literal[1] = 1
     model: ModelJob
     prompt_list: Prompts
-    tune: dict[str, Tunable]
+    tune: SkipValidation[dict[str, Tunable]]
     reward: tuple[RewardJob, ...]
     data: Data | None = None
     lower: LowerJob | None = None

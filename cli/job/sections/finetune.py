@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, SkipValidation, create_model
 
 from genbo.bilevel.lower.finetune import Finetune
 from genbo.cli.job import catalog
@@ -22,7 +22,7 @@ class WeightsJob(BaseModel):
 
     model_config = FROZEN
 
-    options: Finetune
+    options: SkipValidation[Finetune]
     also: tuple[float, ...] = (0.1, 10.0)
 
     def document(self) -> dict[str, Any]:
