@@ -91,6 +91,7 @@ class TuningStep:
         indirect: the part of `grad` that a network in training answers with, (P,), where there is one.
         apart: the distance of two estimates of that answer, relative to the gradient's length.
         width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
+        objective: of a search, the value less what missed constraints cost, which it is told.
     """
 
     index: int
@@ -108,6 +109,7 @@ class TuningStep:
     indirect: Tensor | None = None
     apart: float | None = None
     width: float = 0.0
+    objective: float | None = None
 
 
 def begin(problem: Problem) -> State:
@@ -182,8 +184,7 @@ def _step(
     weights = torch.cat([reward_weights, state.multipliers])
     estimate = estimator(problem, SamplesAt(state.u, batch, weights, seed, state.estimator))
     scores = estimate.scores.mean(1)
-    per_sample = reward_weights @ estimate.scores[: len(reward_weights)]
-    gaps = _gaps(problem, scores, batch)
+    gaps = gaps_of(problem, scores, batch)
 
     status = _status(estimate)
     after = replace(state, steps=state.steps + 1, wasted=state.wasted + 1, learning=_learned(problem))
@@ -194,6 +195,22 @@ def _step(
         after = replace(after, u=u, optimizer=optimizer_state, wasted=0)
         multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
         after = replace(after, multipliers=multipliers, integral=integral)
+    after = replace(after, cost=problem.process.meter.as_dict())
+    return step_of(problem, state, estimate, gaps, status, after, reward_weights)
+
+
+def step_of(
+    problem: Problem,
+    state: State,
+    estimate: Estimate,
+    gaps: Tensor,
+    status: str,
+    after: State,
+    reward_weights: Tensor,
+    objective: float | None = None,
+) -> TuningStep:
+    """The record of a step that stood at `state` and is followed by `after`."""
+    per_sample = reward_weights @ estimate.scores[: len(reward_weights)]  # (N,)
     return TuningStep(
         index=state.steps,
         phi=problem.value(state.u),
@@ -201,15 +218,16 @@ def _step(
         grad=estimate.grad,
         grad_se=estimate.grad_se,
         width=estimate.width,
-        scores=scores,
+        scores=estimate.scores.mean(1),
         value=per_sample.mean().item(),
-        value_se=per_sample.std().item() / len(batch) ** 0.5,
+        value_se=per_sample.std().item() / len(per_sample) ** 0.5,
         gaps=gaps,
         multipliers=state.multipliers,
         status=status,
-        state=replace(after, cost=problem.process.meter.as_dict()),
+        state=after,
         indirect=estimate.indirect,
         apart=estimate.apart,
+        objective=objective,
     )
 
 
@@ -219,7 +237,7 @@ def _learned(problem: Problem) -> dict[str, Tensor]:
     return learning.state() if learning is not None and learning.moves else {}
 
 
-def _gaps(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:
+def gaps_of(problem: Problem, scores: Tensor, batch: Batch) -> Tensor:
     """How far each constraint is above its level; a relative level is measured at the start's phi on the same noise."""
     if not problem.constraints:
         return torch.zeros(0, dtype=torch.float64)

@@ -17,24 +17,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Space:
-    """`numbers` names P numbers, each a share of its range in [0, 1]; `choices` has words to choose from, by name."""
-
-    numbers: tuple[str, ...] = ()
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """How many things are searched over."""
-        return len(self.numbers) + len(self.choices)
-
-
-@dataclass(frozen=True)
 class Candidate:
     """One place in a space: shares (P,) in [0, 1], and a word for each choice."""
 
     shares: tuple[float, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Space:
+    """`numbers` names P numbers, each a share of its range in [0, 1]; `choices` has words to choose from, by name.
+
+    `first` is tried before any other candidate, so that no search ends worse than where it began.
+    """
+
+    numbers: tuple[str, ...] = ()
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    first: Candidate | None = None
+
+    @property
+    def size(self) -> int:
+        """How many things are searched over."""
+        return len(self.numbers) + len(self.choices)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,13 @@ class OptunaSearch:
     def __init__(self, space: Space, seed: Seed, sampler: Callable[[int], BaseSampler]) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space, self._seed, self._sampler = space, seed, sampler
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler_of(0))
         self._asked: Trial | None = None
+        if space.first is not None:
+            numbers = dict(zip(space.numbers, space.first.shares, strict=True))
+            self._study.enqueue_trial({**numbers, **space.first.words})
 
     def ask(self) -> Candidate:
         if self._asked is None:
@@ -52,13 +55,14 @@ class OptunaSearch:
             self._study.tell(asked, state=TrialState.FAIL)
 
     def _sampler_of(self, trial: int) -> BaseSampler:
-        """A sampler for this trial; that Optuna calls some of them experimental is no news to the user."""
+        """A sampler for this trial; which of them or of their options Optuna may change is no news to the user."""
         import warnings
 
         from optuna.exceptions import ExperimentalWarning
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             return self._sampler(self._seed.child("trial", trial).value % 2**31)
 
 

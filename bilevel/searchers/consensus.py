@@ -44,16 +44,18 @@ class Consensus:
         return None
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
-        return ConsensusSearch(self, len(space.numbers), seed)
+        return ConsensusSearch(self, space, seed)
 
 
 class ConsensusSearch:
-    def __init__(self, options: Consensus, numbers: int, seed: Seed) -> None:
+    def __init__(self, options: Consensus, space: Space, seed: Seed) -> None:
         import torch
 
         self._options, self._seed, self._generation = options, seed, 0
-        first = torch.quasirandom.SobolEngine(numbers, scramble=True, seed=seed.child("first").value % 2**31)
-        self._x: Tensor = first.draw(options.particles).double()  # (M, P), shares
+        drawn = torch.quasirandom.SobolEngine(len(space.numbers), scramble=True, seed=seed.child("first").value % 2**31)
+        self._x: Tensor = drawn.draw(options.particles).double()  # (M, P), shares
+        if space.first is not None:
+            self._x[0] = torch.tensor(space.first.shares, dtype=torch.float64)
         self._values: list[float] = []
 
     def ask(self) -> Candidate:

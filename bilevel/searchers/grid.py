@@ -20,7 +20,7 @@ class Grid:
     ends: bool = False
 
     def why_not(self, space: Space, trials: int) -> str | None:
-        least = _combinations(space) * 2 ** len(space.numbers)
+        least = _combinations(space) * 2 ** len(space.numbers) + (space.first is not None)
         if trials < least:
             return (
                 f"a grid of {space.size} dimensions needs {least} trials at least; raise the budget, or take gp or tpe"
@@ -28,7 +28,8 @@ class Grid:
         return None
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
-        return GridSearch(points_of(space, trials, ends=self.ends), seed)
+        first = [] if space.first is None else [space.first]
+        return GridSearch(first, points_of(space, trials - len(first), ends=self.ends), seed)
 
 
 def points_of(space: Space, trials: int, *, ends: bool = False) -> list[Candidate]:
@@ -66,13 +67,13 @@ def _count(levels: list[int], space: Space) -> int:
 
 
 class GridSearch:
-    """All points once, then again in the same order: values are noisy, and a second look is not wasted."""
+    """`first`, then all points once, and again in the same order: values are noisy, and a second look is not wasted."""
 
-    def __init__(self, points: list[Candidate], seed: Seed) -> None:
+    def __init__(self, first: list[Candidate], points: list[Candidate], seed: Seed) -> None:
         import torch
 
         order = torch.randperm(len(points), generator=seed.child("order").generator())
-        self._points: list[Candidate] = [points[k] for k in order.tolist()]
+        self._points: list[Candidate] = [*first, *(points[k] for k in order.tolist())]
         self._at = 0
 
     def ask(self) -> Candidate:

@@ -14,6 +14,7 @@ WHERE = {
     "rewards": "reward.kind, lower.reward.kind, keep.kind",
     "estimators": "estimator.kind",
     "optimizers": "optimizer.kind",
+    "searchers": "search.kind",
 }
 
 

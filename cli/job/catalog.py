@@ -31,6 +31,7 @@ ROOMS = {
     "rewards": "genbo.rewards",
     "estimators": "genbo.bilevel.estimators",
     "optimizers": "genbo.bilevel.optimizers",
+    "searchers": "genbo.bilevel.searchers",
 }
 DEFAULTS = {
     "models": "diffusers",

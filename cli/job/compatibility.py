@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from genbo.bilevel.protocols import cannot_follow, of_rule
+from genbo.bilevel.trials import Candidate, Space
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
@@ -30,7 +31,7 @@ def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled):
         yield from check(job, root)
     found = list(two_levels(job, root))
-    yield from found or refusals(job, root)
+    yield from found or [*searched(job, root), *refusals(job, root)]
 
 
 def pooled(job: Job, root: Node) -> Iterator[Misfit]:
@@ -42,6 +43,35 @@ def pooled(job: Job, root: Node) -> Iterator[Misfit]:
             f"{samples} samples a step cannot come from a pool of {pool}; make it larger",
             None,
         )
+
+
+def searched(job: Job, root: Node) -> Iterator[Misfit]:
+    """Why a search cannot work in this job, or why its estimator belongs to no search."""
+    if job.search is None:
+        if job.estimator.kind == "value":
+            message = "value gives no gradient to follow; write search: gp, or take estimator: auto"
+            yield root.find(["estimator"]), message, "estimator"
+        return
+    written = root.value
+    assert isinstance(written, dict)
+    if job.tilts:
+        message = "the curve over lambda comes from one set of samples, so no search is needed; delete this"
+        yield root.find(["search"]), message, None
+        return
+    if job.training is not None and job.training.coupled:
+        message = "every candidate would need a network of its own; set lower.conditioning: log_snr, or delete this"
+        yield root.find(["search"]), message, None
+    if job.estimator.kind != "value":
+        message = f"a search needs no gradient; delete estimator: {job.estimator.kind}, or delete search"
+        yield root.find(["estimator"]), message, None
+    for key in ("optimizer",) if "optimizer" in written else ():
+        yield root.find([key]), "a search follows no gradient, so no optimizer is used; delete this", None
+    if job.budget.pool is not None:
+        message = "all candidates of a search share budget.samples samples; delete this"
+        yield root.find(["budget", "pool"]), message, None
+    space = Space(tuple(map(str, range(job.parameters))), first=Candidate())
+    if reason := job.search.options.why_not(space, job.budget.steps):
+        yield root.find(["search"]), reason, None
 
 
 def refusals(job: Job, root: Node) -> Iterator[Misfit]:

@@ -17,6 +17,7 @@ from genbo.cli.job.sections.optimizer import OPTIMIZER
 from genbo.cli.job.sections.output import OUTPUT
 from genbo.cli.job.sections.prompts import PROMPTS
 from genbo.cli.job.sections.reward import REWARD
+from genbo.cli.job.sections.search import SEARCH
 from genbo.cli.job.sections.seed import SEED
 from genbo.cli.job.sections.tune import TUNE
 from genbo.cli.job.sections.version import VERSION
@@ -31,6 +32,7 @@ SECTIONS: tuple[Section[Any], ...] = (
     LOWER,
     FINETUNE,
     KEEP,
+    SEARCH,
     ESTIMATOR,
     OPTIMIZER,
     BUDGET,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, SkipValidation
 
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
+from genbo.bilevel.trials import Searcher
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
@@ -55,6 +56,7 @@ class Job(BaseModel):
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
+    search: Kind[Searcher] | None = None
     estimator: Kind[Estimator[Any, Any, Any]]
     optimizer: Kind[Optimizer]
     budget: BudgetJob
@@ -121,7 +123,8 @@ class Job(BaseModel):
     def document(self) -> dict[str, Any]:
         """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
         written = {s.key: s.written(getattr(self, s.field), self.level) for s in SECTIONS}
-        return {key: value for key, value in written.items() if value is not None}
+        unused = ("optimizer",) if self.search is not None else ()  # nothing follows a gradient
+        return {key: value for key, value in written.items() if value is not None and key not in unused}
 
     def digest(self) -> str:
         """The sha256 of the canonical JSON of the document without its output."""
@@ -143,6 +146,8 @@ class Job(BaseModel):
 
     def chosen(self, half_precision: bool | None = None) -> Chosen:
         """The estimator itself where the job names one, else what `auto` chooses."""
+        if self.search is not None:
+            return Chosen(self.estimator.kind, self.estimator.options, "a search needs no gradient")
         if not isinstance(self.estimator.options, Chooser):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
         name, options, reason = self.estimator.options.choose(self.facts(half_precision))

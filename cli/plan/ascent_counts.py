@@ -161,7 +161,9 @@ class Stepping:
 
     def evaluation(self) -> dict[str, Cost]:
         stays = self.job.budget.steps <= 1 + self.gradient.idle_steps  # the last step is measured and not taken
-        sides = {"start": self.at_start, "tuned": self.guided(self._all_inside) if stays else self.moved}
+        ends_at_start = self.job.search is not None and not self.most
+        tuned = self.guided(self._all_inside) if stays else self.at_start if ends_at_start else self.moved
+        sides = {"start": self.at_start, "tuned": tuned}
         judged = opinions(self.job, self.job.evaluate.samples)
         found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
         for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
@@ -251,6 +253,8 @@ class Stepping:
         reasons = []
         if self.switch_is_tuned:
             reasons.append("where guidance is switched on is itself tuned, and a step takes one row of a sample or two")
+        if self.job.search is not None and self.at_start != self.moved:
+            reasons.append("where the start is the best candidate, it is evaluated again, without guidance")
         if self.is_blackbox:
             at_most = f"from 1 to {OWN_CALLS} network calls a step, and from 1 to {OWN_ROWS} rows of a sample"
             reasons.append(f"a black box draws by its own call, {at_most}")

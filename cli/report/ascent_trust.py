@@ -20,12 +20,34 @@ ENOUGH = 6  # gradients, from which number on the last third is looked at
 
 
 def about_path(report: RunReport) -> list[Remark]:
+    if any(step.objective is not None for step in report.steps):
+        return [*_about_candidates(report), *_about_bounds(report)]
     return [
         *_about_steps(report),
         *about_parts(report),
         *root_words.remarks(report),
         *_about_bounds(report),
     ]
+
+
+# -- candidates of a search ------------------------------------------------------------------------------------
+
+
+def _about_candidates(report: RunReport) -> list[Remark]:
+    """How many were measured, when the best was, and what a best of many noisy values is not."""
+    tried = [step for step in report.steps if step.objective is not None and step.status == "ok"]
+    found = []
+    if tried:
+        at = max(range(len(tried)), key=lambda k: tried[k].objective or 0.0)
+        best = number_format.with_error(tried[at].value, tried[at].value_se)
+        text = f"{number_format.plural(len(tried), 'candidate')} measured; the best was number {at + 1}, with {best}."
+        found.append(remark("note", f"{text} A best of many noisy values is too good: rely on the verdict."))
+        if len(tried) >= ENOUGH and at >= len(tried) * 2 // 3:
+            found.append(remark("note", "The best candidate came late: more budget.steps may find a better one."))
+    if failed := len(report.steps) - len(tried):
+        text = f"{number_format.plural(failed, 'candidate')} of {len(report.steps)} gave numbers that are not finite."
+        found.append(remark("warning", text))
+    return found
 
 
 # -- gradients -------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Tuned:
 
     phi: Tensor
     se: list[float | None]
-    method: str  # root | mean | start | last | curve
+    method: str  # root | mean | start | last | curve | best
     interval: Sequence[tuple[float, float] | None] | None = None  # of 95 %
     kinds: Sequence[str | None] | None = None  # interior | lower_bound | upper_bound | undetermined | unsettled
     answer: AnswerRecord | None = None  # the key of report.json
@@ -115,11 +115,21 @@ def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     usable = [r for r in records if r["status"] == "ok"]
     if not usable:
         return Tuned(problem.first(), [None] * problem.parameters, "start")
+    if "objective" in usable[0]:
+        return _best_of(problem, usable)
     width = max(r.get("width", 0.0) for r in usable)  # of journals before it was written: none is taken back
     here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")), width=width)
     intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
     answer = root_words.record_of(here, root_words.labels_of(problem))
     return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
+
+
+def _best_of(problem: Problem, trials: Sequence[Mapping[str, Any]]) -> Tuned:
+    """phi of the candidate that did best; how far it is from the optimum is not known, so it has no error bar."""
+    best = max(trials, key=lambda trial: trial["objective"])
+    first = best is trials[0]  # a start on a bound is measured a little inside, and is itself where it stays
+    phi = problem.first() if first else problem.value(_column([best], "u")[0])
+    return Tuned(phi, [None] * problem.parameters, "best")
 
 
 def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:

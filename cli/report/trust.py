@@ -36,7 +36,12 @@ def about_held_out(report: RunReport) -> list[Remark]:
     if (held_out.prompts if held_out.fresh_prompts else _counted(held_out)) < FEW_PROMPTS:
         found.append(remark("note", f"The interval counts {_few(held_out)}."))
     if all(value.start == value.tuned for value in report.phi.values()):
-        text = "Nothing moved: start and tuned are the same values. The last step is not taken; raise budget.steps."
+        searched = any(step.objective is not None for step in report.steps)
+        text = "Nothing moved: start and tuned are the same values. " + (
+            "No candidate did better than the start; raise budget.steps or budget.samples."
+            if searched
+            else "The last step is not taken; raise budget.steps."
+        )
         found.append(remark("warning", text))
     elif held_out.verdict == "no measurable difference":
         text = "The interval includes zero: if there is a difference, this many samples do not show it."

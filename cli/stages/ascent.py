@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from genbo.cli.stages.finish import conclude, counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.bilevel.loop import TuningStep
+    from genbo.bilevel.loop import State, TuningStep
     from genbo.bilevel.problem import Problem
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import ChunkCache
@@ -62,14 +62,12 @@ def whole(context: Context) -> Generator[Document, None, Document]:
 
 def climb(context: Context) -> Generator[Document, None, Checkpoint]:
     """Steps until the budget is spent; what a step saw is on the disk before the next begins."""
-    from genbo.bilevel.loop import tune as steps_of
-
-    run, a = context.run, context.assembled
+    run = context.run
     last = where_it_stood(context)
     run.last_step = last.state.steps
     context.screen.begin(run.journal.records)
     began = time.monotonic() - last.elapsed_s
-    steps = steps_of(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, last.state)
+    steps = steps_of(context.assembled, last.state)
     context.stop_if_asked()
     while not out_of_time(context, last):
         step = next(steps, None)
@@ -80,6 +78,16 @@ def climb(context: Context) -> Generator[Document, None, Checkpoint]:
         yield run.journal.last
         context.stop_if_asked()
     return last
+
+
+def steps_of(a: Assembled, state: State) -> Iterator[TuningStep]:
+    """Steps along the gradient, or candidates of a search, from a state on."""
+    from genbo.bilevel import loop, search_loop
+
+    if a.searcher is None:
+        return loop.tune(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, state)
+    common = a.estimator.common  # type: ignore[attr-defined]  # of estimators/value.py, the only one of a search
+    return search_loop.tune(a.problem, a.estimator, a.searcher, a.prompts, a.budget, a.seed, common, state)
 
 
 def where_it_stood(context: Context) -> Checkpoint:
@@ -129,6 +137,7 @@ def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: f
         "grad": step.grad.tolist(),
         "grad_se": step.grad_se.tolist(),
         **({"width": step.width} if step.width else {}),
+        **({} if step.objective is None else {"objective": step.objective}),
         **_parts(step),
         "status": step.status,
         "cost": step.state.cost,
@@ -157,6 +166,11 @@ def gave_up(last: Checkpoint) -> bool:
 
 def why_given_up(records: Sequence[Document]) -> str:
     tried = ", ".join(f"{name} {_short(value)}" for name, value in records[-1]["phi"].items())
+    if "objective" in records[-1]:
+        return (
+            f"the reward was not finite at any of the first {len(records)} candidates, the last of them {tried}. "
+            "Narrow the bounds, or set model.dtype: fp32"
+        )
     if records[-1]["status"] == "flat":
         names = " and ".join(records[-1]["phi"])
         return (

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.scoring import Reward
     from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.bilevel.training.schedule_response import ScheduleResponse
+    from genbo.bilevel.trials import Searcher
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.diffusion.data import Images, Splits
     from genbo.diffusion.process import Model, Process
@@ -37,6 +38,7 @@ class Assembled:
     estimator_name: str
     estimator_reason: str
     optimizer: Optimizer
+    searcher: Searcher | None  # chooses candidates in place of the optimizer
     budget: Budget
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -102,9 +104,10 @@ def assemble(job: Job) -> Assembled:
         judge_names=tuple(j.name for j in job.evaluate.judges),
         data=data,
         estimator=chosen.options,
-        estimator_name=chosen.name,
+        estimator_name=job.search.kind if job.search else chosen.name,
         estimator_reason=chosen.reason,
         optimizer=job.optimizer.options,
+        searcher=job.search.options if job.search else None,
         budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls, job.budget.pool),
         prompts=job.prompts,
         held_out=job.held_out,

@@ -85,7 +85,9 @@ def row(record: Record) -> tuple[str, ...]:
     """A step as the cells of `HEAD`; the last says what went wrong, if anything."""
     at = ", ".join(f"{name} {number_format.numbers(value)}" for name, value in record["phi"].items())
     grads = record["grad"]
-    if len(grads) == 1:
+    if all(g is None for g in grads):
+        gradient = ""  # a search has none
+    elif len(grads) == 1:
         gradient = number_format.with_error(grads[0], record["grad_se"][0])
     else:
         ratio = noise_ratio(grads, record["grad_se"])

@@ -414,4 +414,4 @@ def test_every_key_is_a_file_and_every_file_is_a_key() -> None:
 def test_a_resolved_job_is_written_in_the_order_of_the_keys() -> None:
     written = list(read_job(WORLD).document())
     assert written == [section.key for section in SECTIONS if section.key in written]
-    assert {section.key for section in SECTIONS} - set(written) == {"data", "lower", "finetune"}
+    assert {section.key for section in SECTIONS} - set(written) == {"data", "lower", "finetune", "search"}
