@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from genbo.diffusion.numbers import N
+from genbo.diffusion.prediction import Prediction
 from genbo.diffusion.room import Room
 from genbo.diffusion.traits import GuidanceTraits, SamplerTraits
 
@@ -262,50 +263,6 @@ class Steer:
 
     score: Score
     most: float = math.inf
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A raw network output and what it says of x_0 and eps: x_t = alpha_t x_0 + sigma_t eps."""
-
-    kind: str
-    x_t: Tensor
-    alpha_t: Tensor
-    sigma_t: Tensor
-
-    def x_0(self, output: Tensor) -> Tensor:
-        import torch
-
-        x, a, s = self.x_t, self.alpha_t, self.sigma_t
-        match self.kind:
-            case "epsilon":
-                return torch.addcmul(x, s, output, value=-1) / a
-            case "v_prediction":
-                return (a * x - s * output) / (a**2 + s**2)
-            case "flow_prediction":
-                return (x - s * output) / (a + s)
-            case "sample":
-                return output
-        raise ValueError(f"no prediction is called {self.kind!r}")
-
-    def eps(self, output: Tensor) -> Tensor:
-        if self.kind == "epsilon":
-            return output
-        return (self.x_t - self.alpha_t * self.x_0(output)) / self.sigma_t
-
-    def output(self, x_0: Tensor) -> Tensor:
-        """The raw output that says x_0; the inverse of `x_0`."""
-        x, a, s = self.x_t, self.alpha_t, self.sigma_t
-        match self.kind:
-            case "epsilon":
-                return (x - a * x_0) / s
-            case "v_prediction":
-                return (a * x - (a**2 + s**2) * x_0) / s
-            case "flow_prediction":
-                return (x - (a + s) * x_0) / s
-            case "sample":
-                return x_0
-        raise ValueError(f"no prediction is called {self.kind!r}")
 
 
 @dataclass(frozen=True)
