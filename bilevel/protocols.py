@@ -41,10 +41,13 @@ class Tunable(Protocol):
         """Its key under `tune:` in the job."""
 
     def mistakes(self, steps: int) -> list[str]:
-        """What is wrong with these options for a sampler of `steps` steps, a sentence each."""
+        """What is wrong with these options for a sampler of `steps` steps, a sentence each, with the remedy.
+
+        A sentence that begins with `option: ` is shown at that option's place in the job.
+        """
 
     def size(self, steps: int) -> int:
-        """How many numbers phi has, for a sampler of `steps` steps."""
+        """P >= 1, how many numbers phi has, for a sampler of `steps` steps."""
 
     def numbers(self, steps: int) -> list[float]:
         """phi at the start, P numbers exactly as the user wrote them; for the plan, which is made without torch."""
@@ -83,7 +86,15 @@ class Tunable(Protocol):
         """u (..., P) -> phi, inside its domain for every u."""
 
     def embed(self, process: Process, phi: Tensor) -> Process:
-        """A new process with phi, (M, P), in its place."""
+        """A new process with phi in its place.
+
+        Args:
+            process: The process to put it into; it stays as it is.
+            phi: (M, P) in float64 on the CPU, inside its domain; the new process is differentiable in it.
+
+        Returns:
+            A process with M members.
+        """
 
     def spoken(self, phi: Tensor) -> float | list[float]:
         """phi (P,) as a person writes it in a job: a number, or a list."""
@@ -255,7 +266,11 @@ class Estimator(Protocol[Level, At, Gradient]):
         """Of one gradient in so many parameters."""
 
     def __call__(self, level: Level, at: At, /) -> Gradient:
-        """The gradient at a point; `level` can be asked there and anywhere near."""
+        """The gradient at a point; `level` can be asked there and anywhere near.
+
+        Raises:
+            FloatingPointError: where a lower level leaves the finite numbers.
+        """
 
 
 @runtime_checkable
@@ -347,4 +362,14 @@ class Optimizer(Protocol):
     def step(
         self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
+        """One step uphill.
+
+        Args:
+            u: Where it stands, (P,) in float64.
+            grad: The gradient of the objective there, (P,) in float64.
+            state: What the last step returned, tensors in float64; empty at first.
+            progress: From 0 to 1 over the budget.
+
+        Returns:
+            The next u, (P,), and the state for the next step.
+        """

@@ -19,6 +19,7 @@ class Prediction:
     sigma_t: Tensor
 
     def x_0(self, output: Tensor) -> Tensor:
+        """The clean samples (B, *shape) that a raw output predicts."""
         import torch
 
         x, a, s = self.x_t, self.alpha_t, self.sigma_t
@@ -34,6 +35,7 @@ class Prediction:
         raise ValueError(f"no prediction is called {self.kind!r}")
 
     def eps(self, output: Tensor) -> Tensor:
+        """The noise (B, *shape) that a raw output predicts."""
         if self.kind == "epsilon":
             return output
         return (self.x_t - self.alpha_t * self.x_0(output)) / self.sigma_t

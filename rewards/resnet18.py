@@ -43,7 +43,9 @@ REMEDY = "save_file(resnet18(weights='IMAGENET1K_V1').state_dict(), 'resnet18.sa
 
 @dataclass(frozen=True)
 class Resnet18:
-    """`pretrained` is a safetensors file of torchvision's ResNet-18 (timm's `resnet18.tv_in1k` has the same names):
+    """`pretrained` is a safetensors file of torchvision's ResNet-18.
+
+    timm's `resnet18.tv_in1k` has the same names; with torchvision,
 
         save_file(resnet18(weights='IMAGENET1K_V1').state_dict(), 'resnet18.safetensors')
 

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cosine(Family):
+    """`start` < `end` are the part of the curve that is used, in [0, 1]; `tau` > 0 is its power, `eps` > 0 its offset.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     start: float = 0.0
     end: float = 1.0
     tau: float = 1.0

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Linear(Family):
+    """`beta_start` and `beta_end` are the rates at t = 0 and t = 1, for the whole of time.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     beta_start: float = 0.1
     beta_end: float = 20.0
     log_snr_max: float = 10.0

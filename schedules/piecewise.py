@@ -26,6 +26,11 @@ MOST_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class Piecewise(Family):
+    """`inner` are the knots between both ends, rising in (0, 1), or how many of them there are.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1.
+    """
+
     inner: int | list[float] = 4
     log_snr_max: float = 10.0
     log_snr_min: float = -10.0

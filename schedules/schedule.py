@@ -186,8 +186,10 @@ def of_log_snr(log_snr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def between(power: Tensor, first: Tensor, last: Tensor, p: Mapping[str, Tensor]) -> Tensor:
-    """lambda_t of a power that falls from `first` to `last`, stretched between the ends; both logs of sums of
-    positive numbers, so that neither end loses digits."""
+    """lambda_t of a power that falls from `first` to `last`, stretched between the ends of the log-SNR.
+
+    Both logarithms are of sums of positive numbers, so that neither end loses digits.
+    """
     most, least = p["log_snr_max"].sigmoid(), p["log_snr_min"].sigmoid()
     share = (most - least) / (first - last)
     signal = least + share * (power - last)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sigmoid(Family):
+    """`start` < `end` are the part of the sigmoid that is used; `tau` > 0 is its width.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0

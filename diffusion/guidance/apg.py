@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Apg:
+    """`weight` as in plain guidance; `eta` scales what lies along x_0(cond).
+
+    `norm_threshold` >= 0 limits the length of the difference (0: no limit), `momentum` in (-1, 1) is that of its
+    running average.
+    """
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(keeps_state=True)
 
     weight: float | list[float] = 5.0

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Interval:
+    """`weight` holds from `start` to `stop`, shares of the steps in [0, 1]; outside the weight is 1."""
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(switches=("start", "stop"))
 
     weight: float | list[float] = 5.0

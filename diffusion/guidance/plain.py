@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plain:
+    """`weight` is one number, or a list of one for each step."""
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(in_diffusers=True)
 
     weight: float | list[float] = 5.0

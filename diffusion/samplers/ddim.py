@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ddim:
+    """`steps` network calls a sample; `eta` in [0, 1] is the share of fresh noise at each step."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="ddim", in_diffusers=True, call_options=("eta",))
 
     steps: Annotated[int, Gt(0)] = 20

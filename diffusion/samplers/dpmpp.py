@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dpmpp:
+    """`steps` network calls a sample."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="dpmpp", in_diffusers=True)
 
     steps: Annotated[int, Gt(0)] = 10

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Euler:
+    """`steps` network calls a sample."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="euler", in_diffusers=True)
 
     steps: Annotated[int, Gt(0)] = 20
