@@ -65,7 +65,7 @@ def files_of(folder: Path, prompts: Path | None = None) -> tuple[list[Path], dic
 
     What a table of prompts names is an image in any case.
     """
-    from genbo.diffusion.data import SUFFIXES
+    from genbo.diffusion.images import SUFFIXES
 
     if not folder.is_dir():
         what = "a file; give the folder that it is in" if folder.is_file() else "not there; correct the path"
@@ -99,7 +99,7 @@ def readable(folder: Path, files: Sequence[Path] | None = None) -> list[Picture]
 
 def decoded(file: Path) -> Tensor:
     """(3, H, W) in bytes."""
-    from genbo.diffusion.data import decode
+    from genbo.diffusion.image_files import decode
 
     return decode(file.read_bytes(), "rgb").expand(3, -1, -1)
 

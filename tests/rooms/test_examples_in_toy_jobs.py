@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from genbo.cli.report import html
 from genbo.diffusion.kinds import class_of, kinds
 from tests.rooms.house import ROOT, house_with
-from tests.rooms.test_one_file_each import CONTRIBUTING, FILES, run
+from tests.rooms.test_one_file_each import FILES, TEMPLATES, run
 
-TEMPLATES = dict(re.findall(r"```jinja\n\{# (\S+\.j2) #\}\n(.*?)```", CONTRIBUTING, re.DOTALL))
 OLD_RUN = ROOT / "tests" / "cli" / "old_runs" / "guidance"
 
 

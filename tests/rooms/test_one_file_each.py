@@ -15,6 +15,7 @@ from tests.rooms.house import ROOT, house_with
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", CONTRIBUTING, re.DOTALL))
+TEMPLATES = dict(re.findall(r"```jinja\n\{# (\S+\.j2) #\}\n(.*?)```", CONTRIBUTING, re.DOTALL))
 JOB = """\
 version: 1
 model:
@@ -44,7 +45,7 @@ print(image.size)
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return house_with(tmp_path_factory.mktemp("house"), FILES)
+    return house_with(tmp_path_factory.mktemp("house"), {**FILES, **TEMPLATES})
 
 
 def run(house: Path, *arguments: str) -> str:
