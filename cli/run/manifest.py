@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.json_files import Document, to_json
@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Document:
 def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
     """The manifest and the files of a checkpoint, each equal to its hash."""
     manifest, files = read_manifest(folder), {}
-    for name, declared in cast("dict[str, str]", manifest["files"]).items():
+    for name, declared in cast("dict[str, dict[str, Any]]", manifest["files"]).items():
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as problem:
