@@ -46,9 +46,11 @@ class Cosine(Family):
     }
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {name: [getattr(self, name)] for name in self.links}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T) of the cosine, stretched between both ends."""
         first, last = self._power(0 * t[..., :1], p), self._power(0 * t[..., :1] + 1, p)
         return between(self._power(t, p), first, last if self.normalised else 0 * last, p)
 

@@ -37,6 +37,7 @@ class Piecewise(Family):
 
     @property
     def links(self) -> Mapping[str, Link]:
+        """Of the knots, which rise, and of both ends."""
         return {"inner": Rising(len(self._inner)), **ENDS}
 
     @property
@@ -46,9 +47,11 @@ class Piecewise(Family):
         return [(k + 1) / (self.inner + 1) for k in range(self.inner)]
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {"inner": self._inner, "log_snr_max": [self.log_snr_max], "log_snr_min": [self.log_snr_min]}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T), a straight line between any two knots."""
         import torch
 
         inner = p["inner"]

@@ -70,6 +70,7 @@ class Schedule:
 
     @property
     def members(self) -> int:
+        """M, how many schedules there are side by side."""
         return max(int(value.shape[0]) for value in self.values.values())
 
     def why_not(self, prediction: str) -> str | None:
@@ -77,6 +78,7 @@ class Schedule:
         return zero_terminal_mistake(self.zero_terminal, prediction)
 
     def to(self, device: torch.device) -> Schedule:
+        """The same on a device."""
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ class Apg:
     momentum: Annotated[float, Interval(gt=-1, lt=1)] = -0.5
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` itself, at every step."""
         return options["weight"]
 
     def combine(
@@ -52,6 +53,7 @@ class Apg:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """Algorithm 1, (B, *shape); the state is the running average of the differences, (B, *shape)."""
         x_cond = predict.x_0(cond)
         now = x_cond - predict.x_0(uncond)
         average = now if state is None else now + options["momentum"] * state

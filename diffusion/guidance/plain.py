@@ -27,6 +27,7 @@ class Plain:
     weight: float | list[float] = 5.0
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` itself, at every step."""
         return options["weight"]
 
     def combine(
@@ -37,4 +38,5 @@ class Plain:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """uncond + weight (cond - uncond), (B, *shape)."""
         return uncond.lerp(cond, options["weight"]), state

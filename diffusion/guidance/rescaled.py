@@ -33,6 +33,7 @@ class Rescaled:
     rescale: Annotated[float, Interval(ge=0, le=1)] = 0.7
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` itself, at every step."""
         return options["weight"]
 
     def combine(
@@ -43,6 +44,7 @@ class Rescaled:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """Eq. 15 and 16, (B, *shape); standard deviations are over all numbers of a sample."""
         guided = uncond + options["weight"] * (cond - uncond)
         axes = tuple(range(1, cond.ndim))
         matched = guided * (cond.std(axes, keepdim=True) / guided.std(axes, keepdim=True))

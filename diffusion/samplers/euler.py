@@ -29,4 +29,5 @@ class Euler:
     stochastic: ClassVar[bool] = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """alpha_s x_0 + sigma_s eps, (B, *shape); nothing is remembered."""
         return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory
