@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,13 @@ output: OUTPUT
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return house_with(tmp_path_factory.mktemp("house"), {**FILES, **TEMPLATES})
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_an_example_passes_the_linter_where_it_would_be(path):
+    command = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "--stdin-filename", path, "-"]
+    done = subprocess.run(command, input=FILES[path], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", JOBS)
