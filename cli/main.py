@@ -98,6 +98,49 @@ def batch(
 
 
 @app.command()
+def compare(
+    job: Job,
+    set_: Set = None,
+    with_: Annotated[
+        str, typer.Option("--with", metavar="KINDS", help="Searchers to compare with, separated by commas.")
+    ] = "grid,random,tpe,gp,cmaes",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each tuner, with seeds of their own.")] = 3,
+    budget: Annotated[
+        float, typer.Option("--budget", min=0.0, max=100.0, help="What each may spend, as a share of the job's budget.")
+    ] = 1.0,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Candidates of each search; fewer get more samples each.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Draw new noise for each candidate of a search.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a comparison that was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is there already.")] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress on stderr.")] = False,
+    allow_code: Code = None,
+) -> None:
+    """Compare the job's tuner with grid, random and Bayesian search at equal work, on the same held-out samples."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other; give one of them")
+    from genbo.cli.commands import compare as command
+
+    kinds = [kind.strip() for kind in with_.split(",") if kind.strip()]
+    options = {"fresh": fresh, "resume": resume, "overwrite": overwrite, "as_json": as_json, "quiet": quiet}
+    code = command.run(
+        job,
+        set_ or (),
+        kinds=kinds,
+        repeats=repeats,
+        share=budget,
+        trials=trials,
+        output=output,
+        allow_code=allow_code or (),
+        **options,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def show(run: Run, as_json: Json = False) -> None:
     """Print the result of a run."""
     from genbo.cli.commands import show as command

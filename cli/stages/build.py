@@ -65,8 +65,28 @@ class Assembled:
         return cast("LawEstimator", self.estimator)
 
 
-def assemble(job: Job) -> Assembled:
-    """Open the model and the rewards, and put everything together."""
+class Loaded:
+    """The model and the rewards of jobs that differ in neither: what is opened by the first is there for the others."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+        self.opened: _Opened | None = None
+
+    def model_of(self, job: Job) -> Model:
+        """Opened at the first call."""
+        if self.model is None:
+            self.model = _for_as_long(job).open()
+        return self.model
+
+    def rewards_on(self, model: Model) -> _Opened:
+        """Of the device of the model; a network in training is another for every job, on the same device."""
+        if self.opened is None:
+            self.opened = _Opened(model)
+        return self.opened
+
+
+def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
+    """Open the model and the rewards, where they are not loaded yet, and put everything together."""
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Constraint, Problem
     from genbo.bilevel.protocols import cannot_follow
@@ -77,13 +97,14 @@ def assemble(job: Job) -> Assembled:
 
     data = job.data.open() if job.data else None
     learning = _learning(job, data) if data and job.model.learns else None
-    model: Model = learning.model() if learning else _for_as_long(job).open()
+    loaded = loaded or Loaded()
+    model: Model = learning.model() if learning else loaded.model_of(job)
     batch = batch_of(job, model.device.type)
     _suits(job, model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
         learning.trainer.meter = process.meter
-    opened = _Opened(model)
+    opened = loaded.rewards_on(model)
     tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
     half = is_half(model)

@@ -41,6 +41,7 @@ def _leave(run: Run, state: str, reason: str, *, resumable: bool) -> None:
 @contextmanager
 def named() -> Iterator[None]:
     """Errors of the rooms below, as the ends that the contract names."""
+    from genbo.bilevel.trials import NotTheSame
     from genbo.diffusion.refused import Refused
     from genbo.diffusion.room import NoRoom, is_out_of_memory
 
@@ -48,6 +49,8 @@ def named() -> Iterator[None]:
         yield
     except Refused as problem:  # mended, or passing by itself, it stops a run no more
         raise ArtifactRefused(str(problem), resumable=True) from problem
+    except NotTheSame as problem:
+        raise ArtifactRefused(f"the search cannot go on: {problem}") from problem
     except FloatingPointError as problem:  # a lower level left the finite numbers
         raise Diverged(f"{problem}; the last good state is kept", resumable=False) from problem
     except (RuntimeError, MemoryError) as problem:

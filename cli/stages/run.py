@@ -10,7 +10,7 @@ nothing is exported.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +28,7 @@ from genbo.cli.stages.provenance import on_what
 if TYPE_CHECKING:
     from genbo.cli.job.job import Job
     from genbo.cli.plan.counts import Plan
-    from genbo.cli.stages.build import Assembled
+    from genbo.cli.stages.build import Assembled, Loaded
 
 Document = dict[str, Any]
 
@@ -99,9 +99,21 @@ class Tuning:
 
 
 def stages_of(
-    job: Job, planned: Plan, *, resume: bool, overwrite: bool, quiet: bool, reproduce: str
+    job: Job,
+    planned: Plan,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    reproduce: str,
+    loaded: Loaded | None = None,
+    then: Callable[[Context], None] | None = None,
 ) -> Generator[Document, None, Document]:
-    """The whole run, or the rest of it, step by step; returns the object of `report.json`."""
+    """The whole run, or the rest of it, step by step; returns the object of `report.json`.
+
+    `loaded` has a model and rewards that an earlier run has opened already. `then` is called at the end, while the run
+    folder is still open; with it, a run that has ended is looked at once more.
+    """
     from genbo.cli.stages import ascent, lambda_search
     from genbo.cli.stages.build import assemble
 
@@ -110,18 +122,22 @@ def stages_of(
         opened(Path(job.output), job.document(), resume=resume, overwrite=overwrite) as run,
     ):
         ended = finished(run)
-        if ended is not None:
+        if ended is not None and then is None:
             watch(0, quiet=quiet).note(f"{run.path} has ended already: nothing is left to do")
             return ended
         with endings(run):
             run.status("running", "loading", last_step=run.last_step, resumable=True)
-            assembled = assemble(job)
+            assembled = assemble(job, loaded)
             with watch(assembled.budget.steps, quiet=quiet) as screen:
                 notes = on_what(run, assembled, screen)
                 if planned.expected_s is None and planned.memory is not None:
                     screen.note(_time_by_one_call(assembled, planned))
                 whole = lambda_search.whole if job.tilts else ascent.whole
-                return (yield from whole(Context(run, job, assembled, planned, screen, signals, reproduce, notes)))
+                context = Context(run, job, assembled, planned, screen, signals, reproduce, notes)
+                document = yield from whole(context)
+                if then is not None:
+                    then(context)
+                return document
 
 
 def finished(run: Run) -> Document | None:

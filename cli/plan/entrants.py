@@ -1,0 +1,127 @@
+"""The tuners of a comparison as jobs of their own, each with the same work to spend.
+
+    work = image forwards + 2 x image backwards
+
+A backward pass costs about twice a forward pass. The work is that of the job's own tuning as it is planned; training
+and held-out evaluation, which all tuners share, are not in it. A searcher divides it into trials: `FIRST` and
+`EACH` more for every number, so many that its candidates cover the space, each on as many samples as are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genbo.bilevel.trials import Candidate, Space
+from genbo.cli.errors import UserMistake
+from genbo.cli.job import catalog
+from genbo.cli.job.job import Job, Kind
+from genbo.cli.plan.cost import Cost
+from genbo.cli.plan.counts import plan
+
+OWN = "job"  # the tuner that the job itself names
+FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
+FEWEST = 4  # samples of a trial
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A tuner: its name, and the job that lets it tune, for the first repeat."""
+
+    name: str
+    job: Job
+
+    def repeat(self, number: int) -> Job:
+        """The job of one repeat, whose seed and folder are its own."""
+        place = Path(self.job.output) / f"{self.name}-{number}"
+        return self.job.model_copy(update={"seed": self.job.seed + number, "output": str(place)})
+
+
+@dataclass(frozen=True)
+class Entrants:
+    """All tuners of a comparison, the work that each may spend, and why others were left out."""
+
+    each: tuple[Entrant, ...]
+    work: int
+    left_out: dict[str, str]
+
+
+def work_of(cost: Cost) -> int:
+    return cost.image_forwards + 2 * cost.image_backwards
+
+
+def entrants_of(
+    job: Job,
+    kinds: Sequence[str],
+    output: Path,
+    *,
+    share: float = 1.0,
+    trials: int | None = None,
+    common: bool = True,
+    work: int | None = None,
+) -> Entrants:
+    """The job against searchers of these kinds, each at this share of the job's budget, or with this `work`.
+
+    Raises:
+        UserMistake: where a kind is unknown, or none of them can search here.
+    """
+    if job.tilts:
+        raise UserMistake(
+            "genbo compare does not run searches over lambda: the whole curve comes from one set of samples"
+        )
+    own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share)})
+    work = work_of(plan(own).tuning) if work is None else work
+    entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
+    for kind in kinds:
+        if kind not in catalog.kinds("searchers"):
+            raise UserMistake(f"unknown searcher {kind!r}{catalog.nearest(kind, catalog.kinds('searchers'))}")
+        found = _searcher(own, kind, work, trials, common)
+        if isinstance(found, str):
+            left_out[kind] = found
+        else:
+            entrants.append(Entrant(kind, found))
+    if len(entrants) == 1:
+        reasons = "; ".join(f"{kind}: {reason}" for kind, reason in left_out.items()) or "name some with --with"
+        raise UserMistake(f"there is nothing to compare with ({reasons})")
+    return Entrants(tuple(entrants), work, left_out)
+
+
+def _scaled(job: Job, share: float) -> object:
+    return job.budget.model_copy(update={"steps": max(1, round(job.budget.steps * share))})
+
+
+def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) -> Job | str:
+    """The job with this searcher in place of its gradient, or why it cannot be."""
+    if own.training is not None and own.training.coupled:
+        return "every candidate would need a network of its own"
+    options = catalog.options_of("searchers", kind)()
+    space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
+    wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
+    reasons = [options.why_not(space, count) for count in wanted]
+    fitting = [count for count, reason in zip(wanted, reasons, strict=True) if reason is None]
+    if not fitting:
+        return str(reasons[-1])
+    value = catalog.options_of("estimators", "value")(common=common)
+    search = own.model_copy(
+        update={
+            "search": Kind.model_construct(kind=kind, options=options),
+            "estimator": Kind.model_construct(kind="value", options=value),
+        }
+    )
+    return _with_work(search, fitting[0], work)
+
+
+def _with_work(search: Job, trials: int, work: int) -> Job:
+    """So many trials, each on as many samples as the work allows.
+
+    A trial's cost is linear in its samples, so two plans show what a sample costs.
+    """
+
+    def of(samples: int) -> Job:
+        given = {"steps": trials, "samples": samples, "pool": None, "denoiser_calls": None, "minutes": None}
+        return search.model_copy(update={"budget": search.budget.model_copy(update=given)})
+
+    few, more = (work_of(plan(of(samples)).tuning) for samples in (FEWEST, 2 * FEWEST))
+    each = (more - few) / FEWEST
+    return of(max(FEWEST, FEWEST + int((work - few) / each)))

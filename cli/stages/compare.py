@@ -1,0 +1,195 @@
+"""The runs of a comparison: each tuner in each repeat, and what the best so far of each was worth on held-out samples.
+
+    runs/x/ comparison.json      what is compared, and the figures of every run that has ended
+            job-0/ gp-0/ job-1/ ...      run folders, as `genbo tune` leaves them, with their held-out scores
+
+A comparison that was stopped goes on with the run that was under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genbo.cli.errors import Diverged
+from genbo.cli.plan.cost import Cost
+from genbo.cli.plan.counts import plan
+from genbo.cli.plan.entrants import Entrant, Entrants, work_of
+from genbo.cli.run.seals import read_sealed, write_sealed
+from genbo.cli.stages.context import Context, judges_said
+
+if TYPE_CHECKING:
+    import torch
+
+    from genbo.bilevel.problem import Problem
+    from genbo.cli.job.job import Job
+    from genbo.cli.report.summary import Tuned
+    from genbo.cli.stages.build import Loaded
+
+Document = dict[str, Any]
+FIGURES = "figures.json"
+POINTS = 6  # of the curve of each run: its best so far after each sixth of its work
+
+
+def runs_of(
+    entrants: Entrants, repeats: int, *, overwrite: bool, quiet: bool, points: int = POINTS
+) -> Iterator[tuple[Entrant, int, Document]]:
+    """The figures of every tuner in every repeat, as each run ends; those of runs that have ended are read."""
+    from genbo.cli.stages.build import Loaded
+
+    loaded = Loaded()
+    for number in range(repeats):
+        for entrant in entrants.each:
+            job = entrant.repeat(number)
+            yield entrant, number, _figures(job, loaded, overwrite=overwrite, quiet=quiet, points=points)
+
+
+def _figures(job: Job, loaded: Loaded, *, overwrite: bool, quiet: bool, points: int) -> Document:
+    """What one run came to; it is run, or gone on with, where it has not ended."""
+    from genbo.cli.stages.run import Tuning, stages_of
+
+    folder = Path(job.output)
+    place = folder / FIGURES
+    known = None if overwrite else read_sealed(place)
+    if known is not None and known.get("digest") == job.digest():
+        return known
+    found: list[Document] = []
+
+    def then(context: Context) -> None:
+        found.append(measured(context, points))
+
+    _forget_peak()
+    resume = folder.exists() and not overwrite
+    planned = plan(job)
+    stages = stages_of(
+        job,
+        planned,
+        resume=resume,
+        overwrite=overwrite and folder.exists(),
+        quiet=quiet,
+        reproduce="genbo compare",
+        loaded=loaded,
+        then=then,
+    )
+    try:
+        Tuning(folder, stages).result()
+    except Diverged as problem:  # a tuner that fails on a job has lost there, and the others go on
+        found = [{"failed": str(problem)}]
+    document = {"digest": job.digest(), "peak_bytes": _peak(), **found[0]}
+    write_sealed(place, document)
+    return document
+
+
+# -- what a run is worth -----------------------------------------------------------------------------------------------
+
+
+def measured(context: Context, points: int) -> Document:
+    """The work of a run, and the held-out scores of its start, of its best so far at `points` of its way, and its end.
+
+    `scores` are the objective of every held-out sample; those of the way are means alone.
+    """
+    from genbo.cli.report import summary
+
+    problem, records = context.assembled.problem, context.run.journal.records
+    at = _Evaluated(context)
+    tuned = summary.tuned_of(problem, records)
+    last = _settled(problem, tuned)
+    start, end = at("start", problem.first()), at("tuned", last)
+    way = []
+    for steps in _stops(records, points):
+        phi = _settled(problem, summary.tuned_of(problem, records[:steps]))
+        scores = end if steps == len(records) else at(f"after-{steps}", phi)
+        way.append({"work": _spent(context, records[steps - 1]), "gain": (scores - start).mean().item()})
+    return {
+        "phi": problem.spoken(last),
+        "work": _spent(context, records[-1]),
+        "cost": records[-1]["cost"],
+        "elapsed_s": records[-1]["elapsed_s"],
+        "prompts": list(at.batch.prompts),
+        "fresh_prompts": context.assembled.held_out_is_fresh_prompts,
+        "start": start.tolist(),
+        "tuned": end.tolist(),
+        "way": way,
+    }
+
+
+class _Evaluated:
+    """Held-out scores of any phi, (N,) of the objective; what the run has drawn already is read."""
+
+    def __init__(self, context: Context) -> None:
+        from genbo.cli.stages import ascent, pretraining
+        from genbo.diffusion.seed import batch_of
+
+        a = context.assembled
+        self.context, self.job = context, context.job
+        self.batch = batch_of(a.held_out, context.job.evaluate.samples, a.seed.child("evaluate"))
+        nowhere = pretraining.kept_networks(context)
+        self.sides = ascent.sides_of(context, _start(a.problem), nowhere)
+        self.known: dict[tuple[float, ...], torch.Tensor] = {}
+
+    def __call__(self, name: str, phi: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        from genbo.cli.stages.holdout import evaluate_side
+
+        place = tuple(phi.tolist())
+        if place not in self.known:
+            context = self.context
+            problem = self.sides[0 if name == "start" else 1]
+            side = evaluate_side(
+                context.run.path / "evaluation",
+                name,
+                problem,
+                phi,
+                self.batch,
+                context.run.digest,
+                lambda *_: context.stop_if_asked(),
+                judges_said(context),
+            )
+            weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+            self.known[place] = weights @ side.scores[: len(weights)].double()
+        return self.known[place]
+
+
+def _start(problem: Problem) -> Tuned:
+    from genbo.cli.report.summary import Tuned
+
+    return Tuned(problem.first(), [None] * problem.parameters, "start")
+
+
+def _settled(problem: Problem, tuned: Tuned) -> torch.Tensor:
+    return problem.settled(tuned.phi)
+
+
+def _stops(records: Sequence[Mapping[str, Any]], points: int) -> list[int]:
+    """After how many steps a run is looked at: evenly over its way, the last of them its end."""
+    count = len(records)
+    return sorted({max(1, round(count * k / points)) for k in range(1, points + 1)})
+
+
+def _spent(context: Context, record: Mapping[str, Any]) -> int:
+    """The work up to a step, without the training of a network before the first."""
+    cost, training = record["cost"], context.planned.training
+    own = Cost(
+        image_forwards=cost["image_forwards"] - training.image_forwards,
+        image_backwards=cost["image_backwards"] - training.image_backwards,
+    )
+    return work_of(own)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def _forget_peak() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak() -> int | None:
+    """The most memory of the accelerator; None without one, where it is the process' and not the run's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -1,0 +1,206 @@
+"""`genbo compare`: equal work, shared held-out samples, kept runs, and what its record and its page hold."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from genbo.cli.errors import UserMistake
+from genbo.cli.job.job import read_job
+from genbo.cli.main import app
+from genbo.cli.plan.counts import plan
+from genbo.cli.plan.entrants import OWN, entrants_of, work_of
+from genbo.cli.report.contest import ComparisonRecord, TunerRow, cells, record_of
+
+RUNNER = CliRunner()
+
+
+def job(tmp_path, **more):
+    return {
+        "version": 1,
+        "model": {
+            "kind": "gaussian",
+            "means": {"a": [2.0, 0.0], "b": [0.0, 2.0]},
+            "std": 0.7,
+            "sampler": {"kind": "ddim", "steps": 4},
+        },
+        "prompts": ["a", "b"],
+        "tune": {"guidance": {"start": 4.0, "bounds": [0, 10], "shape": {"knots": 2}}},
+        "reward": {"kind": "quadratic", "target": [1.2, 1.2]},
+        "optimizer": {"kind": "adam", "lr": 0.3},
+        "budget": {"steps": 8, "samples": 8},
+        "evaluate": {"samples": 16},
+        "output": str(tmp_path / "run"),
+        **more,
+    }
+
+
+def written(tmp_path, **more):
+    place = tmp_path / "job.yaml"
+    place.write_text(json.dumps(job(tmp_path, **more)))
+    return place
+
+
+def run(*words):
+    return RUNNER.invoke(app, ["compare", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison of two repeats with three searchers, of which one cannot take so few trials."""
+    tmp_path = tmp_path_factory.mktemp("compare")
+    place = written(tmp_path)
+    result = run(place, "--with", "grid,random", "--repeats", 2, "--json", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    return place, tmp_path / "out", json.loads(result.stdout)
+
+
+def test_every_tuner_has_the_same_work(finished):
+    _, folder, record = finished
+    assert list(record["tuners"]) == ["job", "grid", "random"]
+    for name, row in record["tuners"].items():
+        assert 0.9 * record["work"] < row["work"] <= record["work"], name
+        cost = json.loads((folder / f"{name}-0" / "report.json").read_text())["steps"][-1]["cost"]
+        each = [json.loads((folder / f"{name}-{k}" / "figures.json").read_text())["work"] for k in (0, 1)]
+        assert each[0] == cost["image_forwards"] + 2 * cost["image_backwards"]
+        assert row["work"] == sum(each) / 2
+
+
+def test_the_planned_work_is_what_the_job_spends(finished):
+    place, _, record = finished
+    assert record["work"] == work_of(plan(read_job(place)).tuning) == record["tuners"]["job"]["work"]
+
+
+def test_a_gain_is_the_difference_of_held_out_means(finished):
+    _, folder, record = finished
+    for name, row in record["tuners"].items():
+        reports = [json.loads((folder / f"{name}-{k}" / "report.json").read_text()) for k in (0, 1)]
+        gains = [report["held_out"]["difference"] for report in reports]
+        assert row["gains"] == pytest.approx(gains)
+        assert row["gain"] == pytest.approx(sum(gains) / 2)
+        assert row["way"][-1]["gain"] == pytest.approx(row["gain"])
+        assert row["phi"] == [{key: value["tuned"] for key, value in report["phi"].items()} for report in reports]
+
+
+def test_differences_are_the_jobs_gain_minus_the_tuners(finished):
+    _, _, record = finished
+    rows = record["tuners"]
+    for name in ("grid", "random"):
+        assert rows[name]["difference"] == pytest.approx(rows["job"]["gain"] - rows[name]["gain"])
+    assert "difference" not in rows["job"] and "standing" not in rows["job"]
+    assert ComparisonRecord.read(record, "comparison.json").document() == record
+
+
+def test_repeats_differ_by_their_seed_and_share_it_between_tuners(finished):
+    _, folder, _ = finished
+    seeds = {
+        (name, k): json.loads((folder / f"{name}-{k}" / "report.json").read_text())["job"]["seed"]
+        for name in ("job", "grid", "random")
+        for k in (0, 1)
+    }
+    assert seeds == {(name, k): k for name in ("job", "grid", "random") for k in (0, 1)}
+    starts = [json.loads((folder / f"{name}-0" / "figures.json").read_text())["start"] for name in ("job", "grid")]
+    assert starts[0] == starts[1]
+
+
+def test_what_has_ended_is_not_run_again(finished):
+    place, folder, record = finished
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("*-*/report.json")}
+    (folder / "random-1" / "figures.json").unlink()  # a kill between the run's end and its figures
+    result = run(place, "--with", "grid,random", "--repeats", 2, "--json", "-o", folder, "--resume")
+    again = json.loads(result.stdout)
+    for row in (*record["tuners"].values(), *again["tuners"].values()):
+        row.pop("elapsed_s")
+    assert again == record
+    changed = [file.parent.name for file, at in before.items() if file.stat().st_mtime_ns != at]
+    assert changed == ["random-1"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(finished):
+    place, folder, _ = finished
+    result = run(place, "-o", folder)
+    assert isinstance(result.exception, UserMistake) and "--resume" in str(result.exception)
+
+
+def test_the_page_says_what_the_record_says(finished):
+    _, folder, record = finished
+    page = (folder / "comparison.html").read_text()
+    assert record["headline"] in page and "<script" not in page
+    for name in record["tuners"]:
+        assert f">{name}<" in page
+    assert page.count("<polyline") == len(record["tuners"])
+
+
+def test_a_searcher_that_cannot_search_is_left_out_with_its_reason(tmp_path):
+    made = read_job(job(tmp_path, tune={"guidance": {"start": 4.0, "bounds": [0, 10]}}))
+    found = entrants_of(made, ["cmaes", "gp"], tmp_path)
+    assert [entrant.name for entrant in found.each] == [OWN, "gp"]
+    assert "two numbers" in found.left_out["cmaes"]
+
+
+def test_trials_divide_the_work(tmp_path):
+    made = read_job(job(tmp_path))
+    usual = entrants_of(made, ["gp"], tmp_path).each[1].job.budget
+    few = entrants_of(made, ["gp"], tmp_path, trials=8).each[1].job.budget
+    half = entrants_of(made, ["gp"], tmp_path, share=0.5)
+    assert usual.steps == 16 and few.steps == 8
+    assert few.samples == pytest.approx(2 * usual.samples, abs=2)
+    assert half.each[0].job.budget.steps == 4
+    assert half.each[1].job.budget.samples == pytest.approx(usual.samples / 2, abs=1)
+
+
+def test_teachers_are_drawn_once_for_all_candidates(tmp_path):
+    """A search's plan: a hundred candidates take as many teacher's samples as one."""
+    more = {"tune": {"timesteps": {"start": "uniform"}}, "reward": {"kind": "teacher", "steps": 20}, "search": "random"}
+    made = job(tmp_path, **more)
+    del made["optimizer"]
+    one, many = (read_job({**made, "budget": {"steps": n, "samples": 8}}) for n in (1, 100))
+    each = 8 * 4 * 2
+    assert plan(many).tuning.image_forwards - plan(one).tuning.image_forwards == 99 * each
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--with", "gpp"], "did you mean 'gp'"),
+        (["--with", ""], "nothing to compare with"),
+        (["--with", "grid", "--trials", "3"], "5 trials at least"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, words, message):
+    result = run(written(tmp_path), *words)
+    assert isinstance(result.exception, UserMistake) and message in str(result.exception)
+
+
+def figures(tuned, start=(0.0, 0.0, 0.0, 0.0), work=100):
+    return {
+        "phi": {"guidance": 2.0},
+        "work": work,
+        "cost": {"denoiser_calls": 5},
+        "elapsed_s": 1.0,
+        "peak_bytes": None,
+        "prompts": ["a", "b", "c", "d"],
+        "fresh_prompts": True,
+        "start": list(start),
+        "tuned": list(tuned),
+        "way": [{"work": work, "gain": 0.0}],
+    }
+
+
+def test_words_of_a_record_made_by_hand():
+    ahead = [figures([1.0, 1.1, 1.0, 1.1]), figures([1.1, 1.0, 1.1, 1.0])]
+    behind = [figures([0.1, 0.0, 0.0, 0.1]), figures([0.0, 0.1, 0.1, 0.0])]
+    same = [figures([1.1, 1.0, 1.1, 1.0]), figures([1.0, 1.1, 1.0, 1.1])]
+    failed = [figures([1.0] * 4), {"failed": "not finite"}]
+    plans = dict.fromkeys(("job", "grid", "gp", "tpe"), (8, 8))
+    runs = {"job": ahead, "grid": behind, "gp": same, "tpe": failed}
+    made = record_of(runs, plans, own="job", work=100, common=True, left_out={}, job={})
+    assert [made.tuners[name].standing for name in runs] == [None, "ahead", "no measurable difference", None]
+    assert made.headline == "At equal work the job is ahead of grid and shows no measurable difference to gp."
+    assert made.tuners["tpe"].failed == ["not finite"] and cells("tpe", made.tuners["tpe"])[1] == "failed"
+    turned = record_of({"job": behind, "grid": ahead}, plans, own="job", work=100, common=True, left_out={}, job={})
+    assert turned.tuners["grid"].standing == "behind"
+    lost = record_of({"job": failed, "grid": same}, plans, own="job", work=100, common=True, left_out={}, job={})
+    assert lost.headline == "The job failed in 1 repeat: not finite" and isinstance(lost.tuners["grid"], TunerRow)
