@@ -49,44 +49,51 @@ class Contested:
     samples: int = 1024  # held out
 
 
-def knots(count: int, samples: int, steps: int, *more: str, name: str = "") -> Method:
-    """`guidance` at so many knots, followed by differences."""
+def knots(count: int, samples: int, steps: int, *more: str, name: str) -> Method:
+    """`guidance` at so many knots, followed by wide differences."""
     shape = f"tune.guidance.shape={{knots: {count}}}"
-    settings = (
-        shape,
-        "estimator=zeroth_order",
-        "optimizer.lr=0.3",
-        f"budget.samples={samples}",
-        f"budget.steps={steps}",
-    )
-    return Method(name or f"knots {count}: {steps} x {samples}", (*settings, *more))
+    wide = "estimator={kind: zeroth_order, h: 0.5}"
+    return Method(name, (shape, wide, f"budget.samples={samples}", f"budget.steps={steps}", *more))
 
 
+NEWTON = "optimizer=newton"
 ONE = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "cmaes")
 CONTINUOUS = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid")
 TWO = "tune.guidance.shape={knots: 2}"
 PROBLEMS = {
-    "guidance": Contested("guidance.yaml", ("evaluate.judges=[]",), searches=ONE),
+    "guidance": Contested(
+        "guidance.yaml",
+        ("evaluate.judges=[]",),
+        own=(
+            Method("adam"),
+            Method("newton", (NEWTON,)),
+            Method("newton, h 0.5", (NEWTON, "estimator={kind: zeroth_order, h: 0.5}")),
+        ),
+        searches=ONE,
+    ),
     "per_step": Contested(
         "guidance-per-step.yaml",
         own=(
             Method("as shipped"),
-            knots(2, 16, 40),
-            knots(2, 16, 40, "estimator.h=0.5", name="knots 2, h 0.5"),
-            knots(2, 16, 40, "estimator.h=1.0", name="knots 2, h 1"),
-            knots(2, 32, 20, "estimator.h=0.5", name="knots 2, h 0.5, 20 x 32"),
-            knots(2, 16, 40, "estimator.h=0.5", "budget.pool=160", name="knots 2, h 0.5, pool 160"),
-            knots(2, 16, 40, "estimator.h=0.5", "optimizer.lr=0.15", name="knots 2, h 0.5, lr 0.15"),
-            knots(3, 16, 26, "estimator.h=0.5", name="knots 3, h 0.5"),
+            knots(2, 32, 20, NEWTON, name="2 knots, newton"),
+            knots(3, 27, 16, NEWTON, name="3 knots, newton"),
+            knots(4, 20, 16, NEWTON, name="4 knots, newton"),
+            knots(4, 40, 8, NEWTON, name="4 knots, newton, 8 x 40"),
         ),
         searches=(
             *(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid"),
-            *(Method(f"{kind}, 2 knots", (TWO,), kind) for kind in SEARCHES),
-            Method("gp, 2 knots, 32 trials", (TWO,), "gp", 32),
+            *(Method(f"{kind}, 2 knots", (TWO,), kind) for kind in ("gp", "tpe", "cmaes")),
         ),
     ),
-    "timesteps": Contested("timesteps.yaml", searches=CONTINUOUS, samples=256),
-    "digits": Contested("noise-schedule-digits.yaml", searches=CONTINUOUS, samples=2048),
+    "timesteps": Contested(
+        "timesteps.yaml", own=(Method("adam"), Method("newton", (NEWTON,))), searches=CONTINUOUS, samples=256
+    ),
+    "digits": Contested(
+        "noise-schedule-digits.yaml",
+        own=(Method("adam"), Method("newton", (NEWTON,))),
+        searches=CONTINUOUS,
+        samples=2048,
+    ),
 }
 
 

@@ -191,7 +191,14 @@ def _step(
     if status != "non_finite":  # a first one-point step has no gradient yet, and is what the second one needs
         after = replace(after, estimator=dict(estimate.state))
     if status == "ok":
-        u, optimizer_state = optimizer.step(state.u, estimate.grad, state.optimizer, state.steps / budget.steps)
+        u, optimizer_state = optimizer.step(
+            state.u,
+            estimate.grad,
+            state.optimizer,
+            state.steps / budget.steps,
+            noise=estimate.grad_se,
+            width=estimate.width,
+        )
         after = replace(after, u=u, optimizer=optimizer_state, wasted=0)
         multipliers, integral = _multipliers(state.integral, gaps, estimate, reward_weights)
         after = replace(after, multipliers=multipliers, integral=integral)

@@ -360,7 +360,14 @@ class Optimizer(Protocol):
         """None, or a sentence: why it cannot work here, and what to do instead."""
 
     def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+        self,
+        u: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        progress: float,
+        *,
+        noise: Tensor | None = None,
+        width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step uphill.
 

@@ -34,7 +34,14 @@ class Adam:
         return None
 
     def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+        self,
+        u: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        progress: float,
+        *,
+        noise: Tensor | None = None,
+        width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         first = self.beta1 * state.get("first", grad.new_zeros(grad.shape)) + (1 - self.beta1) * grad
         second = self.beta2 * state.get("second", grad.new_zeros(grad.shape)) + (1 - self.beta2) * grad**2

@@ -33,7 +33,14 @@ class Bisection:
         return None
 
     def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+        self,
+        u: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        progress: float,
+        *,
+        noise: Tensor | None = None,
+        width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         import torch
 

@@ -27,7 +27,14 @@ class Sgd:
         return None
 
     def step(
-        self, u: Tensor, grad: Tensor, state: Mapping[str, Tensor], progress: float
+        self,
+        u: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        progress: float,
+        *,
+        noise: Tensor | None = None,
+        width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         lr = self.lr * decay(progress, self.final)
         return u + lr * grad, {}

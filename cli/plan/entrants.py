@@ -9,6 +9,7 @@ and held-out evaluation, which all tuners share, are not in it. A searcher divid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from genbo.bilevel.trials import Candidate, Space
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind
+from genbo.cli.job.sections.budget import BudgetJob
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
@@ -87,8 +89,13 @@ def entrants_of(
     return Entrants(tuple(entrants), work, left_out)
 
 
-def _scaled(job: Job, share: float) -> object:
-    return job.budget.model_copy(update={"steps": max(1, round(job.budget.steps * share))})
+def _scaled(job: Job, share: float) -> BudgetJob:
+    """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps."""
+    part, budget = math.sqrt(share), job.budget
+    samples = max(2, round(budget.samples * part))
+    steps = max(1, round(budget.steps * budget.samples * share / samples))
+    pool = None if budget.pool is None else max(samples, round(budget.pool * share))
+    return budget.model_copy(update={"steps": steps, "samples": samples, "pool": pool})
 
 
 def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) -> Job | str:

@@ -46,12 +46,12 @@ def test_state_is_given_back_and_nothing_is_changed_in_place(optimizer_class):
         state = new
 
 
-def test_parameters_do_not_see_each_other(optimizer_class):
+def test_the_order_of_the_parameters_means_nothing(optimizer_class):
     together = climb(optimizer_class(), torch.zeros(3, dtype=torch.float64), 7)[-1]
     u, state, order = torch.zeros(3, dtype=torch.float64), {}, [2, 0, 1]
     for k in range(7):
         u, state = optimizer_class().step(u, TOP[order] - u, state, k / 7)
-    torch.testing.assert_close(u, together[order], rtol=0, atol=0)
+    torch.testing.assert_close(u, together[order], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
