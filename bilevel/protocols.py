@@ -376,6 +376,8 @@ class Optimizer(Protocol):
             grad: The gradient of the objective there, (P,) in float64.
             state: What the last step returned, tensors in float64; empty at first.
             progress: From 0 to 1 over the budget.
+            noise: The standard error of `grad`, (P,), where it is known.
+            width: Half the stretch of u over which `grad` is an average, as `Estimate.width`; 0 for a derivative.
 
         Returns:
             The next u, (P,), and the state for the next step.
