@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,13 @@ class Tunable(Protocol):
         """Its key under `tune:` in the job."""
 
     def mistakes(self, steps: int) -> list[str]:
-        """What is wrong with these options for a sampler of `steps` steps, a sentence each."""
+        """What is wrong with these options for a sampler of `steps` steps, a sentence each, with the remedy.
+
+        A sentence that begins with `option: ` is shown at that option's place in the job.
+        """
 
     def size(self, steps: int) -> int:
-        """How many numbers phi has, for a sampler of `steps` steps."""
+        """P >= 1, how many numbers phi has, for a sampler of `steps` steps."""
 
     def numbers(self, steps: int) -> list[float]:
         """phi at the start, P numbers exactly as the user wrote them; for the plan, which is made without torch."""
@@ -83,10 +86,35 @@ class Tunable(Protocol):
         """u (..., P) -> phi, inside its domain for every u."""
 
     def embed(self, process: Process, phi: Tensor) -> Process:
-        """A new process with phi, (M, P), in its place."""
+        """A new process with phi in its place.
+
+        Args:
+            process: The process to put it into; it stays as it is.
+            phi: (M, P) in float64 on the CPU, inside its domain; the new process is differentiable in it.
+
+        Returns:
+            A process with M members.
+        """
 
     def spoken(self, phi: Tensor) -> float | list[float]:
         """phi (P,) as a person writes it in a job: a number, or a list."""
+
+
+class RuleTunable(Tunable, Protocol):
+    """A tunable whose phi is an option of the guidance rule: its `rule_option` is not None."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Low and high of each of the P numbers."""
+
+    def spread(self, numbers: Sequence[float], steps: int) -> list[float]:
+        """`over_steps` of P plain numbers without torch, a value a step, for the plan."""
+
+
+def of_rule(tunable: Tunable) -> RuleTunable:
+    """The same tunable, which must be one whose phi is an option of the guidance rule."""
+    assert tunable.rule_option is not None
+    return cast("RuleTunable", tunable)
 
 
 class TwoLevel(Protocol[S]):
@@ -240,7 +268,11 @@ class Estimator(Protocol[Level, At, Gradient]):
         """Of one gradient in so many parameters."""
 
     def __call__(self, level: Level, at: At, /) -> Gradient:
-        """The gradient at a point; `level` can be asked there and anywhere near."""
+        """The gradient at a point; `level` can be asked there and anywhere near.
+
+        Raises:
+            FloatingPointError: where a lower level leaves the finite numbers.
+        """
 
 
 @runtime_checkable
@@ -339,4 +371,16 @@ class Optimizer(Protocol):
         noise: Tensor | None = None,
         width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`progress` runs from 0 to 1 over the budget; state tensors are float64 and empty at first."""
+        """One step uphill.
+
+        Args:
+            u: Where it stands, (P,) in float64.
+            grad: The gradient of the objective there, (P,) in float64.
+            state: What the last step returned, tensors in float64; empty at first.
+            progress: From 0 to 1 over the budget.
+            noise: The standard error of `grad`, (P,), where it is known.
+            width: Half the stretch of u over which `grad` is an average, as `Estimate.width`; 0 for a derivative.
+
+        Returns:
+            The next u, (P,), and the state for the next step.
+        """

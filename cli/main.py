@@ -289,7 +289,6 @@ def main() -> NoReturn:
 
 def _code() -> int | str | None:
     from genbo.diffusion.refused import Refused
-    from genbo.rewards import Refused as RewardRefused
 
     try:
         app()
@@ -298,7 +297,7 @@ def _code() -> int | str | None:
     except GenboError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except (Refused, RewardRefused) as error:
+    except Refused as error:
         print(error, file=sys.stderr)
         return 3
     return 0

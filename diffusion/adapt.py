@@ -97,7 +97,7 @@ def leaves(numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Network:
+class AdaptedNetwork:
     """A network with weights of its own; called as the network itself is."""
 
     module: Module
@@ -134,14 +134,14 @@ def tensors_of(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
 
-def network_with(module: Module, adapter: Adapter, seed: Seed) -> Network:
+def network_with(module: Module, adapter: Adapter, seed: Seed) -> AdaptedNetwork:
     """The network once more, ready to be trained; `module` itself is left as it is."""
     again = twin(module)
     if adapter.how == "full":
-        return Network(again, leaves(dict(again.named_parameters())), adapter)
+        return AdaptedNetwork(again, leaves(dict(again.named_parameters())), adapter)
     _add_lora(again, adapter, seed)
     weights = {name: p for name, p in again.named_parameters() if p.requires_grad}
-    return Network(again, weights, adapter)
+    return AdaptedNetwork(again, weights, adapter)
 
 
 def twin(module: Module) -> Module:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from genbo.diffusion.numbers import N
-from genbo.diffusion.process import GuidanceRule, Prediction, Process, effective_weights
+from genbo.diffusion.prediction import Prediction
+from genbo.diffusion.process import GuidanceRule, Process, effective_weights
 from genbo.diffusion.sample import Rows
 from genbo.diffusion.seed import Batch
 from genbo.diffusion.traits import GuidanceTraits

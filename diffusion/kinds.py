@@ -7,9 +7,12 @@ A room is a package, such as `genbo.diffusion.guidance`; each file in it is a ki
 from __future__ import annotations
 
 import pkgutil
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 
 def kinds(room: str) -> tuple[str, ...]:
@@ -39,3 +42,14 @@ def class_of(room: str, kind: str) -> type[Any]:
 def kind_of(made: object) -> str:
     """The kind of an object of a room's class: the name of the file that its class stands in."""
     return type(made).__module__.rpartition(".")[2]
+
+
+def declared(traits: type[R], part: object) -> R:
+    """What a part declares of itself: a record whose fields are the part's own attributes, or else the defaults.
+
+    `traits` is a frozen dataclass such as `ModelTraits`, with a default for every field. `part` is an object with
+    options, or a class; of a class, what depends on the options stays at its default.
+    """
+    found = {f.name: getattr(part, f.name, f.default) for f in fields(traits)}  # type: ignore[arg-type]
+    known = {name: value for name, value in found.items() if not isinstance(value, property)}
+    return traits(**known)

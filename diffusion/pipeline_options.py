@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 
@@ -45,12 +45,18 @@ class PipelineOptions:
     vae_slicing: bool = False
     compile: Literal["auto", "on", "off"] = "auto"
     attention: str = "auto"
+    has_network: ClassVar[bool] = True
 
     @property
     def folder(self) -> Path | None:
         """The local folder that `pretrained` names, or None for a hub id."""
         folder = bundled.model_folder(self.pretrained) or Path(self.pretrained).expanduser()
         return folder if folder.exists() else None
+
+    @property
+    def hub_id(self) -> str | None:
+        """What is fetched when the model is opened, or None where its folder is here."""
+        return self.pretrained if self.folder is None else None
 
     def folder_mistakes(self, folder: Path) -> list[str]:
         """Those of a folder, which for a hub id is known only once it is here."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from genbo.diffusion.numbers import N
+from genbo.diffusion.prediction import Prediction
 from genbo.diffusion.room import Room
 from genbo.diffusion.traits import GuidanceTraits, SamplerTraits
 
@@ -34,9 +35,11 @@ class Condition:
     tensors: Mapping[str, Tensor]
 
     def take(self, rows: Tensor) -> Condition:
+        """These rows, (B,) of their numbers."""
         return Condition({name: value[rows] for name, value in self.tensors.items()})
 
     def cat(self, other: Condition) -> Condition:
+        """Its rows, then those of another with the same names."""
         import torch
 
         return Condition({name: torch.cat([value, other.tensors[name]]) for name, value in self.tensors.items()})
@@ -74,6 +77,7 @@ class Meter:
         self.image_backwards += rows
 
     def as_dict(self) -> dict[str, int]:
+        """Each count by its name."""
         return dict(vars(self))
 
 
@@ -82,7 +86,7 @@ class Model(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample's noise, without the batch axis."""
+        """Of one sample's noise, without the batch axis: (C, H, W) of latents or pixels."""
 
     @property
     def prediction(self) -> str:
@@ -97,19 +101,36 @@ class Model(Protocol):
         """In what precision."""
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """Rows of conditioning, one a prompt; "" (or the negative prompt) is the unconditional half."""
+        """Rows of conditioning, one for each of B prompts; "" (or the negative prompt) is the unconditional half.
+
+        Raises:
+            ValueError: a sentence, for a prompt that the model does not know.
+        """
 
     def unconditional(self) -> Condition:
         """One row: the other end of classifier-free guidance."""
 
     def __call__(self, x_t: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """The raw prediction, (B, *shape), at x_t (B, *shape) and time (B,)."""
+        """One pass through the network.
+
+        Args:
+            x_t: Noisy samples, (B, *shape).
+            time: What the network gets as time, (B,), in the units of its own clock.
+            condition: B rows.
+
+        Returns:
+            The raw prediction, (B, *shape), of the kind that `prediction` names; differentiable in `x_t`.
+        """
 
     def decode(self, x: Tensor) -> Tensor:
         """Samples (B, *shape) -> images (B, C, H, W) in [0, 1], differentiable; exact worlds return x as it is."""
 
     def grid(self, sampler: Sampler) -> Grid:
-        """The levels that this model's own settings give the sampler (M = 1, float64, on the CPU)."""
+        """The levels that this model's own settings give the sampler: tensors (1, T) in float64 on the CPU.
+
+        Raises:
+            Refused: a sentence, where this sampler cannot draw from this model.
+        """
 
 
 @runtime_checkable
@@ -158,7 +179,7 @@ class Sampler(Protocol):
 
     @property
     def steps(self) -> int:
-        """How many steps there are."""
+        """How many steps there are, T >= 1."""
 
     @property
     def traits(self) -> SamplerTraits:
@@ -169,10 +190,18 @@ class Sampler(Protocol):
         """Whether `step` wants fresh noise."""
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
-        """x_s (B, *shape) and the memory for the next step.
+        """One step from level t to the cleaner level s, differentiable in every tensor.
 
-        `x_t`, the predictions `x_0` and `eps`, and `noise` of variance 1 are (B, *shape); `memory` is what the last
-        step returned, () at the first. `noise` is None unless the sampler is stochastic.
+        Args:
+            at: The coefficients of both levels, alpha and sigma (B, 1, ...), with x_t = alpha_t x_0 + sigma_t eps.
+            x_t: The noisy samples, (B, *shape).
+            x_0: The predicted clean samples, (B, *shape).
+            eps: The predicted noise, (B, *shape), which follows from `x_0`.
+            memory: What the last step returned; () at the first.
+            noise: Fresh noise of variance 1, (B, *shape); None unless the sampler is stochastic.
+
+        Returns:
+            x_s (B, *shape), and the memory for the next step.
         """
 
 
@@ -181,7 +210,7 @@ class Markov(Sampler, Protocol):
     """A sampler whose step is a Gaussian law of x_s given x_t, linear in (x_0, eps): mean + scale * fresh noise."""
 
     def transition(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation, which is 0 where the step draws nothing."""
+        """The mean (B, *shape) and the standard deviation (B, 1, ...), which is 0 where the step draws nothing."""
 
 
 Memory = tuple[Any, ...]
@@ -213,17 +242,23 @@ class GuidanceRule(Protocol):
 
     @property
     def weight(self) -> float | list[float]:
-        """The guidance weight, or one a step."""
+        """The guidance weight, or a list of one for each step; 1 is the conditional model, 0 the unconditional one."""
 
     @property
     def traits(self) -> GuidanceTraits:
         """What it declares; the same for all of its class."""
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
-        """The weight at `step` of `steps`, counted from 0 at pure noise.
+        """The weight that is in effect at one step; where it is exactly 1 the unconditional half is not computed.
 
-        Options are numbers, for the plan, or tensors (M,), which stay differentiable: one formula serves both, by
-        plain arithmetic and `diffusion.numbers`. Where the weight is exactly 1 the unconditional half is not computed.
+        Args:
+            options: Every numeric option of the rule by name, at this step: numbers, for the plan, or tensors (M,),
+                which stay differentiable. One formula serves both, by plain arithmetic and `diffusion.numbers`.
+            step: 0 at pure noise, `steps` - 1 at the last step.
+            steps: How many there are.
+
+        Returns:
+            A number, or a tensor (M,), as the options are.
         """
 
     def combine(
@@ -234,7 +269,18 @@ class GuidanceRule(Protocol):
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The guided raw prediction and the rule's own state; option tensors are (B, 1, ...)."""
+        """The guided prediction of one step, differentiable in every tensor.
+
+        Args:
+            cond: The network's raw prediction with the prompt, (B, *shape).
+            uncond: The same without it; a row whose weight is 1 repeats `cond`.
+            options: Every numeric option by name, (B, 1, ...).
+            predict: Turns raw predictions at this step into x_0 and eps, and x_0 back.
+            state: What the last step returned; None at the first, and where `traits.keeps_state` is false.
+
+        Returns:
+            The guided raw prediction, (B, *shape), and the state for the next step.
+        """
 
 
 def effective_weights(rule: GuidanceRule, options: Mapping[str, Tensor]) -> Tensor:
@@ -265,50 +311,6 @@ class Steer:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A raw network output and what it says of x_0 and eps: x_t = alpha_t x_0 + sigma_t eps."""
-
-    kind: str
-    x_t: Tensor
-    alpha_t: Tensor
-    sigma_t: Tensor
-
-    def x_0(self, output: Tensor) -> Tensor:
-        import torch
-
-        x, a, s = self.x_t, self.alpha_t, self.sigma_t
-        match self.kind:
-            case "epsilon":
-                return torch.addcmul(x, s, output, value=-1) / a
-            case "v_prediction":
-                return (a * x - s * output) / (a**2 + s**2)
-            case "flow_prediction":
-                return (x - s * output) / (a + s)
-            case "sample":
-                return output
-        raise ValueError(f"no prediction is called {self.kind!r}")
-
-    def eps(self, output: Tensor) -> Tensor:
-        if self.kind == "epsilon":
-            return output
-        return (self.x_t - self.alpha_t * self.x_0(output)) / self.sigma_t
-
-    def output(self, x_0: Tensor) -> Tensor:
-        """The raw output that says x_0; the inverse of `x_0`."""
-        x, a, s = self.x_t, self.alpha_t, self.sigma_t
-        match self.kind:
-            case "epsilon":
-                return (x - a * x_0) / s
-            case "v_prediction":
-                return (a * x - (a**2 + s**2) * x_0) / s
-            case "flow_prediction":
-                return (x - (a + s) * x_0) / s
-            case "sample":
-                return x_0
-        raise ValueError(f"no prediction is called {self.kind!r}")
-
-
-@dataclass(frozen=True)
 class Process:
     """Noise to samples at fixed hyperparameters.
 
@@ -331,10 +333,12 @@ class Process:
 
     @property
     def steps(self) -> int:
+        """T, of the sampler."""
         return self.sampler.steps
 
     @property
     def members(self) -> int:
+        """M, how many settings one batch carries."""
         tables = (*self.options.values(), *self.told.values())
         return max(self.grid.members, *(int(v.shape[0]) for v in tables))
 
@@ -355,6 +359,7 @@ class Process:
         return replace(self, told={**self.told, name: value})
 
     def with_grid(self, grid: Grid) -> Process:
+        """A new process with these levels."""
         return replace(self, grid=grid)
 
     def steered(self, score: Score, most: float = math.inf) -> Process:

@@ -1,5 +1,7 @@
-"""The one error that this room raises about a user's model."""
+"""The one error that this room and the rewards below it raise about what a user gave."""
 
+from __future__ import annotations
 
-class Refused(ValueError):
-    """A model, its weights or a tuned folder cannot be used; the message says which, why, and what to do."""
+from genbo.rewards import Refused
+
+__all__ = ["Refused"]

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from genbo.diffusion.process import Condition, Memory, Prediction, Process, Score, Step, Whole, effective_weights
+from genbo.diffusion.prediction import Prediction
+from genbo.diffusion.process import Condition, Memory, Process, Score, Step, Whole, effective_weights
 from genbo.diffusion.seed import Batch, Noise
 
 ROUNDING = 1e-9

@@ -166,7 +166,7 @@ def export_bytes(process: Process) -> int:
     return sum(tensor.nbytes for tensor in network.module.state_dict().values()) if network is not None else 0
 
 
-class Tuned:
+class TunedPipeline:
     """A pipeline with its tuned values. `pipeline` is the plain diffusers pipeline inside, `process` what draws.
 
     `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
@@ -203,7 +203,7 @@ class Tuned:
         return [image for part in self.process.over(batch, one) for image in part]
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tuned:
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
     Raises `Refused` where the folder is not one, or was written by a newer genbo.
@@ -228,7 +228,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
     process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
     if "model" not in document:
         process = _as_a_network(process, schedule_from(document))
-    return Tuned(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+    return TunedPipeline(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
 
 
 def _as_a_network(process: Process, schedule: Schedule | None) -> Process:

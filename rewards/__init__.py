@@ -2,4 +2,4 @@
 
 
 class Refused(ValueError):
-    """The weights of a reward cannot be used; the message says which, why, and what to do."""
+    """Weights, a model or a tuned folder cannot be used; the message says which, why, and what to do."""

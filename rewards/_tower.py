@@ -324,6 +324,8 @@ class ImageTower:
 
     def map_mean(self, images: Tensor, layer: str) -> Tensor:
         """(B, C): the mean over the image of what a layer of the image tower gives, which is a map (B, C, h, w)."""
+        import torch
+
         heard: list[Tensor] = []
         try:
             module = self.network.visual.get_submodule(layer)
@@ -334,7 +336,7 @@ class ImageTower:
             self.embed(images)
         finally:
             handle.remove()
-        if getattr(heard[0], "ndim", 0) != 4:
+        if not isinstance(heard[0], torch.Tensor) or heard[0].ndim != 4:
             raise Refused(f"clip: the layer {layer!r}, which the head reads, gives no map of the image; {ANOTHER}")
         return heard[0].mean((2, 3))
 

@@ -59,7 +59,7 @@ class Aesthetic:
         if wrong := self._file_mistake() or self._config_mistake():
             return [wrong]
         try:
-            found, width = _head_mistakes(self.file, shapes(self.file))
+            found, width = _head_mistakes(self.weights_file, shapes(self.weights_file))
         except Refused as error:
             return [str(error), *self.tower.mistakes()]
         found += self.tower.mistakes()
@@ -72,17 +72,17 @@ class Aesthetic:
         """Load head and CLIP. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        layers = _layers(shapes(self.file))
-        weights = read(self.file, [f"{layer}{part}" for layer in layers for part in ("weight", "bias")])
+        layers = _layers(shapes(self.weights_file))
+        weights = read(self.weights_file, [f"{layer}{part}" for layer in layers for part in ("weight", "bias")])
         score = _Score(self.tower.load(), weights, layers, self.features, device)
-        score.file = self.file
+        score.file = self.weights_file
         width, sees = weights[f"{layers[0]}weight"].shape[1], score.width()
         if sees != width:
             raise Refused(self._other_clip(width, sees))
         return score
 
     @property
-    def file(self) -> Path:
+    def weights_file(self) -> Path:
         """Where the head's weights lie."""
         return self._place / WEIGHTS if self._place.is_dir() else self._place
 
@@ -122,15 +122,15 @@ class Aesthetic:
             return f"pretrained: it is empty; give a safetensors file, a folder, or a bundled head ({heads})"
         if self.pretrained in bundled.names():
             return f"pretrained: {self.pretrained} is a CLIP, not a head; set clip to it, and give a head ({heads})"
-        if self._place.is_dir() and not self.file.is_file():
+        if self._place.is_dir() and not self.weights_file.is_file():
             pickled = sorted(path.name for path in self._place.iterdir() if path.suffix in PICKLED)
             remedy = f"convert {pickled[0]}, which is pickled and can run code" if pickled else "put the head there"
-            return f"pretrained: {self.file} is missing; {remedy}"
+            return f"pretrained: {self.weights_file} is missing; {remedy}"
         if not self._place.exists() and not self._place.suffix:
             return (
                 f"pretrained: {self.pretrained!r} is neither a bundled head ({heads}), a file nor a folder; correct it"
             )
-        return file_mistake(self.file)
+        return file_mistake(self.weights_file)
 
     def _config_mistake(self) -> str | None:
         """Of the folder's own config, which is data like any other."""
@@ -151,7 +151,7 @@ class Aesthetic:
         what = f"{self.features} of the CLIP" if self.features else "the CLIP"
         name = f"{self.tower.pretrained} ({self.tower.model})" if self.tower.model else self.tower.pretrained
         return (
-            f"clip: the head {self.file} reads {width} numbers, but {what} {name} gives {sees}; "
+            f"clip: the head {self.weights_file} reads {width} numbers, but {what} {name} gives {sees}; "
             "set clip (and model) to the one that the head was trained on"
         )
 

@@ -55,7 +55,7 @@ class Classifier:
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
         said = {} if self.model else read_config(self.place / CONFIG)
-        network = _network(self.model or said["architecture"], said, self.file)
+        network = _network(self.model or said["architecture"], said, self.weights_file)
         number = _number(self.label, names_of(said, network), network.num_classes)
         return _Belief(network, _preparation(network, said), number, self.score == "probability", self, device)
 
@@ -64,7 +64,7 @@ class Classifier:
         return Path(self.pretrained).expanduser()
 
     @property
-    def file(self) -> Path:
+    def weights_file(self) -> Path:
         return self.place if self.model else self.place / WEIGHTS
 
     @property
@@ -91,10 +91,10 @@ class Classifier:
         found = []
         if not ARCHITECTURE.fullmatch(str(said.get("architecture"))):
             found.append(f"pretrained: {self.place / CONFIG} names no architecture of timm's; correct it")
-        if not self.file.is_file():
+        if not self.weights_file.is_file():
             pickled = sorted(path.name for path in self.place.iterdir() if path.suffix in PICKLED)
             put = f"convert {pickled[0]}, which is pickled and can run code" if pickled else "put the weights there"
-            found.append(f"pretrained: {self.file} is missing; {put}")
+            found.append(f"pretrained: {self.weights_file} is missing; {put}")
         return found
 
 
@@ -114,7 +114,7 @@ class _Belief:
     ) -> None:
         self.network, self.preparation, self.number = network.to(device), preparation, number
         self.probability, self.device = probability, device
-        self.file, self.folder = options.file, options.folder
+        self.file, self.folder = options.weights_file, options.folder
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         score: Tensor = self.network(self.prepare(images)).log_softmax(-1)[:, self.number]

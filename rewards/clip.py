@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """`pretrained` is one of
+    """`pretrained` names the weights, which are never drawn at random.
+
+    It is one of
 
     - a bundled name;
     - a folder with open_clip_config.json and open_clip_model.safetensors (open_clip's `local-dir:`, which may
@@ -37,7 +39,7 @@ class Clip:
       safetensors file, which also wants `preprocess`, the family whose way of preparing images it learned.
 
     SigLIP is a CLIP too; its tokenizer lies on the hub, so a folder must hold it beside the weights.
-    `template` surrounds every prompt: "a photo of {}". Missing weights are an error, never drawn at random.
+    `template` surrounds every prompt: "a photo of {}". Missing weights are an error.
     """
 
     pretrained: str

@@ -117,7 +117,7 @@ class _Own:
 
     def __init__(self, options: External, module: ModuleType, device: str | torch.device) -> None:
         self.file, self.name, self.differentiable = options.path, options.name, options.differentiable
-        made: Any = getattr(module, options.name, None)
+        made: Any = vars(module).get(options.name)
         if isinstance(made, type):
             made = self._run(made, device)
         if not callable(made):
@@ -168,7 +168,7 @@ class _Own:
 
 def _where(path: Path, error: BaseException) -> str:
     """An error of the file's own, with the last line of the file that it came through."""
-    line, trace = getattr(error, "lineno", None), error.__traceback__
+    line, trace = error.lineno if isinstance(error, SyntaxError) else None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = trace.tb_lineno

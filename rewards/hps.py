@@ -78,7 +78,7 @@ class Hps:
         return self.tower.folder
 
     @property
-    def file(self) -> Path:
+    def weights_file(self) -> Path:
         """The weights, when `pretrained` is a file."""
         return Path(self.pretrained).expanduser()
 

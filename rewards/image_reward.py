@@ -68,16 +68,16 @@ class ImageReward:
         if not self.vocabulary.is_file():
             found.append(f"pretrained: {self.vocabulary} is missing; put the {VOCABULARY} of bert-base-uncased there")
         try:
-            held = held_in(self.file)
-            return found + differences(self.file, held, wanted(held), "ImageReward")
+            held = held_in(self.weights_file)
+            return found + differences(self.weights_file, held, wanted(held), "ImageReward")
         except Refused as error:
             return [*found, str(error)]
 
-    def open(self, device: str | torch.device = "cpu") -> _Reader:
+    def open(self, device: str | torch.device = "cpu") -> _TextAndImage:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        return _Reader(self.file, self.vocabulary, device)
+        return _TextAndImage(self.weights_file, self.vocabulary, device)
 
     def readers(self) -> list[TokenReader]:
         """Of its text tower."""
@@ -89,7 +89,7 @@ class ImageReward:
         return Path(self.pretrained).expanduser()
 
     @property
-    def file(self) -> Path:
+    def weights_file(self) -> Path:
         return self.folder / WEIGHTS
 
     @property
@@ -101,15 +101,14 @@ class ImageReward:
             return f"pretrained: {self.folder} is a pickled file, which can run code; {CONVERT % self.folder.name}"
         if not self.folder.is_dir():
             return f"pretrained: there is no folder {self.folder}; give one with {WEIGHTS} and {VOCABULARY}"
-        if self.file.is_file():
+        if self.weights_file.is_file():
             return None
         pickled = sorted(path.name for path in self.folder.iterdir() if path.suffix in PICKLED)
-        return (
-            f"pretrained: there is no file {self.file}; {CONVERT % pickled[0] if pickled else 'put the weights there'}"
-        )
+        remedy = CONVERT % pickled[0] if pickled else "put the weights there"
+        return f"pretrained: there is no file {self.weights_file}; {remedy}"
 
 
-class _Reader:
+class _TextAndImage:
     """The opened reward, in float32."""
 
     differentiable: bool = True

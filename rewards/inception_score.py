@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """`features` is `inception`, a bundled classifier, a folder with a classifier, or `timm:<name>`. It can also be a
-    CLIP, by name, folder or `clip:<name>`: then `classes` are texts, and p(y | x) is the CLIP's belief in each of them.
+    """`features` is `inception`, a bundled classifier, a folder with a classifier, or `timm:<name>`.
 
-    `weights` is a safetensors file for those that need one; InceptionV3 alone also takes `download`; for a CLIP it is a
-    tag.
+    It can also be a CLIP, by name, folder or `clip:<name>`: then `classes` are texts, and p(y | x) is the CLIP's belief
+    in each of them. `weights` is a safetensors file for those that need one; InceptionV3 alone also takes `download`;
+    for a CLIP it is a tag.
     """
 
     features: str

@@ -43,7 +43,9 @@ REMEDY = "save_file(resnet18(weights='IMAGENET1K_V1').state_dict(), 'resnet18.sa
 
 @dataclass(frozen=True)
 class Resnet18:
-    """`pretrained` is a safetensors file of torchvision's ResNet-18 (timm's `resnet18.tv_in1k` has the same names):
+    """`pretrained` is a safetensors file of torchvision's ResNet-18.
+
+    timm's `resnet18.tv_in1k` has the same names; with torchvision,
 
         save_file(resnet18(weights='IMAGENET1K_V1').state_dict(), 'resnet18.safetensors')
 
@@ -63,26 +65,27 @@ class Resnet18:
             found.append(f"preprocess: {self.preprocess!r} is not one of {', '.join(PREPARE)}")
         if not self.pretrained:
             return [*found, f"pretrained: it is empty; give a file that you made with {REMEDY}"]
-        if wrong := file_mistake(self.file):
+        if wrong := file_mistake(self.weights_file):
             return [*found, f"{wrong}, or make the file with {REMEDY}" if "no file" in wrong else wrong]
         try:
-            held = shapes(self.file)
+            held = shapes(self.weights_file)
         except Refused as error:
             return [*found, str(error)]
-        return found + differences(self.file, _named(held), _wanted(held), "a ResNet-18")
+        return found + differences(self.weights_file, _named(held), _wanted(held), "a ResNet-18")
 
     def open(self, device: str | torch.device = "cpu") -> _Resnet:
         """Load the weights. Raises `Refused` with a sentence for whatever is wrong with them."""
         if wrong := self.mistakes():
             raise Refused("; ".join(wrong))
-        held = shapes(self.file)
-        weights = read(self.file, [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")])
+        held = shapes(self.weights_file)
+        names = [name for name in _wanted(held) if _has_head(held) or not name.startswith("fc.")]
+        weights = read(self.weights_file, names)
         if not _has_head(held):
             weights |= random_head(self.seed)
-        return _Resnet(self.file, weights, PREPARE[self.preprocess], device)
+        return _Resnet(self.weights_file, weights, PREPARE[self.preprocess], device)
 
     @property
-    def file(self) -> Path:
+    def weights_file(self) -> Path:
         return Path(self.pretrained).expanduser()
 
 

@@ -61,12 +61,12 @@ class Teacher:
         """Where the weights lie, if there are any."""
         return Tower(self.pretrained).folder if self.pretrained else None
 
-    def open(self, device: str | torch.device = "cpu") -> _Distance:
+    def open(self, device: str | torch.device = "cpu") -> _ToTeacher:
         tower = ImageTower(Tower(self.pretrained).load(), device) if self.space == "features" else None
-        return _Distance(self, tower)
+        return _ToTeacher(self, tower)
 
 
-class _Distance:
+class _ToTeacher:
     """The opened reward, which wants the teacher's samples beside the others."""
 
     differentiable: bool = True

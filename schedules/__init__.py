@@ -1,0 +1,1 @@
+"""Noise schedules: a file for each family, and what they share."""

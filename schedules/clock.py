@@ -30,6 +30,7 @@ class Clock:
 
     @property
     def falls(self) -> bool:
+        """Whether times fall on the way from noise to the image, as training steps do."""
         return self.noisiest > self.cleanest
 
     @property
@@ -86,4 +87,5 @@ class FlowClock(Clock):
         return 2 * ((self.noisiest - held).log() - held.log())
 
     def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`, held within the times that the network may get."""
         return (self.noisiest * (-log_snr / 2).sigmoid()).clamp(self.cleanest, self.noisiest)

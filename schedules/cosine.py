@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cosine(Family):
+    """`start` < `end` are the part of the curve that is used, in [0, 1]; `tau` > 0 is its power, `eps` > 0 its offset.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     start: float = 0.0
     end: float = 1.0
     tau: float = 1.0
@@ -40,9 +46,11 @@ class Cosine(Family):
     }
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {name: [getattr(self, name)] for name in self.links}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T) of the cosine, stretched between both ends."""
         first, last = self._power(0 * t[..., :1], p), self._power(0 * t[..., :1] + 1, p)
         return between(self._power(t, p), first, last if self.normalised else 0 * last, p)
 

@@ -38,13 +38,16 @@ class Grid:
 
     @property
     def steps(self) -> int:
+        """T, how many steps there are."""
         return int(self.time.shape[1])
 
     @property
     def members(self) -> int:
+        """M, how many grids there are side by side."""
         return max(int(table.shape[0]) for table in self._tables().values())
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Grid:
+        """The same tables on a device, in a precision."""
         moved: dict[str, Any] = {name: table.to(device, dtype) for name, table in self._tables().items()}
         return replace(self, **moved)
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Linear(Family):
+    """`beta_start` and `beta_end` are the rates at t = 0 and t = 1, for the whole of time.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     beta_start: float = 0.1
     beta_end: float = 20.0
     log_snr_max: float = 10.0
@@ -32,9 +38,11 @@ class Linear(Family):
     }
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {name: [getattr(self, name)] for name in self.links}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T) of linear betas, stretched between both ends."""
         first, last = self._power(0 * t[..., :1], p), self._power(0 * t[..., :1] + 1, p)
         return between(self._power(t, p), first, last if self.normalised else 0 * last, p)
 

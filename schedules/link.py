@@ -53,6 +53,7 @@ class Bounded:
     size = 1
 
     def value(self, u: Tensor) -> Tensor:
+        """low + (high - low) sigmoid(u), or the same of the logarithm: (..., 1)."""
         share = u.sigmoid()
         if not self.log:
             return self.low + (self.high - self.low) * share
@@ -60,11 +61,13 @@ class Bounded:
         return (low + (high - low) * share).exp().clamp(self.low, self.high)
 
     def coordinates(self, phi: Tensor) -> Tensor:
+        """The inverse of `value`, held `edge` inside the bounds: (..., 1)."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         at = phi.log() if self.log else phi
         return ((at - low) / (high - low)).clamp(self.edge, 1 - self.edge).logit()
 
     def why_not(self, phi: Sequence[float]) -> str | None:
+        """None, or why these are not one number within the bounds."""
         if len(phi) != 1:
             return f"one number is wanted, not {len(phi)}"
         if not self.low <= phi[0] <= self.high:
@@ -79,6 +82,7 @@ class Rising:
     size: int
 
     def value(self, u: Tensor) -> Tensor:
+        """Cumulative shares of a softmax, (..., size): they rise strictly in (0, 1)."""
         import torch
 
         ratio = STEEPEST * (u / STEEPEST).tanh()
@@ -86,6 +90,7 @@ class Rising:
         return logits.softmax(-1).cumsum(-1)[..., :-1]
 
     def coordinates(self, phi: Tensor) -> Tensor:
+        """The inverse of `value`, (..., size)."""
         import torch
 
         all_of_it = torch.cat([torch.zeros_like(phi[..., :1]), phi, torch.ones_like(phi[..., :1])], dim=-1)
@@ -94,6 +99,7 @@ class Rising:
         return STEEPEST * (ratio / STEEPEST).clamp(-most, most).atanh()
 
     def why_not(self, phi: Sequence[float]) -> str | None:
+        """None, or why these are not `size` numbers that rise from 0 to 1."""
         if len(phi) != self.size:
             return f"{self.size} numbers are wanted, not {len(phi)}"
         if any(b < a for a, b in zip([0.0, *phi], [*phi, 1.0], strict=True)):

@@ -26,12 +26,18 @@ MOST_BYTES = 4_000_000
 
 @dataclass(frozen=True)
 class Piecewise(Family):
+    """`inner` are the knots between both ends, rising in (0, 1), or how many of them there are.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1.
+    """
+
     inner: int | list[float] = 4
     log_snr_max: float = 10.0
     log_snr_min: float = -10.0
 
     @property
     def links(self) -> Mapping[str, Link]:
+        """Of the knots, which rise, and of both ends."""
         return {"inner": Rising(len(self._inner)), **ENDS}
 
     @property
@@ -41,9 +47,11 @@ class Piecewise(Family):
         return [(k + 1) / (self.inner + 1) for k in range(self.inner)]
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {"inner": self._inner, "log_snr_max": [self.log_snr_max], "log_snr_min": [self.log_snr_min]}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T), a straight line between any two knots."""
         import torch
 
         inner = p["inner"]

@@ -70,6 +70,7 @@ class Schedule:
 
     @property
     def members(self) -> int:
+        """M, how many schedules there are side by side."""
         return max(int(value.shape[0]) for value in self.values.values())
 
     def why_not(self, prediction: str) -> str | None:
@@ -77,6 +78,7 @@ class Schedule:
         return zero_terminal_mistake(self.zero_terminal, prediction)
 
     def to(self, device: torch.device) -> Schedule:
+        """The same on a device."""
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,8 +188,10 @@ def of_log_snr(log_snr: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def between(power: Tensor, first: Tensor, last: Tensor, p: Mapping[str, Tensor]) -> Tensor:
-    """lambda_t of a power that falls from `first` to `last`, stretched between the ends; both logs of sums of
-    positive numbers, so that neither end loses digits."""
+    """lambda_t of a power that falls from `first` to `last`, stretched between the ends of the log-SNR.
+
+    Both logarithms are of sums of positive numbers, so that neither end loses digits.
+    """
     most, least = p["log_snr_max"].sigmoid(), p["log_snr_min"].sigmoid()
     share = (most - least) / (first - last)
     signal = least + share * (power - last)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sigmoid(Family):
+    """`start` < `end` are the part of the sigmoid that is used; `tau` > 0 is its width.
+
+    `log_snr_max` and `log_snr_min` are log(alpha^2 / sigma^2) at t = 0 and t = 1. With `normalised`
+    the curve is stretched so that it reaches both.
+    """
+
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0
@@ -33,9 +39,11 @@ class Sigmoid(Family):
     }
 
     def starts(self) -> dict[str, list[float]]:
+        """The parameters as they stand in the fields."""
         return {name: [getattr(self, name)] for name in self.links}
 
     def log_snr(self, t: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+        """lambda_t (M, T) of the sigmoid, stretched between both ends."""
         first, last = self._power(0 * t[..., :1], p), self._power(0 * t[..., :1] + 1, p)
         return between(self._power(t, p), first, last if self.normalised else 0 * last, p)
 

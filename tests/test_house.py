@@ -14,11 +14,23 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("api", "bilevel", "cli", "diffusion", "rewards", "schedules")
 BESIDE = ("benchmarks", "tests", "training")
 LONGEST = 400  # lines of a file
-PROBES = 3.5  # hasattr(x, ...) and getattr(x, ..., default) a thousand lines of the rooms; to be lowered to 0.5
+MOST_PROBES = 0.5  # hasattr(x, ...) and getattr(x, ..., default) a thousand lines of the rooms
+
+# Files that probe, how often, and why nothing can be declared there.
+PROBES = {
+    "diffusion/component.py": (1, "configs of transformers' text encoders name their limit, or do not"),
+    "diffusion/exported_files.py": (1, "only some of diffusers' pipelines save LoRA weights"),
+    "diffusion/kinds.py": (1, "`declared` itself: what a file in a room states, and else the default"),
+    "diffusion/load.py": (3, "names, text encoders and schedulers of diffusers and transformers differ by class"),
+    "diffusion/lora.py": (2, "diffusers' pipelines and transformers' encoders differ by class and version"),
+    "diffusion/pipelines/_blackbox.py": (1, "pipelines of video or sound return other records"),
+    "diffusion/pipelines/_discrete.py": (3, "diffusers' schedulers share no interface that says what they have"),
+    "rewards/_tower.py": (1, "open_clip's tokenizers wrap one of transformers, or do not"),
+    "rewards/classifier.py": (1, "timm's configs name the last layer, or do not"),
+}
 
 # Files over LONGEST, and the lines that each may have; split one, and its line here goes.
 LONG = {
-    "diffusion/data.py": 475,
     "tests/bilevel/test_denoising.py": 525,
     "tests/bilevel/test_regularization_samples.py": 450,
     "tests/bilevel/test_regularization_search.py": 425,
@@ -37,11 +49,6 @@ TWICE = {
     "Gaussian",
     "Grid",
     "Linear",
-    "Network",
-    "Refused",
-    "Tuned",
-    "_Distance",
-    "_Reader",
 }
 
 
@@ -91,12 +98,14 @@ def test_no_file_is_too_long():
 
 def test_what_a_part_can_do_is_declared_and_not_probed():
     """A protocol or a record of traits says what a part has; `hasattr` asks what nobody promised."""
-    by_file = {path: probes_in(tree) for path, tree in trees().items()}
+    by_file = {path: probes for path, tree in trees().items() if (probes := probes_in(tree))}
+    excused = {path: probes for path, (probes, _) in PROBES.items()}
+    new = {path: probes for path, probes in by_file.items() if probes > excused.get(path, 0)}
+    assert not new, f"declare what these probe, or give the reason in PROBES of {Path(__file__).name}: {new}"
+    assert by_file == excused, f"fewer probes than in PROBES of {Path(__file__).name}: lower the numbers there"
     lines = sum(len(text.splitlines()) for text in files(*ROOMS).values())
     density = 1000 * sum(by_file.values()) / lines
-    most = sorted(by_file.items(), key=lambda item: -item[1])[:5]
-    assert density <= PROBES, f"{density:.2f} probes a thousand lines; most stand in {most}"
-    assert density > PROBES - 2, f"only {density:.2f} probes a thousand lines are left: lower PROBES"
+    assert density <= MOST_PROBES, f"{density:.2f} probes a thousand lines"
 
 
 def test_no_class_name_stands_twice():
@@ -108,7 +117,7 @@ def test_no_class_name_stands_twice():
 
 def test_lists_are_in_order():
     """So that two changes of them merge."""
-    assert all(before < after for before, after in pairwise(LONG))
+    assert all(before < after for before, after in (*pairwise(LONG), *pairwise(PROBES)))
 
 
 @pytest.mark.parametrize(

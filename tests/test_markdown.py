@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "benchmarks", "rewards")
-PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
+PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "README.md",
+    *sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md")),
+]
 WIDTH = 120
 
 

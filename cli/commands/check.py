@@ -53,8 +53,8 @@ def _look_at_data(job: Job) -> None:
         return
     with named():
         images = job.data.open().train
-        if hasattr(job.model.options, "learns"):
-            job.model.options.open(images)
+        if learning := job.model.learning:
+            learning.open(images)
 
 
 def show(job: Job) -> None:

@@ -26,7 +26,7 @@ from genbo.rewards._tokens import sentences
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
-    from genbo.diffusion.tuned import Tuned
+    from genbo.diffusion.tuned import TunedPipeline
 
 LONGEST = 48  # characters of a slug
 
@@ -81,9 +81,9 @@ def told(pipeline: Path, prompts: Sequence[str]) -> Sequence[str]:
     return prompts
 
 
-def cut_off(tuned: Tuned, place: Path | None, prompts: Sequence[str]) -> Iterator[str]:
+def cut_off(tuned: TunedPipeline, place: Path | None, prompts: Sequence[str]) -> Iterator[str]:
     """What the text encoders do not read of these prompts."""
-    pipeline = getattr(tuned, "pipeline", None)
+    pipeline = tuned.pipeline
     known = readers_of(place) if place else []
     return sentences([*known, *(loaded(pipeline, known) if pipeline is not None else [])], prompts)
 
@@ -109,7 +109,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:LONGEST].rstrip("-") or "prompt"
 
 
-def opened(folder: str | Path) -> Tuned:
+def opened(folder: str | Path) -> TunedPipeline:
     """A run, its tuned/ folder, or a model's folder or bundled name; the last two at genbo's own defaults."""
     from genbo.diffusion.tuned import load
 
@@ -138,12 +138,12 @@ def _with_pipeline(tuned: Path) -> Path:
     return tuned
 
 
-def _plain_model(name: str) -> Tuned:
+def _plain_model(name: str) -> TunedPipeline:
     from genbo.diffusion.process import process_of
-    from genbo.diffusion.tuned import Tuned
+    from genbo.diffusion.tuned import TunedPipeline
 
     model = Diffusers(pretrained=name)
     mistakes = model.mistakes()
     if mistakes:
         raise UserMistake(f"{name} is neither a run nor a model: {mistakes[0].removeprefix('pretrained: ')}")
-    return Tuned(process_of(model.open(), *model.usual()), {})
+    return TunedPipeline(process_of(model.open(), *model.usual()), {})

@@ -58,9 +58,7 @@ def run(
     texts = captions(prompts, prompt, [image.relative_to(folder).as_posix() for image in images])
     if why := cannot(asked, texts, against):
         raise UserMistake("\n".join(why))
-    readers = [
-        reader for each in asked if hasattr(each.kind.options, "readers") for reader in each.kind.options.readers()
-    ]
+    readers = [reader for each in asked for reader in each.traits.readers()]
     for warning in sentences(readers, texts or ()):
         print(warning, file=sys.stderr)
     for name, reason in left_out.items():
@@ -113,7 +111,7 @@ def cannot(asked: Sequence[Asked], prompts: Sequence[str] | None, data: Data | N
             found.append(f"{each.name} reads prompts, and there are none; add --prompts file.csv, or --prompt for all")
         if each.needs_data and data is None:
             found.append(f"{each.name} compares a set with data, and there are none; add --data folder")
-        if hasattr(each.kind.options, "lesson"):
+        if each.traits.lesson:
             found.append(f"{each.name} knows a sample by its noise, which no file tells; take another reward")
     return found
 

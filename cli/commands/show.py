@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.report import number_format, words
@@ -13,7 +13,7 @@ from genbo.cli.report.records import ComparedRow, ObjectiveRecord, PhiValue, Sta
 from genbo.cli.report.records_report import CostRecord, RunReport
 from genbo.cli.run.folder import is_run
 from genbo.cli.run.journal import read_journal
-from genbo.cli.run.json_files import to_json
+from genbo.cli.run.json_files import Document, to_json
 from genbo.cli.run.layout import SCHEMA
 from genbo.cli.run.lock import holder
 from genbo.cli.run.status import read_report, read_status
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-Document = dict[str, Any]
 SHOWN = {"step", "phi", "value", "value_se", "grad", "grad_se", "status"}  # of a line of the journal
 MARKS = {"good": "[green]✓[/]", "note": "[dim]i[/]", "warning": "[yellow]![/]"}
 
@@ -43,7 +42,9 @@ def run(folder: str | Path, *, as_json: bool = False) -> int:
     if "headline" in document:
         show_report(RunReport.read(document, folder / "report.json"), folder, console)
     else:
-        show_unfinished(Status.read(document, folder / "status.json"), document["steps"], folder, console)
+        show_unfinished(
+            Status.read(document, folder / "status.json"), cast("list[Document]", document["steps"]), folder, console
+        )
     return 0
 
 

@@ -15,8 +15,6 @@ from genbo.cli.stages.run import Tuning, stages_of
 if TYPE_CHECKING:
     from genbo.cli.plan.counts import Plan
 
-Document = dict[str, Any]
-
 
 def tune(
     job: str | Path | Mapping[str, Any],

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Len
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Len, Lt
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, create_model
 from pydantic import Field as ModelField
 
@@ -162,30 +162,31 @@ def words(hint: Any) -> str:
     )
 
 
-_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_SIGNS = {Gt: ">", Ge: ">=", Lt: "<", Le: "<="}
+
+
+def _limits_of(constraint: Any) -> Iterator[tuple[str, Any]]:
+    """Signs and limits of an annotated_types constraint; an `Interval` holds several."""
+    if isinstance(constraint, GroupedMetadata):
+        for part in constraint:
+            yield from _limits_of(part)
+    match constraint:
+        case Gt(limit) | Ge(limit) | Lt(limit) | Le(limit):
+            yield _SIGNS[type(constraint)], limit
 
 
 def _bound(constraint: Any) -> str:
     """`>= 0`, `< 1`: an annotated_types constraint in signs."""
-    parts = [
-        f"{sign} {spoken(limit)}"
-        for name, sign in _SIGNS.items()
-        if (limit := getattr(constraint, name, None)) is not None
-    ]
-    return " and ".join(parts)
+    return " and ".join(f"{sign} {spoken(limit)}" for sign, limit in _limits_of(constraint))
 
 
 def limits(hint: Any) -> tuple[float | None, float | None]:
     """The least and the greatest value that a numeric annotation allows; None where there is no limit."""
     low = high = None
     for constraint in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-        low = _first(getattr(constraint, "ge", None), getattr(constraint, "gt", None), low)
-        high = _first(getattr(constraint, "le", None), getattr(constraint, "lt", None), high)
+        for sign, limit in _limits_of(constraint):
+            low, high = (limit, high) if sign[0] == ">" else (low, limit)
     return low, high
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
 
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

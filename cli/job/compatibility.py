@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from genbo.bilevel.protocols import cannot_follow
+from genbo.bilevel.protocols import cannot_follow, of_rule
 from genbo.bilevel.trials import Candidate, Space
+from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
@@ -19,7 +19,9 @@ from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.seals import sha256_of
+from genbo.diffusion.kinds import declared
 from genbo.diffusion.teacher import Lesson
+from genbo.rewards._traits import RewardOptions, RewardTraits
 from genbo.schedules.schedule import divided
 
 Misfit = tuple[Node, str, str | None]
@@ -92,7 +94,7 @@ def searched(job: Job, root: Node) -> Iterator[Misfit]:
         message = "the curve over lambda comes from one set of samples, so no search is needed; delete this"
         yield root.find(["search"]), message, None
         return
-    if job.trains and job.lower is not None and job.lower.options.coupled:
+    if job.training is not None and job.training.coupled:
         message = "every candidate would need a network of its own; set lower.conditioning: log_snr, or delete this"
         yield root.find(["search"]), message, None
     if job.estimator.kind != "value":
@@ -122,10 +124,8 @@ def refusals(job: Job, root: Node) -> Iterator[Misfit]:
 
 def suits(job: Job, root: Node) -> Iterator[Misfit]:
     """Why the model cannot be used with this sampler, this guidance rule or these tunables."""
-    misfits = getattr(job.model.options, "misfits", None)
-    if misfits is None:
-        return
-    for key, reason in misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
+    model = job.model
+    for key, reason in model.traits.misfits(model.sampler.options, model.guidance.options, frozenset(job.tune)):
         at = ["tune"] if key == "tune" else ["model", key]
         yield root.find(at), reason, ".".join(at)
 
@@ -136,51 +136,49 @@ def times(job: Job, root: Node) -> Iterator[Misfit]:
         if not isinstance(tunable, Timesteps):
             continue
         at = root.find(["tune", key, "start"])
-        if reason := tunable.why_not(job.steps, getattr(job.model.options, "time_range", None)):
+        if reason := tunable.why_not(job.steps, job.model.traits.time_range):
             yield at, reason, None
 
 
 def taught(job: Job, root: Node) -> Iterator[Misfit]:
     """A teacher starts from the noise of each sample, so samples need one noise each and a deterministic sampler."""
     for key, rewards in _listed(job):
-        kinds = [r.kind for r in rewards if hasattr(r.options, "lesson")]
+        kinds = [r.kind for r in rewards if traits_of(r).lesson]
         if kinds and job.tilts:
             message = (
                 "compares samples of the same noise, but a search for lambda reweights samples; take another reward"
             )
             yield root.find(key), f"{kinds[0]} {message}", None
         elif kinds and job.model.sampler.options.stochastic:
-            remedy = "set eta: 0" if hasattr(job.model.sampler.options, "eta") else "take ddim, euler or dpmpp"
+            remedy = "set eta: 0" if "eta" in vars(job.model.sampler.options) else "take ddim, euler or dpmpp"
             message = f"compares two samplings from the same noise, but this sampler adds noise at its steps; {remedy}"
             yield root.find(["model", "sampler"]), f"{kinds[0]} {message}", None
         else:
-            yield from _untaught(job, root.find(key), [r for r in rewards if hasattr(r.options, "lesson")])
+            yield from _untaught(job, root.find(key), [r for r in rewards if traits_of(r).lesson])
 
 
-def _untaught(job: Job, node: Node, rewards: Sequence[Any]) -> Iterator[Misfit]:
+def _untaught(job: Job, node: Node, rewards: Sequence[Kind[RewardOptions]]) -> Iterator[Misfit]:
     """Why the model's own scheduler cannot draw the samples of a teacher."""
-    undrawable = getattr(job.model.options, "undrawable", None)
-    if undrawable is None:
-        return
+    undrawable = job.model.traits.undrawable
     own = set(undrawable(job.model.sampler.options))
     for reward in rewards:
-        for reason in undrawable(Lesson(*reward.options.lesson).by(job.model.sampler.options)):
+        lesson = traits_of(reward).lesson
+        assert lesson is not None
+        for reason in undrawable(Lesson(*lesson).by(job.model.sampler.options)):
             if reason not in own:  # of the job's own sampler, which has been named
                 yield node, f"{reward.kind}: {reason}", None
 
 
 def remarks(job: Job) -> Iterator[str]:
     """Warnings about how this model is sampled, in a job without mistakes."""
-    found = getattr(job.model.options, "remarks", None)
-    if found is not None:
-        yield from found(job.model.sampler.options, lowest_weight(job))
+    yield from job.model.traits.remarks(job.model.sampler.options, lowest_weight(job))
 
 
 def lowest_weight(job: Job) -> float:
     """The least guidance weight that may occur: the model's, or the lower end of what is tuned."""
     tuned = [tunable for tunable in job.tune.values() if tunable.rule_option == "weight"]
-    listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), tunable.bounds[0])]
-    weight = getattr(job.model.guidance.options, "weight", 1.0)
+    listed = [n for tunable in tuned for n in (*tunable.numbers(job.steps), of_rule(tunable).bounds[0])]
+    weight = job.model.guidance.options.weight
     return float(min(listed or (weight if isinstance(weight, list) else [weight])))
 
 
@@ -211,12 +209,13 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
     if schedule is not None and not job.trains and not learns:
         message = "a noise schedule is tuned with a network that is trained: write model: {kind: unet} and "
         yield root.find(["tune", "noise_schedule"]), f"{message}lower: {{kind: denoising}}", None
-    if schedule is None or not job.trains or job.lower is None:
+    training = job.training
+    if not isinstance(schedule, NoiseSchedule) or training is None:
         return
-    if reason := schedule.why_not(job.lower.options.prediction):
+    if reason := schedule.why_not(training.prediction):
         yield root.find(["tune", "noise_schedule"]), reason, None
-    table, steps = job.lower.options.train_steps, job.model.sampler.options.steps
-    if job.lower.options.conditioning == "index" and divided(table, steps) != table:
+    table, steps = training.train_steps, job.model.sampler.options.steps
+    if training.conditioning == "index" and divided(table, steps) != table:
         message = (
             f"a network conditioned on the step's index stops at whole steps only, and {steps} sampler steps do not "
             f"divide {table}; set it to {divided(table, steps)}"
@@ -226,14 +225,14 @@ def learned(job: Job, root: Node) -> Iterator[Misfit]:
 
 def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
     """Guidance and prompts must suit a network that takes the classes of its data, or nothing."""
-    classes = job.data.classes if job.data and job.model.options.classes else ()
+    classes = job.data.classes if job.data and job.model.traits.classes else ()
     written = [
         (["prompts"], job.prompts),
         (["evaluate", "prompts"], job.held_out if job.evaluate.prompts else NO_PROMPT),
     ]
-    if not job.model.options.classes:
+    if not job.model.traits.classes:
         message = "this network takes no prompt or class, so guidance has no effect; "
-        if getattr(job.model.guidance.options, "weight", 1.0) != 1.0:
+        if job.model.guidance.options.weight != 1.0:
             yield root.find(["model", "guidance"]), f"{message}set it to 1, or classes: true", None
         if "guidance" in job.tune:
             yield root.find(["tune", "guidance"]), f"{message}delete it, or set model.classes: true", None
@@ -241,7 +240,7 @@ def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
         strangers = [text for text in texts if text not in classes]
         if texts == NO_PROMPT or not strangers:
             continue
-        if not job.model.options.classes:
+        if not job.model.traits.classes:
             yield root.find(at), "this network takes no prompts; delete them, or set model.classes: true", None
         elif classes:
             message = f"the data have no class {strangers[0]!r}{nearest(strangers[0], classes)}"
@@ -292,7 +291,7 @@ def opinions(job: Job, root: Node) -> Iterator[Misfit]:
 WHERE = {"pretrained", "weights", "template", "preprocess"}  # options that leave the network the same
 
 
-def is_same(one: Kind, other: Kind) -> bool:
+def is_same(one: Kind[RewardOptions], other: Kind[RewardOptions]) -> bool:
     """Whether two rewards are one and the same: by their options, or by the same weights under another name."""
     if one.kind != other.kind or one.options == other.options:
         return one.kind == other.kind
@@ -300,12 +299,13 @@ def is_same(one: Kind, other: Kind) -> bool:
     return a == b and _same_files(_weights(one.options), _weights(other.options))
 
 
-def _weights(options: Any) -> Path | None:
+def _weights(options: RewardOptions) -> Path | None:
     """The file of weights that a reward reads, where it lies here."""
-    folder, file = (getattr(options, name, None) for name in ("folder", "file"))
-    if isinstance(file, Path) and file.is_file():
+    traits = declared(RewardTraits, options)
+    file = traits.weights_file
+    if file is not None and file.is_file():
         return file if file.suffix == ".safetensors" else None
-    places = list(folder.glob("*.safetensors")) if isinstance(folder, Path) else []
+    places = list(traits.folder.glob("*.safetensors")) if traits.folder is not None else []
     return places[0] if len(places) == 1 else None
 
 
@@ -315,7 +315,12 @@ def _same_files(a: Path | None, b: Path | None) -> bool:
     return a.samefile(b) or (a.stat().st_size == b.stat().st_size and sha256_of(a) == sha256_of(b))
 
 
-def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind]]]:
+def traits_of(reward: Kind[RewardOptions]) -> RewardTraits:
+    """What a reward declares of itself."""
+    return declared(RewardTraits, reward.options)
+
+
+def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind[RewardOptions]]]]:
     """Every reward, by the key that it stands under."""
     below = job.lower.reward if job.lower else ()
     return [
@@ -328,7 +333,7 @@ def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind]]]:
 
 def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
     """Distances to data need data, and samples that may be judged together."""
-    found = [(key, r) for key, rewards in _listed(job) for r in rewards if hasattr(r.options, "of_sets")]
+    found = [(key, r) for key, rewards in _listed(job) for r in rewards if traits_of(r).of_sets]
     for key, reward in found:
         if job.tilts and key != ["evaluate", "judges"]:
             message = "scores all samples together, but a search for lambda weighs each by itself; take another reward"
@@ -338,7 +343,7 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
                 "scores all samples together, so in a search for lambda it judges tuned weights alone; add finetune"
             )
             yield root.find(key), f"{reward.kind} {message}", None
-        elif not getattr(reward.options, "needs_data", True):
+        elif not traits_of(reward).needs_data:
             continue
         elif job.data is None and not job.model.learns:
             message = (
@@ -360,7 +365,7 @@ def of_sets(job: Job, root: Node) -> Iterator[Misfit]:
         message = f"{samples} samples cannot be shared evenly among {drawn} prompts, as a distance needs"
         here = f"{_overlap(job)}{message}"
         yield root.find(["evaluate", "samples"]), f"{here}; take {samples - samples % drawn}", "evaluate.samples"
-    wants = [reward for _, reward in found if getattr(reward.options, "needs_data", True)]
+    wants = [reward for _, reward in found if traits_of(reward).needs_data]
     if job.data is not None and job.data.of_model and job.model.learns:
         message = "a network of your own has no pretrained samples to learn from; name a folder of images"
         yield root.find(["data"]), message, None

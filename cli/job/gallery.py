@@ -27,7 +27,7 @@ def images_of(folder: Path, wanted: Collection[str] = ()) -> tuple[list[Path], d
 
     What `wanted` names is an image whatever it looks like.
     """
-    from genbo.diffusion.data import image_files
+    from genbo.diffusion.image_files import image_files
 
     files = {file.relative_to(folder).as_posix(): file for file in image_files(folder)}
     out = {name: "of another program" for name in files if set(PurePosixPath(name).parts[:-1]) & set(FOREIGN)}
@@ -62,7 +62,7 @@ def _look(file: Path) -> tuple[Size | None, bool]:
     """The size, and whether it is marked as a sheet, by the file's head; a damaged one is found out later."""
     from PIL import Image
 
-    from genbo.diffusion.data import FORMATS
+    from genbo.diffusion.image_files import FORMATS
 
     try:
         with Image.open(file, formats=FORMATS) as opened:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.model_options import ModelOptions
+from genbo.diffusion.traits import ModelTraits
 
 
 def likely_gpu() -> bool:
@@ -13,13 +16,13 @@ def likely_gpu() -> bool:
     return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
 
 
-def likely_device(options: Any) -> str:
+def likely_device(options: ModelOptions) -> str:
     """The device of a model's options, guessed where they leave it open with `auto`."""
-    device = str(getattr(options, "device", "cpu"))
+    device = declared(ModelTraits, options).device
     return ("cuda" if likely_gpu() else "cpu") if device == "auto" else device
 
 
-def likely_half(options: Any) -> bool:
+def likely_half(options: ModelOptions) -> bool:
     """Whether the network will run in half precision."""
-    dtype = getattr(options, "dtype", "fp32")
+    dtype = declared(ModelTraits, options).dtype
     return dtype in ("bf16", "fp16") or (dtype == "auto" and likely_device(options).startswith("cuda"))

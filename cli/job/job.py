@@ -14,13 +14,15 @@ from genbo.cli.errors import ArtifactRefused
 from genbo.cli.job.hardware import likely_device, likely_gpu, likely_half
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.overrides import override
-from genbo.cli.job.reader import Reader
+from genbo.cli.job.reader import Reader, reason
 from genbo.cli.job.reading import read
 from genbo.cli.job.resolved import Chosen, Job
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.user_code import Allowed
 from genbo.cli.job.yaml_nodes import MAX_BYTES, JobMistakes, Mistake, node_of_text, node_of_value
 from genbo.diffusion.damage import names_in
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 __all__ = [
     "NO_PROMPT",
@@ -65,8 +67,7 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
 
 def _damages(job: Job) -> list[str]:
     """What of the files of models and rewards is damaged, by their headers."""
-    model: Any = job.model.options
-    found: list[str] = model.damages() if hasattr(model, "damages") else []
+    found = list(job.model.traits.damages())
     for file in dict.fromkeys(file for reward in (*job.reward, *job.keep) for file in _weights_of(reward.options)):
         try:
             names_in(file)
@@ -77,9 +78,9 @@ def _damages(job: Job) -> list[str]:
 
 def _weights_of(reward: Any) -> list[Path]:
     """The safetensors that a reward would open, of those on this machine."""
-    own, folder = getattr(reward, "file", None), getattr(reward, "folder", None)
-    asked = [own, *(folder / name for name in REWARD_WEIGHTS)] if isinstance(folder, Path) else [own]
-    return [file for file in asked if isinstance(file, Path) and file.suffix == ".safetensors" and file.is_file()]
+    traits = declared(RewardTraits, reward)
+    asked = [traits.weights_file, *(traits.folder / name for name in REWARD_WEIGHTS if traits.folder)]
+    return [file for file in asked if file is not None and file.suffix == ".safetensors" and file.is_file()]
 
 
 def read_text(path: Path) -> str:
@@ -96,7 +97,7 @@ def read_text(path: Path) -> str:
     except IsADirectoryError:
         raise refuse("this is a folder; give the job file in it") from None
     except (OSError, ValueError) as error:
-        raise refuse(f"cannot be read ({getattr(error, 'strerror', None) or error}); correct the path") from None
+        raise refuse(f"cannot be read ({reason(error)}); correct the path") from None
     if len(data) > MAX_BYTES:
         raise refuse("larger than 1 MB; put long lists of prompts into a text file")
     try:

@@ -9,12 +9,14 @@ from genbo.cli.job.sections.keep import KEEP, KeepJob
 from genbo.cli.job.sections.model import MODEL
 from genbo.cli.job.sections.prompts import NO_PROMPT, PROMPTS, Prompts
 from genbo.cli.job.sections.reward import REWARD, RewardJob
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 
 def note_unknown_prompts(reader: Reader) -> None:
     """An exact world knows a few prompts only, and a model of classes their names and numbers."""
     model, evaluate = MODEL.of(reader), EVALUATE.of(reader)
-    known = getattr(model.options, "known_prompts", None) if model else None
+    known = model.traits.known_prompts if model else None
     if model is None or known is None:
         return
     what = "this model" if model.kind == "diffusers" else f"the world {model.kind}"
@@ -35,6 +37,6 @@ def note_unread_prompts(reader: Reader) -> None:
         return
     scored_by: list[RewardJob | KeepJob] = [*(REWARD.of(reader) or ()), *(KEEP.of(reader) or ())]
     for scored in scored_by:
-        if getattr(scored.options, "reads_prompts", False):
+        if declared(RewardTraits, scored.options).reads_prompts:
             message = f"missing; {scored.name} reads prompts, though the model takes none"
             reader.note(reader.root, message, where="prompts")

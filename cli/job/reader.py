@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,25 @@ from genbo.cli.job.paths import with_paths
 from genbo.cli.job.user_code import Allowed, not_allowed, sealed
 from genbo.cli.job.validation import sentences_of, shown
 from genbo.cli.job.yaml_nodes import Mistake, Node, Place, below
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.process import GuidanceRule
+from genbo.rewards._traits import nothing
 
 T = TypeVar("T", bound=BaseModel)
 Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the options of any kind may have to be checked by.
+
+    Attributes:
+        device: Where it will compute, of a model.
+        mistakes: () -> what is wrong with the options, `option: sentence` each; files are looked at, and none is run.
+    """
+
+    device: str = "auto"
+    mistakes: Callable[[], Sequence[str]] = nothing
 
 
 class Reader:
@@ -32,7 +48,7 @@ class Reader:
         self.base, self.mistakes, self.code = base, mistakes, code or {}
         self.root = root or Node({}, Place())
         self.values: dict[str, object] = {}
-        self.rule: Kind | None = None
+        self.rule: Kind[GuidanceRule] | None = None
         self.steps: int | None = None
         self.names: list[str] = []
 
@@ -160,13 +176,12 @@ def reason(error: Exception) -> str:
 
 
 def _option_mistakes(options: Any) -> list[str]:
-    device = getattr(options, "device", "auto")
+    device = declared(Checked, options).device
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(device)):
         wrong = f"device: must be auto, cpu, cuda or cuda:0, not {device!r}; auto takes a GPU if there is one"
         return [wrong, *_option_mistakes(replace(options, device="auto"))]
-    check = getattr(options, "mistakes", None)
     try:
-        return list(check()) if check else []
+        return list(declared(Checked, options).mistakes())
     except (OSError, ValueError, RuntimeError) as error:
         return [f"pretrained: cannot be looked at ({reason(error)}); correct the path"]
 

@@ -10,10 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SkipValidation
 
+from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.objective import MEAN, Objective
-from genbo.bilevel.protocols import Chooser, Facts
+from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
+from genbo.bilevel.trials import Searcher
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
@@ -28,6 +30,8 @@ from genbo.cli.job.sections.model import ModelJob
 from genbo.cli.job.sections.prompts import Prompts
 from genbo.cli.job.sections.reward import RewardJob
 from genbo.diffusion.data import Data
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Chosen:
     """An estimator, and why it is this one."""
 
     name: str
-    options: Any
+    options: Estimator[Any, Any, Any]
     reason: str
 
 
@@ -47,16 +51,16 @@ class Job(BaseModel):
     version: Literal[1] = 1
     model: ModelJob
     prompt_list: Prompts
-    tune: dict[str, Any]
+    tune: SkipValidation[dict[str, Tunable]]
     reward: tuple[RewardJob, ...]
     objective: Objective = MEAN
     data: Data | None = None
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
-    search: Kind | None = None
-    estimator: Kind
-    optimizer: Kind
+    search: Kind[Searcher] | None = None
+    estimator: Kind[Estimator[Any, Any, Any]]
+    optimizer: Kind[Optimizer]
     budget: BudgetJob
     evaluate: EvaluateJob
     seed: int = 0
@@ -103,6 +107,11 @@ class Job(BaseModel):
         return self.lower is not None and self.lower.trains
 
     @property
+    def training(self) -> Denoising | None:
+        """The options of a lower level that trains the network."""
+        return self.lower.training if self.lower is not None else None
+
+    @property
     def level(self) -> Level:
         """The lower level, as far as other keys depend on it."""
         if self.lower is None or not self.lower.tilts:
@@ -131,9 +140,9 @@ class Job(BaseModel):
         return Facts(
             parameters=self.parameters,
             slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
-            coupled=self.trains and self.lower is not None and self.lower.options.coupled,
-            differentiable_reward=all(getattr(r.options, "differentiable", True) for r in rewards),
-            differentiable_model=getattr(self.model.options, "differentiable", True),
+            coupled=self.training is not None and self.training.coupled,
+            differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),
+            differentiable_model=self.model.traits.differentiable,
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
         )
 

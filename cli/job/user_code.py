@@ -17,6 +17,7 @@ from typing import Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.run.seals import sha256_of
+from genbo.rewards._traits import RunsCode
 
 Allowed = Mapping[Path, str]
 
@@ -34,14 +35,14 @@ def allowed(paths: Sequence[str | Path]) -> Allowed:
 
 def sealed(options: Any, known: Allowed) -> Any:
     """The options; those that name code get the hash of that code, or "" where it is not allowed."""
-    if not hasattr(options, "sha256"):
+    if not isinstance(options, RunsCode):
         return options
-    return replace(options, sha256=known.get(options.path.resolve(), ""))
+    return replace(options, sha256=known.get(options.path.resolve(), ""))  # type: ignore[type-var]
 
 
 def not_allowed(options: Any) -> list[str]:
     """A mistake where the options name code that is not allowed."""
-    if getattr(options, "sha256", "allowed"):
+    if not isinstance(options, RunsCode) or options.sha256:
         return []
     path = options.path
     return [f"file: {path.name} is code, which a job may not run by itself; read it, then add {flag(path)}"]

@@ -18,6 +18,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_NODES = 20_000
 MAX_DIGITS = 64
+NODES = ("ScalarEvent", "SequenceStartEvent", "MappingStartEvent")  # ruamel's events with a tag and an anchor
 
 Scalar = None | bool | int | float | str
 Loc = Sequence[str | int]
@@ -234,7 +235,7 @@ class _Reader:
             self._refuse(place, where, f"more than {MAX_NODES} values; put long lists of prompts into a text file")
         if depth > MAX_DEPTH:
             self._refuse(place, where, f"nested more than {MAX_DEPTH} deep; make it flatter")
-        if kind == "AliasEvent" or getattr(event, "anchor", None):
+        if kind == "AliasEvent" or (kind in NODES and event.anchor):
             self._refuse(
                 place,
                 where,
@@ -307,12 +308,16 @@ class _Reader:
         raise JobMistakes(self.mistakes) from None
 
     def _refuse_syntax(self, error: Any) -> None:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        from ruamel.yaml.error import MarkedYAMLError
+
+        if not isinstance(error, MarkedYAMLError):
+            error = MarkedYAMLError(problem=str(error))
+        mark = error.problem_mark or error.context_mark
         place = self._place_at(mark.line, mark.column) if mark else Place(self.source)
-        if str(getattr(error, "context", "")).startswith("while parsing a flow") and error.context_mark:
+        if str(error.context).startswith("while parsing a flow") and error.context_mark:
             opened = self._place_at(error.context_mark.line, error.context_mark.column)
             self._refuse(opened, self.where, "this bracket is not closed, or a comma is missing in it; mend it")
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        problem = " ".join(str(error.problem or error).split())
         if "'\\t'" in problem or "\\t" in problem:
             self._refuse(place, self.where, "a tab indents this line; indent with spaces")
         remedy = "check the indentation, the brackets and the quotes before this place"
@@ -320,7 +325,7 @@ class _Reader:
 
 
 def _tag(event: Any) -> str | None:
-    tag = getattr(event, "tag", None)
+    tag = event.tag if type(event).__name__ in NODES else None
     if tag is None or str(tag) in ("", "None"):
         return None
     return str(tag)

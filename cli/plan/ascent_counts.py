@@ -13,11 +13,13 @@ from functools import cached_property
 from typing import Any
 
 from genbo.bilevel.problem import calls, samples_per_call
-from genbo.bilevel.protocols import GradientCost
+from genbo.bilevel.protocols import GradientCost, of_rule
 from genbo.bilevel.tunables.guidance import EDGE
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.lambda_counts import opinions
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
 ELSEWHERE = 0.0012345678  # how far a coordinate is moved here, where only "somewhere else" matters
@@ -33,7 +35,7 @@ class Stepping:
         self.job, self.batch, self.most = job, batch, most
         self.is_blackbox = job.model.kind == "blackbox"
         self.steps, self.samples = job.steps, job.budget.samples
-        self.estimator, self.lower = estimator, job.lower.options if job.lower else None
+        self.estimator, self.lower = estimator, job.training
         self.rule = job.model.guidance.options
         self.gradient: GradientCost = estimator.cost(job.parameters)
         self.draws, self.passes = self.gradient.draws, self.gradient.network_passes
@@ -77,7 +79,7 @@ class Stepping:
         for tunable in self.job.tune.values():
             size = tunable.size(self.steps)
             if tunable.rule_option is not None:
-                options = {**options, tunable.rule_option: tunable.spread(numbers[at : at + size], self.steps)}
+                options = {**options, tunable.rule_option: of_rule(tunable).spread(numbers[at : at + size], self.steps)}
             at += size
         return options
 
@@ -109,7 +111,7 @@ class Stepping:
             if index < size and tunable.rule_option is None:
                 return 0.0
             if index < size:
-                low, high = tunable.bounds
+                low, high = of_rule(tunable).bounds
                 edge = EDGE * (high - low)
                 return float(min(max(tunable.numbers(self.steps)[index], low + edge), high - edge))
             index -= size
@@ -199,7 +201,7 @@ class Stepping:
     def parts(self) -> bool:
         """Whether a set that is judged as a whole goes through the network in parts, and so twice where it is live."""
         scored = (*self.job.reward, *self.job.keep)
-        return self.samples > self.batch and any(hasattr(r.options, "of_sets") for r in scored)
+        return self.samples > self.batch and any(declared(RewardTraits, r.options).of_sets for r in scored)
 
     def _cost(self, members: Guided, samples: int, differentiated: bool = False) -> Cost:
         """Of drawing the samples in all these members at once, and scoring them."""
@@ -271,7 +273,7 @@ def _numbers(tunable: Any, steps: int) -> list[float]:
 
 def _lessons(rewards: Sequence[Any]) -> list[int]:
     """The steps of every teacher; those that draw the same draw once."""
-    lessons = {lesson for reward in rewards if (lesson := getattr(reward.options, "lesson", None))}
+    lessons = {lesson for reward in rewards if (lesson := declared(RewardTraits, reward.options).lesson)}
     return [steps for steps, _ in lessons]
 
 

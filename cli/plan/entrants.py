@@ -100,7 +100,7 @@ def _scaled(job: Job, share: float) -> BudgetJob:
 
 def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) -> Job | str:
     """The job with this searcher in place of its gradient, or why it cannot be."""
-    if own.trains and own.lower is not None and own.lower.options.coupled:
+    if own.training is not None and own.training.coupled:
         return "every candidate would need a network of its own"
     options = catalog.options_of("searchers", kind)()
     space = Space(tuple(map(str, range(own.parameters))), first=Candidate())

@@ -21,6 +21,9 @@ from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_part
 from genbo.cli.job.job import Job
 from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.plan.cost import Cost
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.rewards._traits import RewardTraits
 
 PATHS = 64  # held-out samples of each set of weights whose paths are followed, at most
 LOOKS = 27  # at a loss in one step of L-BFGS, at most: the first, and a line search of 26
@@ -34,8 +37,7 @@ class Searching:
         self.job, self.guided, self.batch, self.most = job, guided, batch, most
         self.lower: LowerSolver[Any, Any] = job.lower.options
         self.gradient: GradientCost = job.chosen().options.cost(job.parameters)
-        options: Any = job.model.options
-        self.is_world = not hasattr(options, "folder") and not hasattr(options, "learns")
+        self.is_world = not job.model.traits.has_network
 
     # -- the search ------------------------------------------------------------------------------------------------
 
@@ -58,8 +60,8 @@ class Searching:
     def by_gradients(self) -> bool:
         """Whether shifts are told by gradients in the noise."""
         assert self.job.lower is not None
-        parts = [self.job.model.options, *(reward.options for reward in self.job.lower.reward)]
-        return all(getattr(part, "differentiable", True) for part in parts)
+        rewards = (declared(RewardTraits, reward.options) for reward in self.job.lower.reward)
+        return self.job.model.traits.differentiable and all(reward.differentiable for reward in rewards)
 
     @property
     def differentiated(self) -> bool:
@@ -122,7 +124,10 @@ class Searching:
                 reasons.append(f"the search stops when λ* is as precise as asked: from 1 to {rounds} lambdas")
             elif not self.learns:
                 reasons.append("the best lambda may be the start itself, whose law is drawn once")
-        trained = [*([self.lower] if self.learns else []), *([self.job.finetune.options] if self.job.finetune else [])]
+        trained = [
+            *([self.lower] if isinstance(self.lower, Finetune) else []),
+            *([self.job.finetune.options] if self.job.finetune else []),
+        ]
         if trained and self.is_world:
             reasons.append(
                 "the numbers of an exact world are trained by L-BFGS, which ends when nothing is to be gained"
@@ -234,7 +239,7 @@ class Searching:
     def _is_noisy(self) -> bool:
         """Whether the job's own sampler is that DDIM already."""
         sampler = self.job.model.sampler
-        return sampler.kind == "ddim" and sampler.options.eta == 1 and len(self._noisy) == self.job.steps
+        return isinstance(sampler.options, Ddim) and sampler.options.eta == 1 and len(self._noisy) == self.job.steps
 
 
 def _back(once: Cost, *, again: bool = False) -> Cost:

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genbo.diffusion.kinds import declared
 from genbo.diffusion.pipeline_folder import config_of
+from genbo.rewards._traits import RewardTraits
 
 if TYPE_CHECKING:
     from genbo.cli.job.job import Job
@@ -48,14 +50,14 @@ def memory(job: Job, rows: int, differentiated: bool) -> Memory | None:
     """Of a job that draws so many images at once; None for an exact world, or a hub id not here yet."""
     from genbo.cli.job.job import likely_half
 
-    folder = getattr(job.model.options, "folder", None)
+    traits = job.model.traits
+    folder = traits.folder
     if folder is None:
         return None
     width = 2 if likely_half(job.model.options) else 4
     weights = sum(numbers_in(file) for file in _networks(folder)) * width
     weights += sum(numbers_in(file) * 4 for file in _reward_files(job))
-    pixels = [getattr(job.model.options, name, None) for name in ("height", "width")]
-    return Memory(weights, activations(folder, rows, width, differentiated, pixels))
+    return Memory(weights, activations(folder, rows, width, differentiated, (traits.height, traits.width)))
 
 
 def _networks(folder: Path) -> list[Path]:
@@ -71,11 +73,10 @@ def _networks(folder: Path) -> list[Path]:
 
 def _reward_files(job: Job) -> list[Path]:
     below = job.lower.reward if job.lower else ()
-    options = [reward.options for reward in (*job.reward, *job.keep, *below)]
-    folders = {getattr(each, "folder", None) for each in options}
-    alone = {getattr(each, "file", None) for each in options}
+    traits = [declared(RewardTraits, reward.options) for reward in (*job.reward, *job.keep, *below)]
+    folders, alone = {each.folder for each in traits}, {each.weights_file for each in traits}
     found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}
-    return sorted(found | {file for file in alone if isinstance(file, Path) and file.suffix == ".safetensors"})
+    return sorted(found | {file for file in alone if file is not None and file.suffix == ".safetensors"})
 
 
 def activations(

@@ -102,7 +102,7 @@ def key_of(job: Job) -> str:
         platform.node(),
         model_digest(job),
         likely_device(options),
-        getattr(options, "dtype", "fp64"),
+        job.model.traits.dtype or "fp64",
     ]
     parts += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
     if job.lower is not None and job.tilts:  # guided samples and trainings go back, weights of a bank do not
@@ -118,11 +118,11 @@ def goes_back(estimator: Any) -> bool:
 
 def model_digest(job: Job) -> str:
     """Of the model's options, and of its files' names and sizes where it is a folder."""
-    folder = getattr(job.model.options, "folder", None)
-    files = sorted(folder.rglob("*.safetensors")) if folder else []
+    folder = job.model.traits.folder
+    files = [(path.relative_to(folder), path) for path in sorted(folder.rglob("*.safetensors"))] if folder else []
     parts = [
         job.model.document("models"),
-        [(str(path.relative_to(folder)), path.stat().st_size) for path in files],
+        [(str(name), path.stat().st_size) for name, path in files],
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from genbo.cli.job.compatibility import remarks
 from genbo.cli.job.job import NO_PROMPT, Job
 from genbo.cli.plan.lambda_counts import held_out_bank
+from genbo.diffusion.kinds import declared
 from genbo.rewards._tokens import sentences
+from genbo.rewards._traits import RewardTraits
 
 
 def of_ascent(job: Job) -> Iterator[str]:
@@ -32,18 +34,18 @@ def of_lambda_search(job: Job) -> Iterator[str]:
 def _too_long(job: Job) -> Iterator[str]:
     """Prompts whose ends are not read, by the text encoders of the model and of the rewards."""
     rewards = (*job.reward, *job.keep, *(job.lower.reward if job.lower else ()))
-    parts = [part.options for part in (job.model, *rewards) if hasattr(part.options, "readers")]
-    yield from sentences([reader for part in parts for reader in part.readers()], (*job.prompts, *job.held_out))
-    if negative := getattr(job.model.options, "negative_prompt", ""):
-        for reader in job.model.options.readers():
+    model, scorers = job.model.traits, [declared(RewardTraits, reward.options) for reward in rewards]
+    readers = [*model.readers(), *(reader for scorer in scorers for reader in scorer.readers())]
+    yield from sentences(readers, (*job.prompts, *job.held_out))
+    if negative := model.negative_prompt:
+        for reader in model.readers():
             if reader.too_long([negative]):
                 yield f"negative_prompt is longer than {reader.limit} tokens; its end is ignored (by {reader.name})"
 
 
 def _of_any(job: Job) -> Iterator[str]:
     yield from remarks(job)
-    if getattr(job.model.options, "folder", job) is None:
-        name = job.model.options.pretrained
+    if name := job.model.traits.hub_id:
         yield f"{name} is not here: the run begins by fetching it (or `hf download {name}`)"
     if job.budget.steps == 1 and not job.tilts:
         yield "budget.steps is 1: the last step is measured and not taken, so nothing moves"
@@ -51,8 +53,8 @@ def _of_any(job: Job) -> Iterator[str]:
         return
     yield from _too_long(job)
     scored = (*job.reward, *job.keep)
-    reads = any(getattr(each.options, "reads_prompts", False) for each in scored)
-    if getattr(job.model.options, "told_nothing", False) and not reads:
+    reads = any(declared(RewardTraits, each.options).reads_prompts for each in scored)
+    if job.model.takes_no_prompt and not reads:
         yield "this model takes no prompt, and no reward reads one: prompts change nothing, so delete them"
     if job.evaluate.prompts is None:
         yield "evaluate.prompts is not set: the tuning prompts are evaluated with fresh seeds"

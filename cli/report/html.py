@@ -10,11 +10,11 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from markupsafe import Markup
 
@@ -22,18 +22,21 @@ from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.report import chart, lambda_chart, number_format, page_words, words
 from genbo.cli.report.records import ComparedRow, PhiValue, StepRecord
 from genbo.cli.report.records_report import RunReport
+from genbo.cli.report.section import ReportSection
 from genbo.cli.run.atomic import write_atomic
 from genbo.cli.run.job_file import to_yaml
 from genbo.cli.run.status import read_report
 from genbo.cli.run.tensors import words_in
+from genbo.diffusion.kinds import class_of, kinds
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
     from torch import Tensor
 
 SIDE_PX = 192  # of a small image, scaled up; larger ones are scaled down to WIDE_PX
 WIDE_PX = 320
 LONGEST = 300  # characters of a prompt that are shown
+SECTIONS = "genbo.cli.report.sections"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 TONES: Mapping[str | None, str] = {"better": "better", "worse": "worse"}
 
@@ -80,8 +83,7 @@ def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, tit
         curves=curves(report),
         curves_over_kl=curves_over_kl(report),
         parts=parts_chart(report),
-        valley=valley_chart(report),
-        prompt_charts=prompt_charts(report),
+        sections=list(sections(report)),
         pictures=pictures,
         points=points,
         job=to_yaml(report.job).decode().split("\n", 1)[1],
@@ -89,19 +91,33 @@ def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, tit
     )
 
 
-@cache
+def sections(report: RunReport) -> Iterator[Markup]:
+    """The files of `sections/` that have something to show in this report, in order."""
+    made: list[tuple[str, ReportSection]] = [(kind, class_of(SECTIONS, kind)()) for kind in kinds(SECTIONS)]
+    for kind, section in sorted(made, key=lambda pair: pair[1].order):
+        if (view := section.view(report)) is not None:
+            template = environment().get_template(f"sections/{kind}.html.j2")
+            yield Markup(template.render(d=report, words=page_words.words_for(report), **view))
+
+
 def page() -> Template:
-    """The page's template, compiled once a process."""
+    """The page's template."""
+    return environment().get_template("report.html.j2")
+
+
+@cache
+def environment() -> Environment:
+    """The templates of the report with their filters; each is compiled once a process."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=PackageLoader("genbo.cli.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": number_format.count,
         "duration": number_format.duration,
         "number": number_format.number,
@@ -114,7 +130,7 @@ def page() -> Template:
         "change": words.change,
         "cut": lambda text: text if len(str(text)) <= LONGEST else f"{str(text)[:LONGEST]}…",
     }
-    return environment.get_template("report.html.j2")
+    return made
 
 
 def _tone(verdict: str | None) -> str:
@@ -202,29 +218,6 @@ def parts_chart(report: RunReport) -> list[tuple[str, Markup]]:
     return found
 
 
-def valley_chart(report: RunReport) -> Markup:
-    """Of two parameters the plane, with the ellipse or the valley; of more, the weakest direction."""
-    answer = report.answer
-    if answer is None or len(answer.labels) < 2 or report.status != "done":
-        return Markup("")
-    labels = answer.labels
-    if len(labels) == 2:
-        walked = [_numbers(step.phi.values())[-2:] for step in report.steps]
-        x, y = _numbers(value.tuned for value in report.phi.values())[-2:]
-        path = [(a, b) for a, b in walked if a is not None and b is not None]
-        assert x is not None and y is not None
-        lines = {"valley": answer.valley, "ellipse": answer.ellipse}
-        return chart.plane(path, (x, y), **lines, axes=labels, name=f"{labels[0]} and {labels[1]}")
-    if not answer.undetermined:
-        return Markup("")
-    return chart.loadings(answer.undetermined[0], name="a direction that is not determined")
-
-
-def _numbers(values: Iterable[float | list[float] | None]) -> list[float | None]:
-    """One after the other."""
-    return [x for value in values for x in (value if isinstance(value, list) else [value])]
-
-
 def curves(report: RunReport) -> list[tuple[str, Markup]]:
     """Of a search for lambda: r1, r2 and KL over lambda."""
     search = report.search
@@ -256,14 +249,6 @@ def reward_chart(steps: Sequence[StepRecord]) -> Markup:
     return chart.path([s.value for s in steps], [s.value_se for s in steps], name="path of the reward")
 
 
-def prompt_charts(report: RunReport) -> list[Markup]:
-    """One for a wide page and one for a phone, where the wide one would be too small to read."""
-    if report.held_out is None or len(report.held_out.by_prompt) < 3:
-        return []
-    rows = [(row.prompt, row.difference) for row in report.held_out.by_prompt]
-    return [chart.prompts(rows, name="mean difference of every held-out prompt", width=width) for width in (900, 440)]
-
-
 def tight(text: str) -> str:
     """No line ends inside `6.31 ± 0.42` or between a difference and its interval."""
     return re.sub(r"\S+ ± \S+|\S+ \[[^\]]*\]", lambda found: found[0].replace(" ", "\u00a0"), text)
@@ -291,7 +276,7 @@ def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[ReportPictur
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:
         return [], chart.scatter(_points(start), _points(tuned), name="held-out samples")
-    prompts = words_in(places[0])["prompts"]
+    prompts = cast("list[str]", words_in(places[0])["prompts"])
     kept = sorted(shown_samples(prompts))[: len(start)]
     rows = zip(kept, start, tuned, strict=False)
     return [ReportPicture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None

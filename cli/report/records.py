@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from genbo.cli.errors import ArtifactRefused
-from genbo.cli.run.json_files import strict
+from genbo.cli.run.json_files import Document, strict
 from genbo.cli.run.layout import SCHEMA
 
-Document = dict[str, Any]
 Number = Annotated[int | float, WithJsonSchema({"type": "number"})]  # an integer stays one
 Numbers = list[Number]
 Interval = tuple[Number | None, Number | None]

@@ -184,7 +184,7 @@ def _value(tunable: Tunable, steps: int, first: Tensor, found: Tuned) -> PhiValu
         "interval": [*[None] * fixed, *intervals],
         "kind": [*["fixed"] * fixed, *kinds],
     }
-    given = getattr(tunable, "bounds", None)  # a schedule's are those of its family
+    given = vars(tunable).get("bounds")  # a schedule's are those of its family
     return PhiValue(
         start=start,
         tuned=tuned,

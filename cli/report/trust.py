@@ -9,6 +9,8 @@ from genbo.cli.job.captions import NAMED
 from genbo.cli.report import number_format
 from genbo.cli.report.records import ComparedRow, HeldOutRow, Level, Remark
 from genbo.cli.report.words import change, overlap, quoted, shape_in_words
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 if TYPE_CHECKING:
     from genbo.cli.report.records_report import RunReport
@@ -56,9 +58,7 @@ def _seen(report: RunReport, held_out: HeldOutRow) -> Remark:
         text = "The verdict is based on fresh seeds of the tuning prompts; set evaluate.prompts to test other prompts."
         return remark("note", text)
     kinds = [reward["kind"] for reward in report.job.get("reward", [])]
-    of_sets = (
-        getattr(catalog.options_of("rewards", kind), "of_sets", False) for kind in kinds
-    )  # rewards of users' own
+    of_sets = (declared(RewardTraits, catalog.options_of("rewards", kind)).of_sets for kind in kinds)
     of_data = bool(report.job.get("data")) and any(of_sets)
     seen = ", and distances to data on test images" if of_data else ""
     return remark("good", f"The verdict is based on fresh seeds{seen} that tuning never saw.")

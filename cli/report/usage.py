@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from genbo.cli.run.json_files import Document
 from genbo.diffusion.kinds import class_of
 
 if TYPE_CHECKING:
     from genbo.diffusion.network import Network
     from genbo.diffusion.process import Process
 
-Document = dict[str, Any]
 
 NAMES = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
 
 
 def use_of(process: Process, folder: str) -> Document:
     """What to paste: the plain diffusers call where it can express the values, and genbo's own."""
-    from genbo.diffusion.tuned import KEPT_OPTIONS, settings
+    from genbo.diffusion.tuned import KEPT_OPTIONS, network_of, pipeline_of, settings
 
-    model: Any = process.model
     said = settings(process)
-    if hasattr(model, "module"):
-        return {"folder": folder, "settings": said, **use_of_network(model, process, folder)}
-    if not hasattr(model, "pipeline"):
+    if network := network_of(process.model):
+        return {"folder": folder, "settings": said, **use_of_network(network, process, folder)}
+    if (model := pipeline_of(process.model)) is None:
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
     stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
     prompt = model.prompted(process.sampler)

@@ -10,13 +10,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.run.atomic import sync_folder, write_new
 from genbo.cli.run.faults import fault
 from genbo.cli.run.journal import Mark, intact_lines
-from genbo.cli.run.json_files import to_json
+from genbo.cli.run.json_files import Document, to_json
 from genbo.cli.run.layout import ENVIRONMENT, MANIFEST, STEPS, TENSORS, WORDS
 from genbo.cli.run.loop_state import kinds, state_of, tensors_of
 from genbo.cli.run.manifest import FORMAT, Corrupt, manifest_of, read_verified, step_name
@@ -24,7 +24,6 @@ from genbo.cli.run.manifest import FORMAT, Corrupt, manifest_of, read_verified, 
 if TYPE_CHECKING:
     from genbo.bilevel.loop import State
 
-Document = dict[str, Any]
 
 KEEP = 2  # checkpoints, counting only those whose hashes hold
 

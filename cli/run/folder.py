@@ -19,7 +19,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.run.atomic import is_plain_file
@@ -29,15 +28,13 @@ from genbo.cli.run.faults import fault
 from genbo.cli.run.job_digest import differing, digest_of, flat, judges_in
 from genbo.cli.run.job_file import keeps_a_job, stored_job, write_job
 from genbo.cli.run.journal import Journal
-from genbo.cli.run.json_files import strict, to_json, write_json
+from genbo.cli.run.json_files import Document, strict, to_json, write_json
 from genbo.cli.run.layout import ENVIRONMENT, FILES, FOLDERS, JOB, LOCK, MARKS, REPORT, SCHEMA, STATUS, STEPS
 from genbo.cli.run.lock import holder, in_use, locked
 from genbo.cli.run.manifest import Corrupt, read_manifest
 from genbo.cli.run.seals import read_sealed, sha256_of, write_sealed
 from genbo.cli.run.status import read_status
 from genbo.cli.run.tensors import words_in
-
-Document = dict[str, Any]
 
 UNFINISHED = re.compile(r"\.tmp-.+-[0-9a-f]{8}")  # what a write leaves that was killed
 SIGNED = re.compile(r"(pid \d+ on .* since .*\n?)?")  # all that a lock of genbo's holds

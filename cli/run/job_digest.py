@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from genbo.cli.run.json_files import strict
+from genbo.cli.run.json_files import Document, strict
 from genbo.cli.run.redaction import without_secrets
 from genbo.cli.run.seals import sha256
-
-Document = dict[str, Any]
 
 FREE_KEYS = {
     "output",
@@ -36,7 +34,7 @@ def decisive(document: Document) -> Document:
     return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS and not k.startswith("evaluate.judges")}
 
 
-def judges_in(document: Document) -> Any:
+def judges_in(document: Any) -> Any:
     """Those of a job's document, as they are kept."""
     return without_secrets(strict((document.get("evaluate") or {}).get("judges", [])))
 

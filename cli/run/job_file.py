@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import is_plain_file, write_atomic
-from genbo.cli.run.json_files import strict
+from genbo.cli.run.json_files import Document, strict
 from genbo.cli.run.layout import JOB
 from genbo.cli.run.seals import sha256
-
-Document = dict[str, Any]
 
 HEADER = b"# The job as it was run, with every default.\n"
 SEALED = "# sha256 of what follows: "

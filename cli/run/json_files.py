@@ -10,6 +10,8 @@ from typing import Any
 
 from genbo.cli.run.atomic import write_atomic
 
+Document = dict[str, object]  # a JSON object; whoever reads a value of one says what it must be
+
 
 def strict(value: Any) -> Any:
     """Numbers that JSON cannot hold become null."""

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.errors import ArtifactRefused
+from genbo.cli.run.json_files import Document
 from genbo.cli.run.layout import TENSORS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.bilevel.loop import State
-
-Document = dict[str, Any]
 
 
 def kinds() -> dict[str, str]:
@@ -47,8 +46,8 @@ def state_of(words: Document, tensors: Mapping[str, Tensor], where: Path) -> Sta
     """The inverse of `tensors_of` and `words_of`; every difference from what was declared is an error."""
     from genbo.bilevel.loop import State
 
-    _check_tensors(words["tensors"], tensors, where / TENSORS)
-    parts = dict(words["values"])
+    _check_tensors(cast("Document", words["tensors"]), tensors, where / TENSORS)
+    parts = dict(cast("dict[str, Any]", words["values"]))
     for name, kind in kinds().items():
         if kind == "tensors":
             nested = {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from genbo.cli.errors import ArtifactRefused
-from genbo.cli.run.json_files import to_json
+from genbo.cli.run.json_files import Document, to_json
 from genbo.cli.run.layout import MANIFEST
 from genbo.cli.run.seals import sha256
 from genbo.cli.run.versions import version
 
-Document = dict[str, Any]
 FORMAT = 2  # of the checkpoints that are written
 READABLE = (1, 2)  # those of format 1 hold a copy of the journal
 
@@ -60,7 +59,7 @@ def read_manifest(folder: Path) -> Document:
 def read_verified(folder: Path) -> tuple[Document, dict[str, bytes]]:
     """The manifest and the files of a checkpoint, each equal to its hash."""
     manifest, files = read_manifest(folder), {}
-    for name, declared in manifest["files"].items():
+    for name, declared in cast("dict[str, dict[str, Any]]", manifest["files"]).items():
         try:
             files[name] = (folder / name).read_bytes()
         except OSError as problem:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.run.atomic import is_plain_file
-from genbo.cli.run.json_files import strict, to_json, write_json
-
-Document = dict[str, Any]
+from genbo.cli.run.json_files import Document, strict, to_json, write_json
 
 SEAL = "sha256"  # the key of a small file's own hash
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.run.atomic import is_plain_file
+from genbo.cli.run.json_files import Document
 from genbo.cli.run.layout import REPORT, STATUS
 from genbo.cli.run.seals import read_sealed, sha256
-
-Document = dict[str, Any]
 
 STATES = ("running", "done", "preempted", "diverged", "failed")
 

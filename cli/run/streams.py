@@ -53,8 +53,9 @@ def _lenient(stream: Any, number: int) -> io.TextIOWrapper:
     if stream is not None:
         with suppress(OSError, ValueError):
             stream.flush()
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    lines = number == 2 or getattr(stream, "line_buffering", False)
+    known = stream if isinstance(stream, io.TextIOWrapper) else None
+    encoding = known.encoding if known else "utf-8"
+    lines = number == 2 or (known is not None and known.line_buffering)
     raw = io.BufferedWriter(Lenient(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors="replace", line_buffering=lines, write_through=lines)
 
@@ -65,7 +66,8 @@ def lost() -> OSError | None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-        raw = getattr(getattr(stream, "buffer", None), "raw", None)
+        buffer = stream.buffer if isinstance(stream, io.TextIOWrapper) else None
+        raw = buffer.raw if isinstance(buffer, io.BufferedWriter) else None
         if stream is sys.stdout and isinstance(raw, Lenient) and raw.lost and raw.lost.errno not in GONE:
             found = raw.lost
     return found

@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import write_atomic
-from genbo.cli.run.json_files import strict
+from genbo.cli.run.json_files import Document, strict
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-Document = dict[str, Any]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> None:

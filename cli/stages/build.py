@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from genbo.cli.job.job import Job, Kind
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.traits import ModelTraits, Origin
+from genbo.rewards._traits import Comparing, RewardOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from genbo.bilevel.trials import Searcher
     from genbo.bilevel.tunables.regularization import Regularization
     from genbo.diffusion.data import Images, Splits
-    from genbo.diffusion.network import Network
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Seed
     from genbo.schedules.schedule import Schedule
@@ -95,7 +97,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     from genbo.diffusion.seed import Seed
 
     data = job.data.open() if job.data and not job.data.of_model else None
-    learning = _learning(job, data) if data and hasattr(job.model.options, "learns") else None
+    learning = _learning(job, data) if data and job.model.learns else None
     loaded = loaded or Loaded()
     model: Model = learning.model() if learning else loaded.model_of(job)
     batch = batch_of(job, model.device.type)
@@ -112,7 +114,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
         raise UserMistake(f"estimator: {reason}")
     tunables = tuple(_of(process, t) for t in job.tune.values())
 
-    def problem(of: Callable[[Kind], Reward]) -> Problem:
+    def problem(of: Callable[[Kind[RewardOptions]], Reward]) -> Problem:
         rewards = tuple((r.weight, of(r)) for r in job.reward)
         constraints = tuple(Constraint(k.name, of(k), k.at_least, k.relative_to_start) for k in job.keep)
         return Problem(process, tunables, rewards, constraints, learning=learning, objective=job.objective)
@@ -149,13 +151,13 @@ def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
     """The job's own network before any training, on the device where it will be."""
     from genbo.bilevel.training.network_trainer import NetworkContext
 
-    assert job.lower is not None
-    network: Network = job.model.options.open(data.train)
+    learning, training = job.model.learning, job.training
+    assert learning is not None and training is not None
+    network = learning.open(data.train)
     train = data.train.to(network.device)
     labels = train.labels if network.classes else None
     context = NetworkContext(network.module, train.signed(), labels, network.classes)
-    trainer: NetworkTrainer = job.lower.options.begin(context)
-    return trainer
+    return training.begin(context)
 
 
 def _learning(job: Job, data: Splits) -> ScheduleResponse:
@@ -164,23 +166,23 @@ def _learning(job: Job, data: Splits) -> ScheduleResponse:
     from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 
     sizes = {name: tunable.size(job.steps) for name, tunable in job.tune.items()}
-    (name,) = (name for name, tunable in job.tune.items() if isinstance(tunable, NoiseSchedule))
+    ((name, tunable),) = ((name, it) for name, it in job.tune.items() if isinstance(it, NoiseSchedule))
     at = sum(list(sizes.values())[: list(sizes).index(name)])
-    tunable = job.tune[name]
 
     def schedule(phi: Tensor) -> Schedule:
-        return tunable.schedule(phi[..., at : at + sizes[name]])  # type: ignore[no-any-return]
+        return tunable.schedule(phi[..., at : at + sizes[name]])
 
     return ScheduleResponse(trainer_of(job, data), schedule, tunable.schedule(tunable.first(job.steps)))
 
 
-def _against(opened: _Opened, split: Images | None) -> Callable[[Kind], Reward]:
+def _against(opened: _Opened, split: Images | None) -> Callable[[Kind[RewardOptions]], Reward]:
     """Opens rewards; one of sets is given the data that it compares with."""
 
-    def of(kind: Kind) -> Reward:
+    def of(kind: Kind[RewardOptions]) -> Reward:
         reward: Any = opened(kind)
-        if hasattr(reward, "against"):
-            reward = reward.against(split.pixels) if split is not None else reward.against()
+        if isinstance(reward, Comparing):
+            assert split is not None, "a reward that compares with data is refused where a job has none"
+            reward = reward.against(split.pixels)
         return cast("Reward", reward)
 
     return of
@@ -190,37 +192,37 @@ def _for_as_long(job: Job) -> Any:
     """The model's options, where how long the job is decides what is worth its while."""
     from genbo.cli.plan.counts import plan
 
-    options = job.model.options
-    return options.compiled_for(plan(job).denoiser_calls) if hasattr(options, "compiled_for") else options
+    compiled_for = job.model.traits.compiled_for
+    return compiled_for(plan(job).denoiser_calls) if compiled_for else job.model.options
 
 
 def _suits(job: Job, model: Model) -> None:
     """What `check` says of a folder, of one that came from the hub just now."""
     from genbo.cli.errors import UserMistake
 
-    options: Any = job.model.options
-    if getattr(options, "folder", model) is not None:
+    if job.model.traits.hub_id is None:
         return
-    here = replace(options, pretrained=str(cast("Any", model).folder))
+    options: Any = job.model.options
+    here = declared(ModelTraits, replace(options, pretrained=str(declared(Origin, model).folder)))
     for key, reason in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
         raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {reason}")
 
 
-def _of(process: Process, options: Any) -> Tunable:
+def _of(process: Process, tunable: Tunable) -> Tunable:
     """The tunable itself, where its options must see the process first."""
     from genbo.cli.errors import UserMistake
 
     try:
-        return cast("Tunable", options.of(process))
+        return tunable.of(process)
     except ValueError as problem:
-        raise UserMistake(f"tune.{options.name}: {problem}") from problem
+        raise UserMistake(f"tune.{tunable.name}: {problem}") from problem
 
 
 def is_half(model: Model) -> bool:
     """Whether the network itself runs in half precision."""
     import torch
 
-    return getattr(model, "dtype", torch.float32) in (torch.float16, torch.bfloat16)
+    return model.dtype in (torch.float16, torch.bfloat16)
 
 
 class _Opened:
@@ -230,7 +232,7 @@ class _Opened:
         self.device = model.device
         self.known: list[tuple[Any, Reward]] = []
 
-    def __call__(self, kind: Kind) -> Reward:
+    def __call__(self, kind: Kind[RewardOptions]) -> Reward:
         for options, known in self.known:
             if options == kind.options:
                 return known

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import Preempted
 from genbo.cli.run.folder import Run
+from genbo.cli.run.json_files import Document
 from genbo.cli.run.signals import Signals
 from genbo.cli.stages.progress import Quiet
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from genbo.cli.plan.counts import Plan
     from genbo.cli.report.summary import Names
     from genbo.cli.stages.build import Assembled
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,10 @@ def named() -> Iterator[None]:
     from genbo.bilevel.trials import NotTheSame
     from genbo.diffusion.refused import Refused
     from genbo.diffusion.room import NoRoom, is_out_of_memory
-    from genbo.rewards import Refused as RewardRefused
 
     try:
         yield
-    except (Refused, RewardRefused) as problem:  # mended, or passing by itself, it stops a run no more
+    except Refused as problem:  # mended, or passing by itself, it stops a run no more
         raise ArtifactRefused(str(problem), resumable=True) from problem
     except NotTheSame as problem:
         raise ArtifactRefused(f"the search cannot go on: {problem}") from problem

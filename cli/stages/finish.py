@@ -81,8 +81,8 @@ def _drawn_otherwise(context: Context, process: Process) -> Iterator[str]:
     """Where a reader's own diffusers would draw something else: a scheduler that was replaced, what it cannot do."""
     from genbo.diffusion.tuned import beyond_diffusers
 
-    remarks = getattr(context.job.model.options, "remarks", None)
-    yield from (f"Of the scheduler: {remark}." for remark in (remarks(process.sampler, 1.0) if remarks else ()))
+    remarks = context.job.model.traits.remarks(process.sampler, 1.0)
+    yield from (f"Of the scheduler: {remark}." for remark in remarks)
     if beyond := beyond_diffusers(process):
         yield f"A plain diffusers call does not draw what was judged ({'; '.join(beyond)}): genbo.load does."
 

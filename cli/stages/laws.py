@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.stages.context import Context
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardTraits
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank_sampler import Sampled
@@ -31,7 +33,7 @@ def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role
 
     a, job = context.assembled, context.job
     assert job.lower is not None
-    parts = [job.model.options, *(r.options for r in job.lower.reward)]
+    below = (declared(RewardTraits, r.options) for r in job.lower.reward)
     return Sampled(
         process=a.problem.process,
         prompts=prompts,
@@ -39,7 +41,7 @@ def source_of(context: Context, kept: ChunkCache, prompts: tuple[str, ...], role
         lower=a.lower_rewards,
         seed=a.seed.child(role),
         shiftable=a.lower.drawing.bank == "shifted",
-        gradients=all(getattr(part, "differentiable", True) for part in parts),
+        gradients=job.model.traits.differentiable and all(reward.differentiable for reward in below),
         samples_too=True,
         keep=kept,
         kept=tuple(constraint.reward for constraint in a.problem.constraints),

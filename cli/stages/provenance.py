@@ -7,19 +7,21 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import NO_PROMPT
 from genbo.cli.run.folder import Run
+from genbo.cli.run.json_files import Document
 from genbo.cli.run.seals import sha256, sha256_of
 from genbo.cli.run.versions import version
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.traits import ModelTraits, Origin
 
 if TYPE_CHECKING:
     from genbo.cli.stages.build import Assembled
     from genbo.cli.stages.progress import Quiet
 
-Document = dict[str, Any]
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "open-clip-torch", "numpy")
 SPARE_BYTES = 50_000_000  # for checkpoints, evaluation and report
 
@@ -33,7 +35,7 @@ def on_what(run: Run, assembled: Assembled, screen: Quiet) -> tuple[str, ...]:
         raise UserMistake(f"{run.path} was begun with other inputs ({'; '.join(other)}); begin again with --overwrite")
     warn_of_space(run, assembled, screen)
     warn_of_length(assembled, screen)
-    notes = [f"{text}." for text in getattr(assembled.problem.process.model, "notes", ())]
+    notes = [f"{text}." for text in declared(Origin, assembled.problem.process.model).notes]
     if changed:
         notes.append(f"Resumed in another environment ({'; '.join(changed)}): results need not be equal bit for bit.")
     for note in notes:
@@ -81,7 +83,7 @@ def inputs_of(assembled: Assembled) -> Document:
     parts |= dict(zip((*assembled.reward_names, *assembled.constraint_names), problem.scorers, strict=True))
     below = (reward for _, reward in assembled.lower_rewards)
     parts |= {f"lower.{name}": reward for name, reward in zip(assembled.lower_names, below, strict=True)}
-    lora = getattr(problem.process.model, "lora_file", None)
+    lora = declared(Origin, problem.process.model).lora_file
     merged = {"lora": {lora.name: sha256_of(lora)}} if lora else {}
     return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}, **merged}
 
@@ -94,11 +96,12 @@ def judges_of(assembled: Assembled) -> Document:
 
 def files_of(part: object) -> dict[str, str]:
     """The files of an opened model or reward that knows its folder, or its one file; of a distance, its network."""
-    if extractor := getattr(part, "extractor", None):
-        return {"features": extractor.identity}
-    folder, file = getattr(part, "folder", None), getattr(part, "file", None)
+    origin = declared(Origin, part)
+    if origin.extractor:
+        return {"features": origin.extractor.identity}
+    folder, file = origin.folder, origin.file
     if folder is None or not Path(folder).is_dir():
-        return {file.name: sha256_of(file)} if isinstance(file, Path) and file.is_file() else {}
+        return {file.name: sha256_of(file)} if file is not None and file.is_file() else {}
     files = [
         f for f in sorted(Path(folder).rglob("*")) if f.is_file() and f.suffix in (".json", ".txt", ".safetensors")
     ]
@@ -106,7 +109,7 @@ def files_of(part: object) -> dict[str, str]:
 
 
 def warn_of_space(run: Run, assembled: Assembled, screen: Quiet) -> None:
-    folder = getattr(assembled.problem.process.model, "folder", None)
+    folder = declared(Origin, assembled.problem.process.model).folder
     sizes = (f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) if folder else ()
     wanted, free = sum(sizes) + SPARE_BYTES, shutil.disk_usage(run.path).free
     if free < wanted:
@@ -117,10 +120,10 @@ def warn_of_space(run: Run, assembled: Assembled, screen: Quiet) -> None:
 def warn_of_length(assembled: Assembled, screen: Quiet) -> None:
     """Prompts that are too long for a text encoder whose tokenizer could not be read before it was loaded."""
     from genbo.diffusion.tokens import loaded
+    from genbo.diffusion.tuned import pipeline_of
     from genbo.rewards._tokens import sentences
 
-    model: Any = assembled.problem.process.model
-    if hasattr(model, "pipeline"):
+    if model := pipeline_of(assembled.problem.process.model):
         texts = (*assembled.prompts, *assembled.held_out)
-        for text in sentences(loaded(model.pipeline, model.options.readers()), texts):
+        for text in sentences(loaded(model.pipeline, declared(ModelTraits, model.options).readers()), texts):
             screen.note(f"warning: {text}")

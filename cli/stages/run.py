@@ -144,7 +144,7 @@ def finished(run: Run) -> Document | None:
     """The report of a run that has come to its end, good or bad; a bad one is raised again."""
     status = read_status(run.path) or {}
     if status.get("state") == Diverged.state:
-        raise Diverged(status["reason"])
+        raise Diverged(str(status["reason"]))
     document = read_report(run.path) if status.get("state") == "done" else None
     if document is None or judges_in(document["job"]) != judges_in(run.document):
         return None  # other judges look once more

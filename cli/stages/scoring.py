@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
 from genbo.cli.job.captions import listed, spoken
 from genbo.cli.job.gallery import images_of
 from genbo.cli.job.job import Kind
 from genbo.cli.report import number_format
+from genbo.cli.run.json_files import Document
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import Comparing, RewardOptions, RewardTraits
 
 if TYPE_CHECKING:
     import torch
@@ -22,27 +25,30 @@ if TYPE_CHECKING:
 
     from genbo.diffusion.data import Data
 
-Document = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Asked:
     """A reward of the command line; `name` is its kind, numbered where a kind stands twice."""
 
     name: str
-    kind: Kind
+    kind: Kind[RewardOptions]
+
+    @property
+    def traits(self) -> RewardTraits:
+        """What the reward declares of itself."""
+        return declared(RewardTraits, self.kind.options)
 
     @property
     def of_sets(self) -> bool:
-        return bool(getattr(self.kind.options, "of_sets", False))
+        return self.traits.of_sets
 
     @property
     def needs_data(self) -> bool:
-        return self.of_sets and bool(getattr(self.kind.options, "needs_data", True))
+        return self.of_sets and self.traits.needs_data
 
     @property
     def reads_prompts(self) -> bool:
-        return bool(getattr(self.kind.options, "reads_prompts", False))
+        return self.traits.reads_prompts
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def files_of(folder: Path, prompts: Path | None = None) -> tuple[list[Path], dic
 
     What a table of prompts names is an image in any case.
     """
-    from genbo.diffusion.data import SUFFIXES
+    from genbo.diffusion.images import SUFFIXES
 
     if not folder.is_dir():
         what = "a file; give the folder that it is in" if folder.is_file() else "not there; correct the path"
@@ -93,7 +99,7 @@ def readable(folder: Path, files: Sequence[Path] | None = None) -> list[Picture]
 
 def decoded(file: Path) -> Tensor:
     """(3, H, W) in bytes."""
-    from genbo.diffusion.data import decode
+    from genbo.diffusion.image_files import decode
 
     return decode(file.read_bytes(), "rgb").expand(3, -1, -1)
 
@@ -157,7 +163,7 @@ def of_set(
     import torch
 
     opened = each.kind.options.open(place)
-    reward = opened.against(pixels_of(data)) if data is not None and hasattr(opened, "against") else opened
+    reward = opened.against(pixels_of(data)) if data is not None and isinstance(opened, Comparing) else opened
     parts: dict[int, Tensor] = {}
     for numbers, images in batches(pictures, batch):
         parts.update(zip(numbers, reward.features(images.to(place)), strict=True))

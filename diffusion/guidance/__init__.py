@@ -1,0 +1,1 @@
+"""Guidance rules: a file each, found by its name."""

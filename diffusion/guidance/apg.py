@@ -23,11 +23,17 @@ from genbo.diffusion.traits import GuidanceTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Prediction
+    from genbo.diffusion.prediction import Prediction
 
 
 @dataclass(frozen=True)
 class Apg:
+    """`weight` as in plain guidance; `eta` scales what lies along x_0(cond).
+
+    `norm_threshold` >= 0 limits the length of the difference (0: no limit), `momentum` in (-1, 1) is that of its
+    running average.
+    """
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(keeps_state=True)
 
     weight: float | list[float] = 5.0
@@ -36,6 +42,7 @@ class Apg:
     momentum: Annotated[float, Interval(gt=-1, lt=1)] = -0.5
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` itself, at every step."""
         return options["weight"]
 
     def combine(
@@ -46,6 +53,7 @@ class Apg:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """Algorithm 1, (B, *shape); the state is the running average of the differences, (B, *shape)."""
         x_cond = predict.x_0(cond)
         now = x_cond - predict.x_0(uncond)
         average = now if state is None else now + options["momentum"] * state

@@ -18,11 +18,13 @@ from genbo.diffusion.traits import GuidanceTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Prediction
+    from genbo.diffusion.prediction import Prediction
 
 
 @dataclass(frozen=True)
 class Interval:
+    """`weight` holds from `start` to `stop`, shares of the steps in [0, 1]; outside the weight is 1."""
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(switches=("start", "stop"))
 
     weight: float | list[float] = 5.0
@@ -30,6 +32,7 @@ class Interval:
     stop: Annotated[float, Between(ge=0, le=1)] = 0.8
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` in the share of this step that lies inside the interval, and 1 in the rest of it."""
         ends = least(options["stop"], (step + 1) / steps)
         begins = greatest(options["start"], step / steps)
         return 1 + (options["weight"] - 1) * clamped((ends - begins) * steps, 0, 1)
@@ -42,4 +45,5 @@ class Interval:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """The same as plain guidance, at the weight in effect: (B, *shape)."""
         return uncond.lerp(cond, options["weight"]), state

@@ -15,16 +15,19 @@ from genbo.diffusion.traits import GuidanceTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Prediction
+    from genbo.diffusion.prediction import Prediction
 
 
 @dataclass(frozen=True)
 class Plain:
+    """`weight` is one number, or a list of one for each step."""
+
     traits: ClassVar[GuidanceTraits] = GuidanceTraits(in_diffusers=True)
 
     weight: float | list[float] = 5.0
 
     def effective_weight(self, options: Mapping[str, N], step: int, steps: int) -> N:
+        """`weight` itself, at every step."""
         return options["weight"]
 
     def combine(
@@ -35,4 +38,5 @@ class Plain:
         predict: Prediction,
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
+        """uncond + weight (cond - uncond), (B, *shape)."""
         return uncond.lerp(cond, options["weight"]), state

@@ -53,7 +53,7 @@ class Diffusers(PipelineOptions):
         return readers_of(self.folder) if self.folder is not None else []
 
     @property
-    def told_nothing(self) -> bool:
+    def takes_no_prompt(self) -> bool:
         """Whether its network is known to take no prompt."""
         return self.folder is not None and pipeline_folder.is_unconditional(self.folder)
 

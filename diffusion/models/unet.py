@@ -40,7 +40,8 @@ class Unet:
     classes: bool = False
     seed: Annotated[int, Ge(0)] = 0
     device: str = "auto"
-    learns: ClassVar[bool] = True  # needs data, and a lower level that trains it
+    learns: ClassVar[bool] = True
+    has_network: ClassVar[bool] = True
 
     def mistakes(self) -> list[str]:
         """What is wrong with these options, a sentence each; reads a config and no weights."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genbo.diffusion import scheduler_settings
-from genbo.diffusion.adapt import Adapter, Network, network_with
+from genbo.diffusion.adapt import AdaptedNetwork, Adapter, network_with
 from genbo.diffusion.parts import encoders, networks
 from genbo.diffusion.pipeline_options import PipelineOptions
 from genbo.diffusion.process import Condition
@@ -53,7 +53,7 @@ class PipelineModel:
         self.dtype = self.denoiser.dtype
         self.shape = (self.channels, *self._latent_size())
         self._rows: dict[str, dict[str, Tensor]] = {}
-        self.network: Network | None = None  # the denoiser, where it has weights of its own
+        self.network: AdaptedNetwork | None = None  # the denoiser, where it has weights of its own
         self.lora_file: Path | None = None
         self.fused: tuple[str, ...] = ()  # the components that it was merged into
         self.notes: tuple[str, ...] = ()  # what loading it showed, for the report

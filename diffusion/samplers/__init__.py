@@ -1,0 +1,1 @@
+"""Samplers: a file each, found by its name."""

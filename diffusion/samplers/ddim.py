@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ddim:
+    """`steps` network calls a sample; `eta` in [0, 1] is the share of fresh noise at each step."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="ddim", in_diffusers=True, call_options=("eta",))
 
     steps: Annotated[int, Gt(0)] = 20
@@ -24,9 +26,11 @@ class Ddim:
 
     @property
     def stochastic(self) -> bool:
+        """Whether `eta` is above 0."""
         return self.eta > 0
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """Eq. 12: alpha_s x_0 + sigma_s eps without noise, else the mean of `transition` and its scale times noise."""
         if noise is None:
             return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory
         mean, scale = self.transition(at, x_t, x_0, eps)

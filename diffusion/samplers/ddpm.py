@@ -41,6 +41,7 @@ class Ddpm:
     stochastic: ClassVar[bool] = True
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """The mean of `transition`, and its scale times the noise."""
         mean, scale = self.transition(at, x_t, x_0, eps)
         return mean if noise is None else mean + scale * noise, memory
 

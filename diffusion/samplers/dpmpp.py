@@ -29,12 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dpmpp:
+    """`steps` network calls a sample."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="dpmpp", in_diffusers=True)
 
     steps: Annotated[int, Gt(0)] = 10
     stochastic: ClassVar[bool] = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """Algorithm 2; the memory is the last two predictions of x_0, each with the h of its step."""
         order = min(at.order or (1 if at.last else 2), 1 + len(memory))
         decay = at.sigma_s * at.alpha_t / (at.sigma_t * at.alpha_s)  # e^-h, finite where sigma_s = 0
         h = None if at.last and order == 1 else -decay.log()

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Euler:
+    """`steps` network calls a sample."""
+
     traits: ClassVar[SamplerTraits] = SamplerTraits(levels_of="euler", in_diffusers=True)
 
     steps: Annotated[int, Gt(0)] = 20
     stochastic: ClassVar[bool] = False
 
     def step(self, at: Step, x_t: Tensor, x_0: Tensor, eps: Tensor, memory: Memory, noise: Tensor | None) -> Stepped:
+        """alpha_s x_0 + sigma_s eps, (B, *shape); nothing is remembered."""
         return (at.alpha_s * x_0).addcmul(at.sigma_s, eps), memory

@@ -31,7 +31,7 @@ from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Seed
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic
-from tests.rooms.conftest import EXAMPLES, files, options_class
+from tests.rooms.conftest import example_of, files, options_class
 
 WORLD, PROMPT, STEPS = Gaussian(), next(iter(Gaussian().means)), 6
 UPPER, LOWER = [(1.0, Quadratic(target=1.0))], [(1.0, Linear())]
@@ -45,7 +45,7 @@ def process() -> Process:
 
 def instance(room: str, kind: str) -> Any:
     cls = options_class(room, kind)
-    found = cls(**EXAMPLES.get(cls.__name__, {}))
+    found = cls(**example_of(cls))
     return found.of(process()) if kind == "timesteps" else found  # its options must see the process first
 
 

@@ -23,7 +23,8 @@ from genbo.diffusion.denoising import DenoisingLoss, Minibatch, minibatch
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.unet import Unet
 from genbo.diffusion.network import log_snr_of_told
-from genbo.diffusion.process import Condition, Prediction, process_of
+from genbo.diffusion.prediction import Prediction
+from genbo.diffusion.process import Condition, process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.samplers.dpmpp import Dpmpp

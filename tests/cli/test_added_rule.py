@@ -35,7 +35,7 @@ from genbo.diffusion.traits import GuidanceTraits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genbo.diffusion.process import Prediction
+    from genbo.diffusion.prediction import Prediction
 
 
 @dataclass(frozen=True)

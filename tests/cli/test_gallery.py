@@ -85,12 +85,24 @@ def test_twelve_prompts_for_twelve_numbers(tmp_path: Path) -> None:
     }
 
 
+class Drawn:
+    """A tuned pipeline that draws these images, whatever it is asked for."""
+
+    pipeline = None
+
+    def __init__(self, images: list[Image.Image]) -> None:
+        self.images = images
+
+    def __call__(self, *given: object, **options: object) -> list[Image.Image]:
+        return self.images
+
+
 def test_what_sample_writes_is_scored_without_its_sheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "outs"
     drawn = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(4)]
-    monkeypatch.setattr(sample, "opened", lambda _: lambda *_, **__: drawn)
+    monkeypatch.setattr(sample, "opened", lambda _: Drawn(drawn))
     assert sample.run("emoji", ["a", "b"], samples=2, output=out) == 0
     (out / "sheet-s0.png").rename(out / "000-renamed.png")
     capsys.readouterr()

@@ -296,13 +296,13 @@ def test_many_unreadable_files_are_counted(tmp_path):
 
 def test_an_image_too_large_to_open_is_not_opened(tmp_path, monkeypatch):
     pictures(tmp_path, 2)
-    monkeypatch.setattr("genbo.diffusion.data.MOST_PIXELS", 20)
+    monkeypatch.setattr("genbo.diffusion.image_files.MOST_PIXELS", 20)
     assert "6 x 6 is too large" in refused(Data(str(tmp_path)))
 
 
 def test_a_folder_too_large_for_memory(tmp_path, monkeypatch):
     pictures(tmp_path, 4)
-    monkeypatch.setattr("genbo.diffusion.data.MOST_BYTES", 300)
+    monkeypatch.setattr("genbo.diffusion.image_files.MOST_BYTES", 300)
     assert "give a smaller `size`" in refused(Data(str(tmp_path)))
 
 

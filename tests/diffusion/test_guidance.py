@@ -13,7 +13,8 @@ from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.guidance.rescaled import Rescaled
 from genbo.diffusion.models.mixture import Mixture
-from genbo.diffusion.process import Prediction, Process, effective_weights, process_of
+from genbo.diffusion.prediction import Prediction
+from genbo.diffusion.process import Process, effective_weights, process_of
 from genbo.diffusion.sample import _guided_rows, sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch

@@ -21,6 +21,7 @@ ROOMS = {
     "reward": "genbo.rewards",
     "tunable": "genbo.bilevel.tunables",
     "lower_solver": "genbo.bilevel.lower",
+    "searcher": "genbo.bilevel.searchers",
     "estimator": "genbo.bilevel.estimators",
     "optimizer": "genbo.bilevel.optimizers",
 }

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.gaussian import Gaussian
-from genbo.diffusion.process import Prediction, effective_weights, process_of
+from genbo.diffusion.prediction import Prediction
+from genbo.diffusion.process import effective_weights, process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Seed, batch_of

@@ -16,6 +16,7 @@ from tests.rooms.house import ROOT, house_with
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", CONTRIBUTING, re.DOTALL))
+TEMPLATES = dict(re.findall(r"```jinja\n\{# (\S+\.j2) #\}\n(.*?)```", CONTRIBUTING, re.DOTALL))
 JOB = """\
 version: 1
 model:
@@ -64,7 +65,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return house_with(tmp_path_factory.mktemp("house"), FILES)
+    return house_with(tmp_path_factory.mktemp("house"), {**FILES, **TEMPLATES})
 
 
 def run(house: Path, *arguments: str) -> str:
@@ -93,7 +94,10 @@ def test_the_house_is_this_one_with_the_files_added(house):
 def test_the_page_has_an_example_of_each_room_that_it_explains():
     assert sorted(Path(path).parent.as_posix() for path in FILES) == [
         "bilevel/estimators",
+        "bilevel/lower",
+        "bilevel/searchers",
         "bilevel/tunables",
+        "cli/report/sections",
         "diffusion/guidance",
         "diffusion/samplers",
         "rewards",
@@ -102,7 +106,7 @@ def test_the_page_has_an_example_of_each_room_that_it_explains():
 
 def test_every_row_of_the_table_is_a_room_with_files():
     rows = re.findall(r"^\| an? [^|]+ \| `([\w/]+)/` \|", CONTRIBUTING, re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 10
     for room in rows:
         assert any((ROOT / room).glob("[!_]*.py")), room
 
@@ -112,7 +116,8 @@ def test_the_examples_keep_the_whole_contract_of_their_rooms(house):
     classes = [re.search(r"^class (\w+)", text, re.MULTILINE)[1] for text in FILES.values()]  # type: ignore[index]
     chosen = " or ".join([*classes, *(f"{Path(path).stem}" for path in FILES)])
     contracts = [f"tests/rooms/test_{name}.py" for name in ("every_room", "rewards", "guidance_rules", "samplers")]
-    contracts += [f"tests/rooms/test_{name}.py" for name in ("tunables", "estimators")]
+    contracts += [f"tests/rooms/test_{name}.py" for name in ("tunables", "estimators", "searchers")]
+    contracts += ["tests/bilevel/test_contracts.py"]
     printed = run(house, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", chosen, *contracts)
     passed = re.search(r"(\d+) passed", printed)
     assert passed and int(passed[1]) >= 90, printed

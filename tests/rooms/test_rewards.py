@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from genbo.bilevel.scoring import OfSets, Taught
+from genbo.diffusion.kinds import declared
+from genbo.rewards._tokens import TokenReader
+from genbo.rewards._traits import Comparing, RewardTraits
 
 PROMPTS = ("a red apple", "a dog", "a blue house", "a dog", "nothing at all")
 
@@ -26,7 +31,7 @@ class Beside:
 
 @pytest.fixture
 def reward(reward_class, example):
-    if hasattr(reward_class, "of_sets"):
+    if declared(RewardTraits, reward_class).of_sets:
         pytest.skip("is of all samples together: see below")
     opened = example(reward_class).open("cpu")
     return Beside(opened) if isinstance(opened, Taught) else opened
@@ -71,7 +76,24 @@ def test_any_precision_of_image_is_scored_in_single_or_double(reward, images, dt
 
 
 def test_opened_and_unopened_say_the_same_of_gradients(reward, reward_class):
-    assert reward.differentiable is reward_class.differentiable
+    assert reward.differentiable is declared(RewardTraits, reward_class).differentiable
+
+
+def test_what_options_declare_is_of_the_type_that_the_record_says(reward_class, example):
+    options = example(reward_class)
+    traits = declared(RewardTraits, options)
+    types = {
+        "lesson": tuple | None,
+        "folder": Path | None,
+        "weights_file": Path | None,
+        "pretrained": str,
+        "model": str,
+    }
+    for field in fields(RewardTraits):
+        value = getattr(traits, field.name)
+        assert callable(value) if field.name == "readers" else isinstance(value, types.get(field.name, bool)), field
+    assert all(isinstance(reader, TokenReader) for reader in traits.readers())
+    assert traits.needs_data == (not traits.of_sets or isinstance(options.open("cpu"), Comparing))
 
 
 def test_gradients_reach_each_image_from_its_own_row_alone(reward, images):
@@ -120,11 +142,11 @@ def test_forward_mode_is_reverse_mode(reward, images):
 
 @pytest.fixture
 def of_sets(reward_class, example, tmp_path):
-    if not hasattr(reward_class, "of_sets"):
+    if not declared(RewardTraits, reward_class).of_sets:
         pytest.skip("scores an image")
     data = torch.rand(12, 3, 24, 24, generator=torch.Generator().manual_seed(9))
     opened = example(reward_class).open("cpu")
-    return opened.against(data, tmp_path) if hasattr(opened, "against") else opened
+    return opened.against(data, tmp_path) if isinstance(opened, Comparing) else opened
 
 
 def test_a_set_is_scored_by_a_share_a_sample(of_sets, images):

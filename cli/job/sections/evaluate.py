@@ -14,11 +14,13 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.sections.budget import MAX_SAMPLES
 from genbo.cli.job.sections.prompts import WRITTEN, Prompts, read_prompts
 from genbo.cli.job.yaml_nodes import Node
+from genbo.diffusion.kinds import declared
+from genbo.rewards._traits import RewardOptions, RewardTraits
 
 PAIRS = 128  # held-out samples of each set of weights that a search for lambda tunes, at most
 
 
-class JudgeJob(Kind):
+class JudgeJob(Kind[RewardOptions]):
     """A reward that looks at held-out images alone; `name` is that of its weights, or else its kind."""
 
     name: str
@@ -88,9 +90,10 @@ def _judge(reader: Reader, node: Node) -> Part | None:
     return {**kind.__dict__, "name": _name(kind)} if kind else None
 
 
-def _name(kind: Kind) -> str:
+def _name(kind: Kind[RewardOptions]) -> str:
     """A reward by the name of its weights, where they have one: two CLIPs must be told apart."""
-    written = getattr(kind.options, "model", "") or getattr(kind.options, "pretrained", "")
+    traits = declared(RewardTraits, kind.options)
+    written = traits.model or traits.pretrained
     return written.rstrip("/").split("/")[-1].removeprefix("local-dir:") or kind.kind
 
 

@@ -6,8 +6,9 @@ import math
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, SkipValidation, create_model
 
+from genbo.bilevel.lower.finetune import Finetune
 from genbo.cli.job import catalog
 from genbo.cli.job.kind import FROZEN
 from genbo.cli.job.reader import Reader, without
@@ -21,7 +22,7 @@ class WeightsJob(BaseModel):
 
     model_config = FROZEN
 
-    options: Any
+    options: SkipValidation[Finetune]
     also: tuple[float, ...] = (0.1, 10.0)
 
     def document(self) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def _usual(reader: Reader) -> WeightsJob | None:
     tilted = lower is not None and lower.kind in ("reweight", "finetune")
     if not tilted or model is None or model.kind != "diffusers":
         return None
-    same = lower.options if lower and lower.kind == "finetune" else catalog.options_of("lower", "finetune")()
+    same = lower.options if lower and isinstance(lower.options, Finetune) else Finetune()
     return WeightsJob(options=same)
 
 

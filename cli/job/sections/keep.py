@@ -13,13 +13,14 @@ from genbo.cli.job.reader import Part, Reader, named, without
 from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 from genbo.cli.job.yaml_nodes import Node, below
+from genbo.rewards._traits import RewardOptions
 
 NUMBER = r"[0-9.]+(?:[eE][-+]?[0-9]+)?"
 LEVEL = re.compile(rf"start(?:\s*([-+])\s*({NUMBER}))?")
 PATTERN = r"^\s*start(\s*[-+]\s*[0-9.]+([eE][-+]?[0-9]+)?)?\s*$"  # the same for the schema, which has no groups
 
 
-class KeepJob(Kind):
+class KeepJob(Kind[RewardOptions]):
     """What must stay at or above a level: `at_least`, or the start's own level plus `at_least`."""
 
     name: str

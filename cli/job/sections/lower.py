@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.protocols import LowerSolver
 from genbo.cli.job import catalog, forms
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.reader import Reader, without
@@ -14,7 +16,7 @@ from genbo.cli.job.yaml_nodes import Node, below
 MISSING = "missing; say what the samples are tuned for at each lambda, like reward: {kind: aesthetic}"
 
 
-class LowerJob(Kind):
+class LowerJob(Kind[LowerSolver[Any, Any]]):
     """What the sampled law is tuned for at every lambda: `reward` is maximised, lambda KL(p || p_pretrained) paid.
 
     Or, with no reward, how the network itself is trained.
@@ -25,12 +27,17 @@ class LowerJob(Kind):
     @property
     def tilts(self) -> bool:
         """Whether it is a law at a strength lambda, which is searched for."""
-        return bool(self.options.traits.finds == "law")
+        return self.options.traits.finds == "law"
 
     @property
     def trains(self) -> bool:
         """Whether it trains the network that is sampled."""
-        return bool(self.options.traits.finds == "network")
+        return self.options.traits.finds == "network"
+
+    @property
+    def training(self) -> Denoising | None:
+        """Its options, where it trains the network."""
+        return cast("Denoising", self.options) if self.trains else None
 
 
 class LowerSection(Section[LowerJob]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from annotated_types import Ge
 from pydantic import Field
@@ -13,27 +13,41 @@ from genbo.cli.job.reader import Reader
 from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 from genbo.cli.job.yaml_nodes import Node, below
+from genbo.diffusion.kinds import declared
+from genbo.diffusion.model_options import LearningOptions, ModelOptions
+from genbo.diffusion.process import GuidanceRule, Sampler
+from genbo.diffusion.traits import ModelTraits
 
 MAX_STEPS = 10_000
 MAX_BATCH = 65_536
 
 
-class ModelJob(Kind):
+class ModelJob(Kind[ModelOptions]):
     """`batch` is how many images go through the network in one call."""
 
-    sampler: Kind
-    guidance: Kind
+    sampler: Kind[Sampler]
+    guidance: Kind[GuidanceRule]
     batch: int | Literal["auto"] = "auto"
+
+    @property
+    def traits(self) -> ModelTraits:
+        """What the model declares of itself."""
+        return declared(ModelTraits, self.options)
 
     @property
     def learns(self) -> bool:
         """Whether it is a network of one's own, which a lower level trains."""
-        return hasattr(self.options, "learns")
+        return self.traits.learns
+
+    @property
+    def learning(self) -> LearningOptions | None:
+        """Its options, where it is a network of one's own."""
+        return cast("LearningOptions", self.options) if self.learns else None
 
     @property
     def takes_no_prompt(self) -> bool:
         """Whether its network is conditioned on nothing."""
-        return bool(getattr(self.options, "told_nothing", False))
+        return self.traits.takes_no_prompt
 
 
 class ModelSection(Section[ModelJob]):
@@ -50,7 +64,7 @@ class ModelSection(Section[ModelJob]):
             Node(options, node.place, node.where, node.keys), "models", "a model", also=("sampler", "guidance", "batch")
         )
         sampler = _sampler(reader, node, own["sampler"])
-        usual = 1.0 if kind and hasattr(kind.options, "learns") else 5.0
+        usual = 1.0 if kind and declared(ModelTraits, kind.options).learns else 5.0
         guidance = _guidance(reader, own["guidance"] or Node(usual, node.place, below(node.where, "guidance")), sampler)
         batch = _batch(reader, own["batch"])
         reader.rule, reader.steps = guidance, sampler.options.steps if sampler else None
@@ -80,10 +94,10 @@ def is_prompted(reader: Reader) -> bool:
     kind = value.get("kind") if isinstance(value, dict) else None
     name = kind.value if kind else value if isinstance(value, str) else "diffusers"
     known = isinstance(name, str) and name in catalog.kinds("models")
-    return known and not hasattr(catalog.options_of("models", str(name)), "learns")
+    return known and not declared(ModelTraits, catalog.options_of("models", str(name))).learns
 
 
-def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind | None:
+def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind[Sampler] | None:
     usual = Node("ddim", model.place, below(model.where, "sampler"))
     sampler = reader.kind(node or usual, "samplers", "a sampler")
     if sampler and sampler.options.steps > MAX_STEPS:
@@ -93,12 +107,12 @@ def _sampler(reader: Reader, model: Node, node: Node | None) -> Kind | None:
     return sampler
 
 
-def _guidance(reader: Reader, node: Node, sampler: Kind | None) -> Kind | None:
+def _guidance(reader: Reader, node: Node, sampler: Kind[Sampler] | None) -> Kind[GuidanceRule] | None:
     """A number, a list of one a step, or a rule with its options."""
     if not isinstance(node.value, (dict, str)):
         node = Node({"weight": node}, node.place, node.where)
     rule = reader.kind(node, "guidance", "a guidance rule")
-    weight = getattr(rule.options, "weight", None) if rule else None
+    weight = rule.options.weight if rule else None
     if rule and sampler and isinstance(weight, list) and len(weight) != sampler.options.steps:
         message = f"{len(weight)} numbers for {sampler.options.steps} steps; give one number, or one a step"
         reader.note(node.find(["weight"]), message)

@@ -78,7 +78,7 @@ def _implied(reader: Reader) -> Prompts | None:
         return Prompts(texts=NO_PROMPT)
     if model is None or not model.learns:
         return None
-    names = data.classes if data and getattr(model.options, "classes", False) else ()
+    names = data.classes if data and model.traits.classes else ()
     return Prompts(texts=names or NO_PROMPT)
 
 

@@ -12,9 +12,10 @@ from genbo.cli.job.reader import Part, Reader, named, without
 from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.validation import shown
 from genbo.cli.job.yaml_nodes import Node
+from genbo.rewards._traits import RewardOptions
 
 
-class RewardJob(Kind):
+class RewardJob(Kind[RewardOptions]):
     """A part of what is maximised; `name` is its kind, numbered where a kind stands twice."""
 
     name: str

@@ -57,7 +57,7 @@ def tunable_options(rule: Kind) -> list[str]:
 
 def _note_no_effect(reader: Reader, node: Node, keys: set[str]) -> None:
     """An option of the rule does nothing where the weight is 1, and its gradient is nothing too."""
-    weight = getattr(reader.rule.options, "weight", None) if reader.rule else None
+    weight = reader.rule.options.weight if reader.rule else None
     weights = weight if isinstance(weight, list) else [weight]
     if weight is None or "guidance" in keys or any(w != 1 for w in weights):
         return

@@ -1,0 +1,1 @@
+"""Sections of `report.html`: a Python file and a template each, found by their name."""

@@ -1,0 +1,81 @@
+"""What every searcher promises: candidates of the space, by its seed alone, that are the same once it is resumed."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+
+from genbo.bilevel.trials import Candidate, NotTheSame, Searcher, Space, Trial, resumed
+from genbo.diffusion.seed import Seed
+
+SPACE, TRIALS, FIRST = Space(("a", "b")), 30, Candidate((0.2, 0.9))
+WORDS = Space(("a",), {"kind": ("x", "y")})
+
+
+def value(candidate: Candidate) -> float:
+    return -sum((share - 0.4) ** 2 for share in candidate.shares) if candidate.shares[0] <= 0.7 else math.nan
+
+
+def tried(searcher: Any, space: Space, number: int, seed: int = 0) -> list[Trial]:
+    search, done = searcher.open(space, TRIALS, Seed(seed)), []
+    for _ in range(number):
+        candidate = search.ask()
+        assert search.ask() == candidate, "asked again before it is told, it gives the same candidate"
+        done.append(Trial(candidate, value(candidate)))
+        search.tell(done[-1].value)
+    return done
+
+
+def same(a: Trial, b: Trial) -> bool:
+    return a.point == b.point and (a.value == b.value or (math.isnan(a.value) and math.isnan(b.value)))
+
+
+@pytest.fixture
+def searcher(searcher_class, example):
+    return example(searcher_class)
+
+
+def test_it_is_whole(searcher):
+    for name in ("why_not", "open"):
+        wanted = list(inspect.signature(getattr(Searcher, name)).parameters)[1:]
+        assert list(inspect.signature(getattr(searcher, name)).parameters) == wanted
+
+
+def test_candidates_are_of_the_space_and_depend_on_the_seed_alone(searcher):
+    assert searcher.why_not(SPACE, TRIALS) is None
+    found = tried(searcher, SPACE, 10)
+    assert all(len(trial.point.shares) == 2 and not trial.point.words for trial in found)
+    assert all(0 <= share <= 1 for trial in found for share in trial.point.shares)
+    assert len({trial.point.shares for trial in found}) > 5
+    assert all(map(same, found, tried(searcher, SPACE, 10)))
+
+
+def test_the_first_candidate_is_where_the_space_says(searcher):
+    space = Space(SPACE.numbers, first=FIRST)
+    assert searcher.why_not(space, TRIALS) is None
+    assert tried(searcher, space, 1)[0].point.shares == pytest.approx(FIRST.shares)
+
+
+def test_resumed_it_goes_on_as_if_it_had_never_stopped(searcher):
+    whole, begun = tried(searcher, SPACE, 8), searcher.open(SPACE, TRIALS, Seed(0))
+    search = resumed(begun, whole[:6])
+    for trial in whole[6:]:
+        assert search.ask().shares == pytest.approx(trial.point.shares)
+        search.tell(trial.value)
+
+
+def test_trials_that_are_not_its_own_are_refused(searcher):
+    strange = Trial(Candidate((0.123456, 0.654321)), 0.0)
+    with pytest.raises(NotTheSame):
+        resumed(searcher.open(SPACE, TRIALS, Seed(0)), [strange])
+
+
+def test_words_are_chosen_from_the_space_or_refused_in_a_sentence(searcher):
+    if reason := searcher.why_not(WORDS, TRIALS):
+        assert "; " in reason, "say what to do instead"
+        return
+    found = tried(searcher, WORDS, 8)
+    assert {trial.point.words["kind"] for trial in found} <= {"x", "y"}
