@@ -21,6 +21,7 @@ from genbo.bilevel.regularization.curve import matched
 from genbo.bilevel.regularization.tilted import Law, SolveLaw
 
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)  # in units of sd(r1) / sd(r2)
+NOTHING = 1e-6  # of the lower reward's spread: a sum that varies less is the same for every sample
 FAR = 2.0**8  # how far from where it begins a strength is looked for
 
 
@@ -41,7 +42,10 @@ def at_kl(solve: SolveLaw, bank: Bank, kl: float) -> tuple[WeightedSum, ...]:
     r1, r2 = (_spread(r) for r in (bank.r1, bank.r2))
     found = []
     for weight in (share * r1 / r2 for share in WEIGHTS):
-        begin = _spread(bank.r2 + bank.r1 / weight) / math.sqrt(2 * kl)  # where both rewards are linear and p0 normal
+        spread = _spread(bank.r2 + bank.r1 / weight)
+        if spread < NOTHING * r2:
+            continue
+        begin = spread / math.sqrt(2 * kl)  # where both rewards are linear and p0 normal
         lam = matched(partial(_with, solve, weight), lambda law: law.kl, kl, (begin / FAR, begin * FAR))
         law = None if lam is None else solve(lam, weight)
         if lam is not None and law is not None and law.fit.verdict != "refuse":

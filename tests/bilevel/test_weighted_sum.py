@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from genbo.bilevel.lower.closed_form import ClosedForm
@@ -51,3 +53,10 @@ def test_a_larger_weight_trades_the_upper_reward_for_the_lower_one():
 def test_a_kl_that_the_samples_do_not_reach_has_no_row():
     bank = normal_bank(0, 64)
     assert at_kl(Reweight().begin(LawContext(banks=[bank])), bank, 4.0) == ()
+
+
+def test_a_sum_that_is_the_same_for_every_sample_has_no_row():
+    """r1 = -r2 at equal weights; the other weights tilt by r2 up or down."""
+    bank = normal_bank(0)
+    bank = replace(bank, r1=-bank.r2)
+    assert len(at_kl(Reweight().begin(LawContext(banks=[bank])), bank, KL)) == len(WEIGHTS) - 1
