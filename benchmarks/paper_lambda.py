@@ -63,7 +63,14 @@ METHODS = {
     "guided": "guided sampling",
     "bilevel": "bilevel",
 }
-COLUMNS = {"lam": "λ", "fid": "FID", "r1": "CLIP (r1)", "inception": "inception score", "r2": "reward (r2)", **COST}
+COLUMNS = {
+    "lam": "λ",
+    "fid": "FID ↓",
+    "r1": "CLIP (r1) ↑",
+    "inception": "inception score ↑",
+    "r2": "reward (r2) ↑",
+    **COST,
+}
 PROMPTS = ["a red bicycle in the rain", "a bowl of oranges", "an old lighthouse", "a cat asleep on a sofa"]
 HELD_OUT = [
     *("a wooden boat on a lake", "a glass of milk", "a snowy street at night", "a dog with a blue ball"),

@@ -60,9 +60,9 @@ METHODS = {
 }
 COLUMNS = {
     **{name: name for name in NAMES},
-    "fid": "FID",
-    "inception": "inception score",
-    "reward": "reward (−KID)",
+    "fid": "FID ↓",
+    "inception": "inception score ↑",
+    "reward": "reward (−KID) ↑",
     **COST,
 }
 

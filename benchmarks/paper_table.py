@@ -232,7 +232,9 @@ class Table:
         lines = [f"# {self.title}", "", self.note, "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         for method, found in self.summary(cells).items():
             numbers = [_shown(found.get(key)) for key in (*self.columns, "gap")]
-            lines.append(f"| {' | '.join([self.methods[method], *numbers])} |")
+            asked, seeds = cells.sizes.get("seeds", found["seeds"]), found["seeds"]
+            name = self.methods[method] + f" ({seeds} of {asked} seeds so far)" * (seeds < asked)
+            lines.append(f"| {' | '.join([name, *numbers])} |")
         return "\n".join(lines) + "\n"
 
     def _gap(self, cells: Cells, method: str) -> tuple[float, float | None] | None:

@@ -140,6 +140,9 @@ def test_the_table_compares_seed_by_seed(tmp_path):
     assert "gap" not in found["table"]["bilevel"] and "random" not in found["table"]
     lines = text.splitlines()
     assert lines[4] == "| method | CLIP | λ | seconds | network rows | peak memory, GiB | bilevel − it, CLIP |"
+    assert lines[6].startswith("| grid | 35 ± ") and lines[7].startswith("| bilevel | 3 ± ")
+    cells.sizes["seeds"] = 3
+    assert "| bilevel (2 of 3 seeds so far) | 3 ± " in table.markdown(cells)
     assert lines[6].startswith("| grid | 35 ± ") and "| — | 0 | 0 | 0 | 0.4 ± 1.6 |" in lines[6]
 
 
