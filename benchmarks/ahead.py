@@ -60,25 +60,20 @@ NEWTON = "optimizer=newton"
 ONE = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "cmaes")
 CONTINUOUS = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid")
 TWO = "tune.guidance.shape={knots: 2}"
+WIDE = "estimator={kind: zeroth_order, h: 0.5}"
 PROBLEMS = {
     "guidance": Contested(
         "guidance.yaml",
         ("evaluate.judges=[]",),
-        own=(
-            Method("adam"),
-            Method("newton", (NEWTON,)),
-            Method("newton, h 0.5", (NEWTON, "estimator={kind: zeroth_order, h: 0.5}")),
-        ),
+        own=(Method("adam"), Method("newton", (NEWTON,)), Method("newton, h 0.5", (NEWTON, WIDE))),
         searches=ONE,
     ),
     "per_step": Contested(
         "guidance-per-step.yaml",
         own=(
-            Method("as shipped"),
+            Method("10 weights, reverse mode"),
+            knots(2, 32, 20, name="2 knots, adam"),
             knots(2, 32, 20, NEWTON, name="2 knots, newton"),
-            knots(3, 27, 16, NEWTON, name="3 knots, newton"),
-            knots(4, 20, 16, NEWTON, name="4 knots, newton"),
-            knots(4, 40, 8, NEWTON, name="4 knots, newton, 8 x 40"),
         ),
         searches=(
             *(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid"),
@@ -90,7 +85,12 @@ PROBLEMS = {
     ),
     "digits": Contested(
         "noise-schedule-digits.yaml",
-        own=(Method("adam"), Method("newton", (NEWTON,))),
+        own=(
+            Method("adam"),
+            Method("newton", (NEWTON,)),
+            Method("newton, 48 x 32", (NEWTON, "budget.steps=48", "budget.samples=32")),
+            Method("newton, 24 x 64", (NEWTON, "budget.steps=24", "budget.samples=64")),
+        ),
         searches=CONTINUOUS,
         samples=2048,
     ),

@@ -13,8 +13,9 @@ infinitely far on either side, so a curvature that is badly known makes a wide i
 
 Where only some directions curve clearly downwards the root is taken along these, the path's end stands for the others,
 and a parameter that has a part in one of the others has no interval. Where the last gradients still push to a bound
-the answer is that bound; where they push elsewhere the path has not settled. Neither has an interval. Pushing is
-judged in phi, dF/dphi = g / (dphi/du): towards a bound the link alone makes gradients in u fall.
+the answer is that bound; where they push elsewhere the path has not settled. Neither has an interval. A root inside the
+path is the answer all the same: a climb that overshot has seen the gradient on both sides of it, and ends beside it.
+Pushing is judged in phi, dF/dphi = g / (dphi/du): towards a bound the link alone makes gradients in u fall.
 """
 
 from __future__ import annotations
@@ -333,10 +334,10 @@ def _settled(path: _Path, at_bound: Sequence[Kind | None], root: _Root | None, *
         kinds = ["undetermined" if kind == "interior" else kind for kind in kinds]
     causes = tuple(path.cause(j) if kind == "unsettled" else None for j, kind in enumerate(kinds))
     pushed = torch.tensor([kind.endswith("bound") for kind in kinds])
-    point = path.end if root is None or not root.inside or "unsettled" in kinds else root.u
+    known = root is not None and root.inside
+    point = root.u if root is not None and known else path.end
     point = path.u[-1].where(pushed, point)
     interval, covariance = _intervals(root, kinds)
-    known = "interior" in kinds
     return Answer(
         point,
         (interval[:, 1] - interval[:, 0]) / (2 * NORMAL),
