@@ -6,8 +6,8 @@
 
 A number is searched over as a share s of its range, u = logit(s), so that s is linear in phi (or in its logarithm,
 where the tunable counts it so). A number without bounds, such as the ratio of two time steps, is searched within
-`REACH` of its start in u. All candidates are drawn from the same prompts and seeds where the estimator's `common` says
-so: then the noise of two candidates is shared.
+`REACH` of its start in u. All candidates are drawn from the same prompts and seeds where `common` says so: then the
+noise of two candidates is shared.
 
 Like `bilevel.loop`, it prints nothing and writes nothing, and each step carries the state from which it goes on.
 """
@@ -21,8 +21,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from genbo.bilevel.candidate_value import CandidateValue
 from genbo.bilevel.loop import PATIENCE, Budget, State, TuningStep, begin, gaps_of, step_of
-from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
+from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.protocols import Estimate
 from genbo.bilevel.trials import Candidate, Search, Searcher, Space, Trial, resumed
 from genbo.diffusion.seed import Batch, Seed, batch_of
@@ -59,24 +60,22 @@ def _bounded(problem: Problem) -> Tensor:
 
 def tune(
     problem: Problem,
-    estimator: SampleEstimator,
+    value: CandidateValue,
     searcher: Searcher,
     prompts: Sequence[str],
     budget: Budget,
     seed: Seed,
-    common: bool = True,
     state: State | None = None,
 ) -> Iterator[TuningStep]:
     """Asks for a candidate, measures it, and yields it as a step whose gradient is NaN.
 
     Args:
         problem: what is tuned, of what, for what.
-        estimator: gives the scores of samples at u.
+        value: gives the scores of samples at u, the same ones for all candidates where it is `common`.
         searcher: chooses the candidates.
         prompts: shared out evenly among the samples of a step.
         budget: when to end; `steps` is the number of candidates.
         seed: every sample of step k depends on it and on k alone.
-        common: whether all candidates are drawn from the same prompts and seeds.
         state: where an earlier loop has left off; by default the beginning.
 
     Yields:
@@ -93,8 +92,8 @@ def tune(
     while state.steps < budget.steps and not (state.wasted == state.steps >= PATIENCE):
         if budget.denoiser_calls is not None and meter.denoiser_calls >= budget.denoiser_calls:
             return
-        batch = batch_of_trial(prompts, budget, seed, state.steps, common=common)
-        step = _step(problem, estimator, search, batch, seed.child("tune", state.steps), state)
+        batch = batch_of_trial(prompts, budget, seed, state.steps, common=value.common)
+        step = _step(problem, value, search, batch, seed.child("tune", state.steps), state)
         yield step
         state = step.state
 
@@ -105,14 +104,14 @@ def batch_of_trial(prompts: Sequence[str], budget: Budget, seed: Seed, trial: in
 
 
 def _step(
-    problem: Problem, estimator: SampleEstimator, search: Search, batch: Batch, seed: Seed, state: State
+    problem: Problem, value_at: CandidateValue, search: Search, batch: Batch, seed: Seed, state: State
 ) -> TuningStep:
     problem.prepare(batch)
     candidate = search.ask()
     u = coordinates(problem, candidate)
     weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
     none = torch.zeros(len(problem.constraints), dtype=torch.float64)
-    estimate = estimator(problem, SamplesAt(u, batch, torch.cat([weights, none]), seed))
+    estimate = value_at(problem, SamplesAt(u, batch, torch.cat([weights, none]), seed))
     gaps = gaps_of(problem, estimate.scores.mean(1), batch)
     value = _objective(estimate, weights, gaps)
     search.tell(value)

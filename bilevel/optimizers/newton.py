@@ -4,8 +4,8 @@
 
 g and H are the expected gradient and Hessian at u of `bilevel/field.py`, a Gaussian process that is fitted to every
 gradient of the run with its noise. So the noise of single steps averages out, and curvature sets the length of a step:
-where Adam overshoots and comes back, this stops. The stride grows by half when a step of full length was right, and shrinks
-as much when the next gradient points back.
+where Adam overshoots and comes back, this stops. The stride grows by half when a step of full length was right, and
+shrinks as much when the next gradient points back.
 
 For few numbers and differences or exact gradients of the same objective at every step. A network in training or a
 constraint whose multiplier moves changes the objective; take adam there.

@@ -44,6 +44,8 @@ def run(
     place = output or Path(f"{job.output}-compare")
     if place.exists() and any(place.iterdir()) and not (resume or overwrite):
         raise UserMistake(f"{place} is there already; use --resume, --overwrite, or another --output")
+    if job.tilts and repeats == 1:
+        raise UserMistake("over lambda the interval counts repeats, so one leaves none; set --repeats to 2 or more")
     entrants = entrants_of(job, kinds, place, share=share, trials=trials, common=not fresh)
     record = compared(job, entrants, repeats, place, common=not fresh, overwrite=overwrite, quiet=quiet)
     if as_json:
@@ -66,7 +68,7 @@ def compared(
         runs[entrant.name].append(figures)
         if not quiet:
             print(_line(entrant.name, number, repeats, figures), file=sys.stderr, flush=True)
-    plans = {e.name: (e.job.budget.steps, e.job.budget.samples) for e in entrants.each}
+    plans = {e.name: (e.job.budget.steps, _samples(e.job)) for e in entrants.each}
     record = record_of(
         runs,
         plans,
@@ -79,6 +81,11 @@ def compared(
     write_json(place / RECORD, record.document())
     write_page(record, place / PAGE)
     return record
+
+
+def _samples(job: Job) -> int:
+    """Of a step or a trial; of a search for lambda those of its bank, a prompt."""
+    return job.lower.options.drawing.samples if job.tilts and job.lower is not None else job.budget.samples
 
 
 def _line(name: str, number: int, repeats: int, figures: Mapping[str, Any]) -> str:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from genbo.bilevel.protocols import cannot_follow, of_rule
-from genbo.bilevel.trials import Candidate, Space
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
+from genbo.cli.job.search_misfits import searched
 from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.job.sections.prompts import NO_PROMPT
 from genbo.cli.job.yaml_nodes import Node
@@ -51,7 +51,7 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
     if job.objective.is_mean:
         return
     node, prompts, held_out = root.find(["objective"]), len(set(job.prompts)), len(set(job.held_out))
-    sets = [r.kind for _, rewards in _listed(job)[:2] for r in rewards if hasattr(r.options, "of_sets")]
+    sets = [r.kind for _, rewards in _listed(job)[:2] for r in rewards if traits_of(r).of_sets]
     reasons = {
         "a search for lambda maximises the mean over the prompts; delete this": job.tilts,
         "a network in training is tuned for the mean over its data; delete this": job.trains,
@@ -65,7 +65,7 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
     if why := next((why for why, holds in reasons.items() if holds), None):
         yield node, why, None
         return
-    if getattr(job.chosen().options, "points", None) == "one_point":
+    if job.chosen().options.cost(job.parameters).idle_steps:  # what it compares is another step's
         message = "one_point compares two steps, in which the prompts have different weights; set points: central"
         yield root.find(["estimator"]), message, None
     if job.optimizer.kind == "newton":
@@ -79,35 +79,6 @@ def aimed(job: Job, root: Node) -> Iterator[Misfit]:
             f"two of each, better eight; set it to {2 * held_out} or more"
         )
         yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
-
-
-def searched(job: Job, root: Node) -> Iterator[Misfit]:
-    """Why a search cannot work in this job, or why its estimator belongs to no search."""
-    if job.search is None:
-        if job.estimator.kind == "value":
-            message = "value gives no gradient to follow; write search: gp, or take estimator: auto"
-            yield root.find(["estimator"]), message, "estimator"
-        return
-    written = root.value
-    assert isinstance(written, dict)
-    if job.tilts:
-        message = "the curve over lambda comes from one set of samples, so no search is needed; delete this"
-        yield root.find(["search"]), message, None
-        return
-    if job.training is not None and job.training.coupled:
-        message = "every candidate would need a network of its own; set lower.conditioning: log_snr, or delete this"
-        yield root.find(["search"]), message, None
-    if job.estimator.kind != "value":
-        message = f"a search needs no gradient; delete estimator: {job.estimator.kind}, or delete search"
-        yield root.find(["estimator"]), message, None
-    for key in ("optimizer",) if "optimizer" in written else ():
-        yield root.find([key]), "a search follows no gradient, so no optimizer is used; delete this", None
-    if job.budget.pool is not None:
-        message = "all candidates of a search share budget.samples samples; delete this"
-        yield root.find(["budget", "pool"]), message, None
-    space = Space(tuple(map(str, range(job.parameters))), first=Candidate())
-    if reason := job.search.options.why_not(space, job.budget.steps):
-        yield root.find(["search"]), reason, None
 
 
 def refusals(job: Job, root: Node) -> Iterator[Misfit]:

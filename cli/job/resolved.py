@@ -15,7 +15,6 @@ from pydantic import BaseModel, SkipValidation
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
-from genbo.bilevel.trials import Searcher
 from genbo.cli.job import catalog
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
@@ -29,6 +28,7 @@ from genbo.cli.job.sections.lower import LowerJob
 from genbo.cli.job.sections.model import ModelJob
 from genbo.cli.job.sections.prompts import Prompts
 from genbo.cli.job.sections.reward import RewardJob
+from genbo.cli.job.sections.search import SearchJob
 from genbo.diffusion.data import Data
 from genbo.diffusion.kinds import declared
 from genbo.rewards._traits import RewardTraits
@@ -58,7 +58,7 @@ class Job(BaseModel):
     lower: LowerJob | None = None
     finetune: WeightsJob | None = None
     keep: tuple[KeepJob, ...] = ()
-    search: Kind[Searcher] | None = None
+    search: SearchJob | None = None
     estimator: Kind[Estimator[Any, Any, Any]]
     optimizer: Kind[Optimizer]
     budget: BudgetJob
@@ -125,7 +125,8 @@ class Job(BaseModel):
     def document(self) -> dict[str, Any]:
         """The job in plain YAML values, with every default; `read_job` gives an equal job back."""
         written = {s.key: s.written(getattr(self, s.field), self.level) for s in SECTIONS}
-        unused = ("optimizer",) if self.search is not None else ()  # nothing follows a gradient
+        searches = self.search is not None and not self.tilts
+        unused = ("optimizer", "estimator") if searches else ()  # nothing follows a gradient
         return {key: value for key, value in written.items() if value is not None and key not in unused}
 
     def digest(self) -> str:
@@ -148,8 +149,8 @@ class Job(BaseModel):
 
     def chosen(self, half_precision: bool | None = None) -> Chosen:
         """The estimator itself where the job names one, else what `auto` chooses."""
-        if self.search is not None:
-            return Chosen(self.estimator.kind, self.estimator.options, "a search needs no gradient")
+        if self.search is not None and not self.tilts:
+            return Chosen("value", self.search.value, "a search needs no gradient")
         if not isinstance(self.estimator.options, Chooser):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
         name, options, reason = self.estimator.options.choose(self.facts(half_precision))

@@ -128,7 +128,7 @@ class Stepping:
 
     def _new(self, number: int) -> int:
         """Samples of this step that no step before has drawn."""
-        if self.job.search is not None and self.estimator.common:
+        if self.job.search is not None and self.job.search.common:
             return 0 if number else self.samples
         pool = self.job.budget.pool
         return self.samples if pool is None else min(self.samples, max(0, pool - number * self.samples))

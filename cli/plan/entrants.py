@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from genbo.bilevel.trials import Candidate, Space
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind
 from genbo.cli.job.sections.budget import BudgetJob
+from genbo.cli.job.sections.lower import LowerJob
+from genbo.cli.job.sections.search import SearchJob
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
@@ -68,11 +71,8 @@ def entrants_of(
     Raises:
         UserMistake: where a kind is unknown, or none of them can search here.
     """
-    if job.tilts:
-        raise UserMistake(
-            "genbo compare does not run searches over lambda: the whole curve comes from one set of samples"
-        )
-    own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share)})
+    level = _on_samples(job, _samples(job, share)) if job.tilts else {}
+    own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share), **level})
     work = work_of(plan(own).tuning) if work is None else work
     entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
     for kind in kinds:
@@ -92,6 +92,8 @@ def entrants_of(
 def _scaled(job: Job, share: float) -> BudgetJob:
     """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps."""
     part, budget = math.sqrt(share), job.budget
+    if job.tilts:
+        return budget
     samples = max(2, round(budget.samples * part))
     steps = max(1, round(budget.steps * budget.samples * share / samples))
     pool = None if budget.pool is None else max(samples, round(budget.pool * share))
@@ -102,6 +104,12 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
     """The job with this searcher in place of its gradient, or why it cannot be."""
     if own.training is not None and own.training.coupled:
         return "every candidate would need a network of its own"
+    if (
+        own.tilts
+        and own.lower is not None
+        and not (own.lower.options.traits.free and own.lower.options.drawing.samples)
+    ):
+        return "it measures lambda by reweighting samples, which this lower level does not"
     options = catalog.options_of("searchers", kind)()
     space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
     wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
@@ -109,14 +117,22 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
     fitting = [count for count, reason in zip(wanted, reasons, strict=True) if reason is None]
     if not fitting:
         return str(reasons[-1])
-    value = catalog.options_of("estimators", "value")(common=common)
-    search = own.model_copy(
-        update={
-            "search": Kind.model_construct(kind=kind, options=options),
-            "estimator": Kind.model_construct(kind="value", options=value),
-        }
-    )
-    return _with_work(search, fitting[0], work)
+    auto = Kind.model_construct(kind="auto", options=catalog.options_of("estimators", "auto")())
+    search = SearchJob.model_construct(kind=kind, options=options, common=common)
+    return _with_work(own.model_copy(update={"search": search, "estimator": auto}), fitting[0], work)
+
+
+def _samples(job: Job, share: float) -> int:
+    """Of the first bank of a search over lambda, a prompt."""
+    assert job.lower is not None
+    return max(2, round(job.lower.options.drawing.samples * share))
+
+
+def _on_samples(job: Job, samples: int) -> dict[str, LowerJob]:
+    """The lower level of a search over lambda with so many samples a prompt."""
+    assert job.lower is not None
+    options: Any = job.lower.options  # a dataclass, as every file of the room is
+    return {"lower": job.lower.model_copy(update={"options": replace(options, samples=samples)})}
 
 
 def _with_work(search: Job, trials: int, work: int) -> Job:
@@ -126,8 +142,10 @@ def _with_work(search: Job, trials: int, work: int) -> Job:
     """
 
     def of(samples: int) -> Job:
-        given = {"steps": trials, "samples": samples, "pool": None, "denoiser_calls": None, "minutes": None}
-        return search.model_copy(update={"budget": search.budget.model_copy(update=given)})
+        given: dict[str, object] = {"steps": trials, "pool": None, "denoiser_calls": None, "minutes": None}
+        given |= {"precision": None} if search.tilts else {"samples": samples}
+        level = _on_samples(search, samples) if search.tilts else {}
+        return search.model_copy(update={"budget": search.budget.model_copy(update=given), **level})
 
     few, more = (work_of(plan(of(samples)).tuning) for samples in (FEWEST, 2 * FEWEST))
     each = (more - few) / FEWEST

@@ -67,7 +67,8 @@ class Searching:
     def differentiated(self) -> bool:
         """Whether a gradient goes back through the network at all."""
         climbs = self.learns or not self.lower.traits.free or self.job.finetune is not None
-        return climbs or (self.bridge and self.by_gradients and self.rounds > 1)
+        shifts = self.bridge and self.rounds > 1 and self.job.search is None
+        return climbs or (shifts and self.by_gradients)
 
     @property
     def rounds(self) -> int:
@@ -84,6 +85,8 @@ class Searching:
         prompts, (first, rounds) = len(self.job.prompts), looks_of(self.job)
         if not self.samples:
             return Cost()
+        if self.job.search is not None:
+            return self.bank(prompts, self.samples) * (1 if self.job.search.common else rounds)
         if self.lower.traits.free:
             spent = self.bank(prompts, first)
             for more in banks_at_most(first, rounds) if self.most else ():
@@ -101,7 +104,7 @@ class Searching:
         if self.lower.traits.free:
             judged = opinions(self.job, len(prompts) * samples, of_sets=False)
             held_out = self.bank(len(prompts), samples) + judged
-            if self.most and self.bridge and self.rounds > 1:
+            if self.most and self.bridge and self.rounds > 1 and self.job.search is None:
                 held_out += (
                     self.fresh(len(prompts), samples) + judged
                 ) * 2  # for the tuned lambda, and for the start's
@@ -116,6 +119,8 @@ class Searching:
         """Why there are a least and a most, if there are."""
         rounds = self.rounds
         reasons = []
+        if self.job.search is not None:
+            rounds = 1  # as many banks as it says
         if self.samples and rounds > 1 and self.lower.traits.free:
             near = ", nearer to it and with pilots, and up to two such of held-out samples" if self.bridge else ""
             reasons.append(f"the search stops when λ* is as precise as asked: up to {rounds - 1} more banks{near}")

@@ -86,8 +86,7 @@ def steps_of(a: Assembled, state: State) -> Iterator[TuningStep]:
 
     if a.searcher is None:
         return loop.tune(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, state)
-    common = a.estimator.common  # type: ignore[attr-defined]  # of estimators/value.py, the only one of a search
-    return search_loop.tune(a.problem, a.estimator, a.searcher, a.prompts, a.budget, a.seed, common, state)
+    return search_loop.tune(a.problem, a.candidate_value, a.searcher, a.prompts, a.budget, a.seed, state)
 
 
 def where_it_stood(context: Context) -> Checkpoint:

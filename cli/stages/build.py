@@ -14,6 +14,7 @@ from genbo.rewards._traits import Comparing, RewardOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.candidate_value import CandidateValue
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Problem
     from genbo.bilevel.protocols import Estimator, Optimizer, Tunable
@@ -59,6 +60,11 @@ class Assembled:
         """The one thing that a search for lambda tunes."""
         (tunable,) = self.problem.tunables
         return cast("Regularization", tunable)
+
+    @property
+    def candidate_value(self) -> CandidateValue:
+        """What a search measures, where it is one of samples at phi."""
+        return cast("CandidateValue", self.estimator)
 
     @property
     def slope(self) -> LawEstimator:

@@ -56,8 +56,8 @@ def _figures(job: Job, loaded: Loaded, *, overwrite: bool, quiet: bool, points: 
         return known
     found: list[Document] = []
 
-    def then(context: Context) -> None:
-        found.append(measured(context, points))
+    def then(context: Context, document: Document) -> None:
+        found.append(_of_lambda(context, document) if job.tilts else measured(context, points))
 
     _forget_peak()
     resume = folder.exists() and not overwrite
@@ -111,6 +111,24 @@ def measured(context: Context, points: int) -> Document:
         "start": start.tolist(),
         "tuned": end.tolist(),
         "way": way,
+    }
+
+
+def _of_lambda(context: Context, document: Document) -> Document:
+    """The same of a search for lambda, whose held-out samples have weights: a score is a prompt's gain in r1."""
+    held_out, record = document["held_out"], context.run.journal.records[-1]
+    rows = held_out["by_prompt"] or [{"prompt": "", "difference": held_out["difference"]}]
+    gains = [row["difference"] for row in rows]
+    return {
+        "phi": {name: value["tuned"] for name, value in document["phi"].items()},
+        "work": _spent(context, record),
+        "cost": record["cost"],
+        "elapsed_s": record["elapsed_s"],
+        "prompts": [row["prompt"] for row in rows],
+        "fresh_prompts": held_out["fresh_prompts"],
+        "start": [0.0] * len(gains),
+        "tuned": gains,
+        "way": [{"work": _spent(context, record), "gain": sum(gains) / len(gains)}],
     }
 
 

@@ -22,6 +22,7 @@ from genbo.cli.stages.context import Context, time_left
 from genbo.cli.stages.finetuning import tuned_weights
 from genbo.cli.stages.finish import conclude, counted
 from genbo.cli.stages.lambda_holdout import held_out
+from genbo.cli.stages.lambda_trials import tried
 from genbo.cli.stages.lambda_untrained import untrained
 from genbo.cli.stages.laws import exact, source_of
 
@@ -121,6 +122,9 @@ def rounds(context: Context, kept: ChunkCache) -> Iterator[Round]:
     a, job = context.assembled, context.job
     if a.lower.traits.on_paper:
         yield on_paper(context)
+        return
+    if job.search is not None:
+        yield from tried(context, kept)
         return
     if not a.lower.traits.free:
         solve, banks = solver_of(context, kept)

@@ -107,7 +107,7 @@ def stages_of(
     quiet: bool,
     reproduce: str,
     loaded: Loaded | None = None,
-    then: Callable[[Context], None] | None = None,
+    then: Callable[[Context, Document], None] | None = None,
 ) -> Generator[Document, None, Document]:
     """The whole run, or the rest of it, step by step; returns the object of `report.json`.
 
@@ -136,7 +136,7 @@ def stages_of(
                 context = Context(run, job, assembled, planned, screen, signals, reproduce, notes)
                 document = yield from whole(context)
                 if then is not None:
-                    then(context)
+                    then(context, document)
                 return document
 
 

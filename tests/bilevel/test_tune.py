@@ -209,7 +209,7 @@ class Remembering:
     def __init__(self):
         self.states, self.progress = [], []
 
-    def step(self, u, grad, state, progress):
+    def step(self, u, grad, state, progress, *, noise, width):
         count = state.get("count", torch.zeros(1))
         self.states.append(count.item())
         self.progress.append(progress)

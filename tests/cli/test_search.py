@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genbo.bilevel import search_loop
-from genbo.bilevel.estimators.value import Value
+from genbo.bilevel.candidate_value import CandidateValue
 from genbo.bilevel.loop import Budget, begin
 from genbo.bilevel.searchers.grid import Grid
 from genbo.bilevel.searchers.random import Random
@@ -72,11 +72,10 @@ def test_candidates_share_their_noise_unless_it_is_fresh(tmp_path):
     """The same candidate again: a grid of 4 comes back to its first point at trial 5 (the start is trial 0)."""
     again = {}
     for common in (True, False):
-        made = job(tmp_path / str(common), "grid", 9, estimator={"kind": "value", "common": common})
-        made["budget"]["steps"] = 9
-        a = assemble(read_job(made))
+        a = assemble(read_job(job(tmp_path, {"kind": "grid", "common": common}, 9)))
+        assert a.candidate_value == CandidateValue(common)
         budget = Budget(9, 16)
-        steps = search_loop.tune(a.problem, Value(common), Grid(), a.prompts, budget, Seed(0), common)
+        steps = search_loop.tune(a.problem, a.candidate_value, Grid(), a.prompts, budget, Seed(0))
         trials = [(step.phi.item(), step.value) for step in steps]
         again[common] = [value for phi, value in trials if phi == pytest.approx(trials[1][0])]
     assert len(again[True]) == len(again[False]) == 1  # eight points and the start: none twice
@@ -103,11 +102,13 @@ def test_left_and_resumed_it_makes_the_same_trials(tmp_path, stop):
 
 def test_trials_of_another_searcher_are_not_gone_on_with(tmp_path):
     a = assemble(read_job(job(tmp_path)))
-    first = next(search_loop.tune(a.problem, Value(), Random(), a.prompts, Budget(9, 16), Seed(0)))
-    second = next(search_loop.tune(a.problem, Value(), Random(), a.prompts, Budget(9, 16), Seed(0), True, first.state))
+    first = next(search_loop.tune(a.problem, CandidateValue(), Random(), a.prompts, Budget(9, 16), Seed(0)))
+    second = next(
+        search_loop.tune(a.problem, CandidateValue(), Random(), a.prompts, Budget(9, 16), Seed(0), first.state)
+    )
     assert second.index == 1
     with pytest.raises(NotTheSame):
-        next(search_loop.tune(a.problem, Value(), Random(), a.prompts, Budget(9, 16), Seed(1), True, second.state))
+        next(search_loop.tune(a.problem, CandidateValue(), Random(), a.prompts, Budget(9, 16), Seed(1), second.state))
 
 
 def test_shares_are_linear_in_a_bounded_number_and_its_inverse_is_the_start(tmp_path):
@@ -152,10 +153,10 @@ def test_a_trial_that_fails_is_skipped_and_one_without_any_success_ends_the_run(
         return broken
 
     monkeypatch.setattr(type(a.problem), "scores", fails_above(5.0))
-    steps = list(search_loop.tune(a.problem, Value(), Grid(), a.prompts, Budget(9, 16), Seed(0)))
+    steps = list(search_loop.tune(a.problem, CandidateValue(), Grid(), a.prompts, Budget(9, 16), Seed(0)))
     assert len(steps) == 9 and {step.status for step in steps} == {"ok", "non_finite"}
     monkeypatch.setattr(type(a.problem), "scores", fails_above(-1.0))
-    assert len(list(search_loop.tune(a.problem, Value(), Grid(), a.prompts, Budget(9, 16), Seed(0)))) == 3
+    assert len(list(search_loop.tune(a.problem, CandidateValue(), Grid(), a.prompts, Budget(9, 16), Seed(0)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_trial_that_fails_is_skipped_and_one_without_any_success_ends_the_run(
         ({"search": "cmaes"}, "two numbers"),
         ({"search": "gpp"}, "did you mean 'gp'"),
         ({"search": {"kind": "gp", "startup": 0}}, "greater than 0"),
-        ({"search": None, "estimator": "value"}, "write search: gp"),
+        ({"search": {"kind": "gp", "common": "no"}}, "must be true or false"),
         ({"budget": {"steps": 9, "samples": 16, "pool": 32}}, "share budget.samples"),
         ({"search": "grid", "budget": {"steps": 2, "samples": 16}}, "3 trials at least"),
     ],
@@ -177,8 +178,60 @@ def test_what_a_search_refuses_is_said_with_the_remedy(tmp_path, more, words):
 
 
 def test_the_job_document_reads_back_to_the_same_job(tmp_path):
-    for estimator in ("auto", {"kind": "value", "common": False}):
-        read = read_job(job(tmp_path, estimator=estimator))
-        assert read_job(read.document()) == read and "optimizer" not in read.document()
+    for search in ("gp", {"kind": "tpe", "common": False, "startup": 4}):
+        read = read_job(job(tmp_path, search))
+        assert read_job(read.document()) == read and not {"optimizer", "estimator"} & set(read.document())
     plain = {key: value for key, value in job(tmp_path).items() if key != "search"}
     assert "search" not in read_job(plain).document()
+
+
+# -- over lambda -------------------------------------------------------------------------------------------------------
+
+
+def lambda_job(tmp_path, search="grid", steps=9, **more):
+    """N(0, I), r2 = x1, r1 = -|x - c|^2: the best lambda is 1 / c1 = 2 / 3."""
+    return {
+        "version": 1,
+        "model": {"kind": "gaussian", "means": {"o": [0.0, 0.0]}, "std": 1.0, "sampler": {"kind": "ddim", "steps": 16}}
+        | {"guidance": 1.0, "batch": 4096},
+        "prompts": ["o"],
+        "tune": {"regularization": {"start": 3.0, "bounds": [0.3, 10]}},
+        "reward": {"kind": "quadratic", "target": [1.5, 0.0], "scale": 0.5},
+        "lower": {
+            "kind": "reweight",
+            "reward": {"kind": "linear", "direction": [1.0, 0.0]},
+            "samples": 2048,
+            "bridge": False,
+        },
+        "search": search,
+        "budget": {"steps": steps},
+        "evaluate": {"samples": 2048},
+        "output": str(tmp_path / "run"),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_a_search_over_lambda_takes_the_best_of_its_candidates(tmp_path, common):
+    read = read_job(lambda_job(tmp_path, {"kind": "grid", "common": common}))
+    planned = plan(read).tuning.image_forwards
+    found = tune(lambda_job(tmp_path, {"kind": "grid", "common": common})).result()
+    trials = lines(tmp_path)
+    best = max((t for t in trials if t["value"] is not None), key=lambda t: t["value"])
+    tried = sorted({round(t["phi"]["regularization"], 6) for t in trials})
+    assert len(trials) == 9 and found.phi["regularization"] == pytest.approx(best["phi"]["regularization"])
+    assert abs(found.phi["regularization"] - 2 / 3) <= (0.25 if common else 0.35) and len(tried) > 1
+    assert trials[-1]["cost"]["image_forwards"] == planned == 2048 * 16 * (1 if common else 9)
+    assert found.document["phi"]["regularization"]["se"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"keep": [{"kind": "linear", "direction": [1.0, 0.0], "at_least": 0.1}]}, "keeps no level"),
+        ({"budget": {"steps": 9, "precision": "1.5x"}}, "ends after budget.steps candidates"),
+    ],
+)
+def test_what_a_search_over_lambda_refuses(tmp_path, more, words):
+    with pytest.raises(JobMistakes, match=words):
+        read_job(lambda_job(tmp_path, **more))

@@ -28,7 +28,7 @@ class JudgeJob(Kind[RewardOptions]):
     @property
     def of_sets(self) -> bool:
         """Whether it looks at all samples together."""
-        return hasattr(self.options, "of_sets")
+        return declared(RewardTraits, self.options).of_sets
 
 
 class EvaluateJob(BaseModel):

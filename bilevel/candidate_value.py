@@ -1,4 +1,4 @@
-"""The mean score itself, without a gradient: what a search asks for at every candidate.
+"""The mean score itself, without a gradient: what a search measures at every candidate, in place of an estimator.
 
 With `common: true` every candidate is drawn from the same prompts and seeds, so the noise of two candidates is shared
 and their difference is known much better than either value. `common: false` draws new samples for each.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Value:
+class CandidateValue:
     """`common` draws every candidate from the same prompts and seeds."""
 
     common: bool = True
