@@ -214,11 +214,19 @@ def notes(record: ComparisonRecord) -> list[str]:
     return [
         f"Each tuner may spend {number_format.count(record.work)} units of work ({WORK}) in each of "
         f"{number_format.plural(record.repeats, 'repeat')}. {noise}.",
-        f"Gains are over the start, on {record.held_out} held-out samples; 95 % intervals count {counted}. "
-        "Those of the differences hold together.",
+        f"Gains are over {_baseline(record)}; 95 % intervals count {counted}. Those of the differences hold together.",
         *(f"{name} is left out: {reason}." for name, reason in record.left_out.items()),
         *(f"{name} failed: {reason}" for name, row in record.tuners.items() for reason in row.failed[:1]),
     ]
+
+
+def _baseline(record: ComparisonRecord) -> str:
+    """What a gain is counted from, and on which samples."""
+    if "regularization" in record.job.get("tune", {}):
+        return (
+            f"the pretrained model, by reweighting {record.job['evaluate']['samples']} held-out samples to each lambda"
+        )
+    return f"the start, on {record.held_out} held-out samples"
 
 
 # -- a page ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ A comparison that was stopped goes on with the run that was under way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 from genbo.cli.plan.entrants import Entrant, Entrants, work_of
 from genbo.cli.run.seals import read_sealed, write_sealed
+from genbo.cli.stages import lambda_search
 from genbo.cli.stages.context import Context, judges_said
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ def _figures(job: Job, loaded: Loaded, *, overwrite: bool, quiet: bool, points: 
     found: list[Document] = []
 
     def then(context: Context, document: Document) -> None:
-        found.append(_of_lambda(context, document) if job.tilts else measured(context, points))
+        found.append(of_lambda(context, document) if job.tilts else measured(context, points))
 
     _forget_peak()
     resume = folder.exists() and not overwrite
@@ -114,21 +117,42 @@ def measured(context: Context, points: int) -> Document:
     }
 
 
-def _of_lambda(context: Context, document: Document) -> Document:
-    """The same of a search for lambda, whose held-out samples have weights: a score is a prompt's gain in r1."""
-    held_out, record = document["held_out"], context.run.journal.records[-1]
-    rows = held_out["by_prompt"] or [{"prompt": "", "difference": held_out["difference"]}]
-    gains = [row["difference"] for row in rows]
+EACH = 64  # held-out samples of a prompt, at least, by which a lambda is judged
+
+
+def of_lambda(context: Context, document: Document) -> Document:
+    """The same of a search for lambda: E[r1] of the tilt at its lambda, prompt by prompt, against the pretrained model.
+
+    All tuners of a repeat are judged by the same plain samples, and where these do not reach a lambda by others that
+    are drawn near it. A lambda that no samples reach has failed.
+    """
+    from genbo.bilevel.regularization.bank_sampler import at_once
+    from genbo.bilevel.regularization.context import LawContext
+    from genbo.bilevel.regularization.rounds import pilot_samples
+    from genbo.cli.stages.laws import source_of
+
+    a, job, record = context.assembled, context.job, context.run.journal.records[-1]
+    prompts = job.held_out[: max(1, min(len(job.held_out), job.evaluate.samples // EACH))]
+    samples, nowhere = job.evaluate.samples // len(prompts), lambda_search.kept_in(context, "evaluation")
+    source = replace(source_of(context, nowhere, prompts, "compare"), keep=at_once)
+    lam, plain = document["phi"]["regularization"]["tuned"], source.draw(0, samples, None)
+    pretrained, tuned = (a.lower.begin(LawContext(banks=(plain,)))(at) for at in (math.inf, lam))
+    if tuned.fit.verdict != "reliable" and source.shiftable:
+        near = source.draw(1, samples, source.shifts(1, pilot_samples(samples), lam))
+        tuned = a.lower.begin(LawContext(banks=(plain, near)))(lam)
+    if tuned.fit.verdict == "refuse":
+        return {"failed": f"the held-out samples do not reach lambda = {lam:.3g}; raise evaluate.samples"}
+    gain = (tuned.r1.value - pretrained.r1.value).mean().item()
     return {
-        "phi": {name: value["tuned"] for name, value in document["phi"].items()},
+        "phi": {"regularization": lam},
         "work": _spent(context, record),
         "cost": record["cost"],
         "elapsed_s": record["elapsed_s"],
-        "prompts": [row["prompt"] for row in rows],
-        "fresh_prompts": held_out["fresh_prompts"],
-        "start": [0.0] * len(gains),
-        "tuned": gains,
-        "way": [{"work": _spent(context, record), "gain": sum(gains) / len(gains)}],
+        "prompts": list(prompts),
+        "fresh_prompts": job.held_out_is_fresh_prompts,
+        "start": pretrained.r1.value.tolist(),
+        "tuned": tuned.r1.value.tolist(),
+        "way": [{"work": _spent(context, record), "gain": gain}],
     }
 
 
