@@ -393,14 +393,3 @@ def test_constraints_have_the_spread_of_their_last_steps():
     end = torch.stack(us[-5:])
     torch.testing.assert_close(found.u, end.mean(0))
     torch.testing.assert_close(found.u_se, end.std(0))
-
-
-def test_a_root_inside_the_path_is_the_answer_although_the_climb_overshot():
-    """F' = 2 - u: a path that ran from 0 to 3 and stayed there, pushed back at every step, has not settled."""
-    u = [torch.tensor([x], dtype=torch.float64) for x in (0.0, 0.6, 1.2, 1.8, 2.4, 2.9, 3.0, 3.0, 2.98, 2.97)]
-    grad, se = [2 - x for x in u], [torch.full((1,), 0.05, dtype=torch.float64)] * len(u)
-    found = answer(u, grad, se)
-    assert found.kinds == ("unsettled",) and found.interval is not None and found.interval.isnan().all()
-    assert found.u.item() == pytest.approx(2.0, abs=0.1)
-    short = answer(u[:3], grad[:3], se[:3])  # too few steps for a field: the end of the path
-    assert short.u.item() == pytest.approx(1.2)

@@ -57,6 +57,7 @@ def test_where_r1_rises_for_ever_the_level_is_the_optimum_and_its_interval_holds
     )
 
 
+@pytest.mark.slow
 def test_intervals_of_a_kept_level_hold_it():
     held = [found([normal(seed, 4096, near(0.0))], keep("near", -0.75)).interval for seed in range(30)]
     lam = math.sqrt(2)  # (1 / lambda)^2 = 0.5

@@ -56,6 +56,7 @@ def test_where_the_factor_is_never_met_all_that_is_allowed_is_drawn_and_no_more(
     assert sum(samples for _, samples, _ in source.drawn) == 8192 * 2
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_banks_to_the_same_end():
     whole = Direct(gaussian(1.0, 2), 2)
     rounds = rounds_of(whole, 1.04)

@@ -6,9 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from genbo.bilevel.optimizers.adam import Adam
-from genbo.bilevel.optimizers.newton import Newton
-
 TOP = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
 
@@ -63,23 +60,3 @@ def test_steps_shrink_over_the_budget_and_never_turn(optimizer_class, progress):
     moved, _ = optimizer_class().step(u, grad, {}, progress)
     start, _ = optimizer_class().step(u, grad, {}, 0.0)
     assert (moved > 0).all() and (moved <= start).all()
-
-
-def noisy(optimizer, steps: int, seed: int) -> float:
-    """What is left of -sum(sqrt(1 + (A(u - TOP))^2) - 1) after noisy gradients of it, whose error is known."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = torch.eye(3, dtype=torch.float64) + torch.randn(3, 3, generator=generator, dtype=torch.float64) / 3**0.5
-    u, state, noise = torch.zeros(3, dtype=torch.float64), {}, torch.full((3,), 0.1, dtype=torch.float64)
-    for k in range(steps):
-        away = (u - TOP) @ mixed
-        grad = -(away / (1 + away.square()).sqrt()) @ mixed.T + 0.1 * torch.randn(
-            3, generator=generator, dtype=torch.float64
-        )
-        u, state = optimizer.step(u, grad, state, k / steps, noise=noise)
-    return ((1 + ((u - TOP) @ mixed).square()).sqrt() - 1).sum().item()
-
-
-def test_newton_arrives_in_fewer_steps_than_adam_where_gradients_are_noisy():
-    """Mean over 8 objectives that are not quadratic, after 12 steps."""
-    left = {kind: sum(noisy(kind(), 12, seed) for seed in range(8)) / 8 for kind in (Adam, Newton)}
-    assert left[Newton] < left[Adam] / 2 and left[Newton] < 0.1
