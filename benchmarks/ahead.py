@@ -50,16 +50,15 @@ class Contested:
 
 
 def knots(count: int, samples: int, steps: int, *more: str, name: str) -> Method:
-    """`guidance` at so many knots, followed by wide differences."""
+    """The example with so many knots, and with adam unless the optimizer is named."""
     shape = f"tune.guidance.shape={{knots: {count}}}"
-    wide = "estimator={kind: zeroth_order, h: 0.5}"
-    return Method(name, (shape, wide, f"budget.samples={samples}", f"budget.steps={steps}", *more))
+    return Method(name, (shape, "optimizer=adam", f"budget.samples={samples}", f"budget.steps={steps}", *more))
 
 
 NEWTON = "optimizer=newton"
 ONE = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "cmaes")
 CONTINUOUS = tuple(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid")
-TWO = "tune.guidance.shape={knots: 2}"
+TEN = "tune.guidance.shape=per_step"
 WIDE = "estimator={kind: zeroth_order, h: 0.5}"
 PROBLEMS = {
     "guidance": Contested(
@@ -71,13 +70,16 @@ PROBLEMS = {
     "per_step": Contested(
         "guidance-per-step.yaml",
         own=(
-            Method("10 weights, reverse mode"),
+            Method("2 knots, newton"),
             knots(2, 32, 20, name="2 knots, adam"),
-            knots(2, 32, 20, NEWTON, name="2 knots, newton"),
+            knots(3, 27, 16, NEWTON, name="3 knots, newton"),
+            knots(4, 20, 16, NEWTON, name="4 knots, newton"),
+            Method("10 weights, reverse mode", (TEN, "estimator=reverse_mode", "optimizer={kind: adam, lr: 0.15}")),
         ),
         searches=(
-            *(Method(kind, searcher=kind) for kind in SEARCHES if kind != "grid"),
-            *(Method(f"{kind}, 2 knots", (TWO,), kind) for kind in ("gp", "tpe", "cmaes")),
+            *(Method(f"{kind}, 10 weights", (TEN,), kind) for kind in SEARCHES if kind != "grid"),
+            *(Method(f"{kind}, 2 knots", (), kind) for kind in SEARCHES),
+            Method("gp, 2 knots, 32 trials", (), "gp", 32),
         ),
     ),
     "timesteps": Contested(

@@ -102,7 +102,12 @@ def compare(
     job: Job,
     set_: Set = None,
     with_: Annotated[
-        str, typer.Option("--with", metavar="KINDS", help="Searchers to compare with, separated by commas.")
+        str,
+        typer.Option(
+            "--with",
+            metavar="KINDS",
+            help="Searchers to compare with, separated by commas; two_point and one_point are those of the paper.",
+        ),
     ] = "grid,random,tpe,gp,cmaes",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each tuner, with seeds of their own.")] = 3,
     budget: Annotated[

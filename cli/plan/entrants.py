@@ -1,5 +1,7 @@
 """The tuners of a comparison as jobs of their own, each with the same work to spend.
 
+Beside the job itself these are searchers, and the estimators of the paper as they were published.
+
     work = image forwards + 2 x image backwards
 
 A backward pass costs about twice a forward pass. The work is that of the job's own tuning as it is planned; training
@@ -28,6 +30,7 @@ from genbo.cli.plan.counts import plan
 OWN = "job"  # the tuner that the job itself names
 FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
 FEWEST = 4  # samples of a trial
+PUBLISHED = {"two_point": "central", "one_point": "one_point"}  # the paper's estimators, by the points of a difference
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ def entrants_of(
     work = work_of(plan(own).tuning) if work is None else work
     entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
     for kind in kinds:
-        if kind not in catalog.kinds("searchers"):
-            raise UserMistake(f"unknown searcher {kind!r}{catalog.nearest(kind, catalog.kinds('searchers'))}")
-        found = _searcher(own, kind, work, trials, common)
+        known = (*catalog.kinds("searchers"), *PUBLISHED)
+        if kind not in known:
+            raise UserMistake(f"unknown searcher {kind!r}{catalog.nearest(kind, known)}")
+        found = _published(own, kind, work) if kind in PUBLISHED else _searcher(own, kind, work, trials, common)
         if isinstance(found, str):
             left_out[kind] = found
         else:
@@ -120,6 +124,30 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
     auto = Kind.model_construct(kind="auto", options=catalog.options_of("estimators", "auto")())
     search = SearchJob.model_construct(kind=kind, options=options, common=common)
     return _with_work(own.model_copy(update={"search": search, "estimator": auto}), fitting[0], work)
+
+
+def _published(own: Job, kind: str, work: int) -> Job | str:
+    """The job with an estimator of the paper as its released code has it: one random direction a step, fresh noise.
+
+    Xiao et al. 2025, zeroth-order estimators; adam follows it, as it follows genbo's own.
+    """
+    if own.tilts or own.trains:
+        return "it follows samples at phi alone, and here a lower level is solved for each"
+    options = catalog.options_of("estimators", "zeroth_order")
+    estimator = options(directions="random", points=PUBLISHED[kind], count=1, common=False)
+    job = own.model_copy(
+        update={
+            "estimator": Kind.model_construct(kind="zeroth_order", options=estimator),
+            "optimizer": Kind.model_construct(kind="adam", options=catalog.options_of("optimizers", "adam")()),
+        }
+    )
+
+    def of(steps: int) -> Job:
+        given = {"steps": steps, "denoiser_calls": None, "minutes": None}
+        return job.model_copy(update={"budget": job.budget.model_copy(update=given)})
+
+    few, more = (work_of(plan(of(steps)).tuning) for steps in (1, 2))
+    return of(max(1, 1 + (work - few) // (more - few)))
 
 
 def _samples(job: Job, share: float) -> int:

@@ -151,6 +151,18 @@ def test_trials_divide_the_work(tmp_path):
     assert half.each[1].job.budget.samples == pytest.approx(usual.samples / 2, abs=1)
 
 
+@pytest.mark.parametrize(("kind", "members"), [("two_point", 2), ("one_point", 1)])
+def test_the_papers_estimators_have_fresh_noise_and_the_same_work(tmp_path, kind, members):
+    made = read_job(job(tmp_path))
+    found = entrants_of(made, [kind], tmp_path).each[1].job
+    estimator = found.estimator.options
+    assert (estimator.common, estimator.directions, estimator.count) == (False, "random", 1)
+    work = work_of(plan(made).tuning)
+    each = 8 * members * 4 * 2  # samples, sides, steps of the sampler, rows of a guided one
+    assert work - each < work_of(plan(found).tuning) <= work
+    assert found.budget.steps == work // each
+
+
 def test_teachers_are_drawn_once_for_all_candidates(tmp_path):
     """A search's plan: a hundred candidates take as many teacher's samples as one."""
     more = {"tune": {"timesteps": {"start": "uniform"}}, "reward": {"kind": "teacher", "steps": 20}, "search": "random"}
