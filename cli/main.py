@@ -116,6 +116,10 @@ def compare(
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Candidates of each search; fewer get more samples each.")
     ] = None,
+    phi: Annotated[
+        list[Path] | None,
+        typer.Option("--phi", metavar="FILE.yaml", help="Compare fixed values, like guidance: 2.5; two files or more."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Draw new noise for each candidate of a search.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a comparison that was stopped.")] = False,
@@ -129,6 +133,8 @@ def compare(
         raise typer.BadParameter("--resume and --overwrite exclude each other; give one of them")
     from genbo.cli.commands import compare as command
 
+    if phi and len(phi) < 2:
+        raise typer.BadParameter("--phi compares two files or more; give another one")
     kinds = [kind.strip() for kind in with_.split(",") if kind.strip()]
     options = {"fresh": fresh, "resume": resume, "overwrite": overwrite, "as_json": as_json, "quiet": quiet}
     code = command.run(
@@ -138,6 +144,7 @@ def compare(
         repeats=repeats,
         share=budget,
         trials=trials,
+        phi=phi or (),
         output=output,
         allow_code=allow_code or (),
         **options,

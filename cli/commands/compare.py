@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import read_job
 from genbo.cli.job.user_code import allowed, announce
-from genbo.cli.plan.entrants import OWN, Entrants, entrants_of
+from genbo.cli.plan.entrants import Entrants, entrants_of, fixed
 from genbo.cli.run.json_files import to_json, write_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def run(
     share: float = 1.0,
     trials: int | None = None,
     fresh: bool = False,
+    phi: Sequence[Path] = (),
     output: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -44,9 +45,12 @@ def run(
     place = output or Path(f"{job.output}-compare")
     if place.exists() and any(place.iterdir()) and not (resume or overwrite):
         raise UserMistake(f"{place} is there already; use --resume, --overwrite, or another --output")
-    if job.tilts and repeats == 1:
+    if phi:
+        repeats, entrants = 1, fixed(path, overrides, phi, place, code)
+    elif job.tilts and repeats == 1:
         raise UserMistake("over lambda the interval counts repeats, so one leaves none; set --repeats to 2 or more")
-    entrants = entrants_of(job, kinds, place, share=share, trials=trials, common=not fresh)
+    else:
+        entrants = entrants_of(job, kinds, place, share=share, trials=trials, common=not fresh)
     record = compared(job, entrants, repeats, place, common=not fresh, overwrite=overwrite, quiet=quiet)
     if as_json:
         sys.stdout.write(to_json(record.document()).decode())
@@ -72,7 +76,7 @@ def compared(
     record = record_of(
         runs,
         plans,
-        own=OWN,
+        own=entrants.each[0].name,
         work=entrants.work,
         common=common,
         left_out=entrants.left_out,
@@ -97,6 +101,8 @@ def _line(name: str, number: int, repeats: int, figures: Mapping[str, Any]) -> s
     where = f"{name}, repeat {number + 1} of {repeats}"
     if "failed" in figures:
         return f"{where}: failed: {figures['failed']}"
+    if not figures["way"]:
+        return f"{name}: score {number_format.number(fmean(figures['tuned']))}"
     gain = fmean(figures["tuned"]) - fmean(figures["start"])
     seconds = number_format.duration(figures["elapsed_s"])
     return f"{where}: gain {number_format.number(gain, sign=True)} in {seconds}"

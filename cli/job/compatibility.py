@@ -29,10 +29,23 @@ Misfit = tuple[Node, str, str | None]
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """Every incompatibility in a job whose keys are right by themselves."""
-    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed):
+    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated):
         yield from check(job, root)
     found = list(two_levels(job, root))
     yield from found or [*searched(job, root), *refusals(job, root)]
+
+
+def evaluated(job: Job, root: Node) -> Iterator[Misfit]:
+    """Where a job without steps, which evaluates its start, has nothing to evaluate."""
+    if job.budget.steps:
+        return
+    where = root.find(["budget", "steps"])
+    if job.tilts:
+        yield where, "a search for lambda takes 1 round at least; the curve that it draws has every lambda", None
+    elif job.search is not None:
+        yield where, "a search without steps tries nothing; raise it, or delete search", None
+    elif job.training is not None and job.training.coupled:
+        yield where, "the network is trained along the steps, so at least 1 is needed; raise it", None
 
 
 def pooled(job: Job, root: Node) -> Iterator[Misfit]:

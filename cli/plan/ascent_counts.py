@@ -167,6 +167,8 @@ class Stepping:
         tuned = self.guided(self._all_inside) if stays else self.at_start if ends_at_start else self.moved
         sides = {"start": self.at_start, "tuned": tuned}
         judged = opinions(self.job, self.job.evaluate.samples)
+        if not self.job.budget.steps:  # the start is evaluated, and is what there is of tuned
+            del sides["tuned"]
         found = {name: self._cost([guided], self.job.evaluate.samples) + judged for name, guided in sides.items()}
         for steps in _lessons([*self.job.reward, *self.job.keep, *self.job.evaluate.judges]):
             found["start"] += self._teacher(steps, self.job.evaluate.samples)
@@ -248,7 +250,7 @@ class Stepping:
 
     def fewest_steps(self) -> int:
         """Of a run that comes to its end."""
-        return 1 if self.job.budget.minutes is not None else self.tuning_steps()
+        return min(1, self.job.budget.steps) if self.job.budget.minutes is not None else self.tuning_steps()
 
     def inexact(self) -> str | None:
         """Why there are a least and a most, if there are."""

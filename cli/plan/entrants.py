@@ -11,6 +11,7 @@ and held-out evaluation, which all tuners share, are not in it. A searcher divid
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,12 @@ from typing import Any
 from genbo.bilevel.trials import Candidate, Space
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
-from genbo.cli.job.job import Job, Kind
+from genbo.cli.job.job import Job, Kind, read_job, read_text
 from genbo.cli.job.sections.budget import BudgetJob
 from genbo.cli.job.sections.lower import LowerJob
 from genbo.cli.job.sections.search import SearchJob
+from genbo.cli.job.user_code import Allowed
+from genbo.cli.job.yaml_nodes import node_of_text
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
@@ -91,6 +94,32 @@ def entrants_of(
         reasons = "; ".join(f"{kind}: {reason}" for kind, reason in left_out.items()) or "name some with --with"
         raise UserMistake(f"there is nothing to compare with ({reasons})")
     return Entrants(tuple(entrants), work, left_out)
+
+
+def fixed(path: Path, overrides: Sequence[str], files: Sequence[Path], output: Path, code: Allowed) -> Entrants:
+    """The job at fixed values in place of tuners: each file maps names under `tune` to a start, and nothing is tuned.
+
+    Raises:
+        UserMistake: where a file is no such mapping, or two have the same name.
+        JobMistakes: where the job does not allow a value.
+    """
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise UserMistake(f"two of the files are called {max(names, key=names.count)}; rename one")
+    each = []
+    for name, file in zip(names, files, strict=True):
+        given = [f"tune.{key}.start={json.dumps(value)}" for key, value in _values_in(file).items()]
+        job = read_job(path, [*overrides, *given, "budget.steps=0", f"output={output}"], code)
+        each.append(Entrant(name, job))
+    return Entrants(tuple(each), 0, {})
+
+
+def _values_in(file: Path) -> dict[str, object]:
+    """What a file of values says, such as `guidance: 2.5`."""
+    found: object = node_of_text(read_text(file), str(file)).plain()
+    if not isinstance(found, dict) or not found:
+        raise UserMistake(f"{file} must map names under tune to values, like guidance: 2.5")
+    return found
 
 
 def _scaled(job: Job, share: float) -> BudgetJob:

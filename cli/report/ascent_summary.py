@@ -129,6 +129,8 @@ class Ascent:
         if report.status != "done" or held_out is None:
             return f"{changes}, and no verdict: {report.reason or 'the run has not ended'}."
         name = next(iter(report.rewards)) if len(report.rewards) == 1 else "the weighted reward"
+        if not report.steps:
+            return self._evaluated(report, held_out, name)
         image = "held-out image" if held_out.fresh_prompts else "fresh sample"
         on = number_format.plural(held_out.samples, image)
         broken = [name for name, kept in report.keep.items() if kept.broken]
@@ -136,6 +138,13 @@ class Ascent:
         fell = f", {joint} {' and '.join(broken)} fell below its level" if broken else ""
         of = f"{name}{worst_prompts.whose(held_out.objective)}"
         return f"{changes}: {of} {change(held_out)} on {on}: {opinions(held_out.verdict, name, report.judges)}{fell}."
+
+    def _evaluated(self, report: RunReport, held_out: HeldOutRow, name: str) -> str:
+        """Of a job without steps."""
+        values = ", ".join(f"{title(n)} {number_format.numbers(value.start)}" for n, value in report.phi.items())
+        image = "held-out image" if held_out.fresh_prompts else "fresh sample"
+        on = number_format.plural(held_out.samples, image)
+        return f"{values}: {name} {number_format.number(held_out.start)} on {on}. Nothing was tuned: budget.steps is 0."
 
     def trust(self, report: RunReport) -> list[Remark]:
         about_prompts = worst_prompts.remarks(report)

@@ -15,6 +15,7 @@ from genbo.cli.report import number_format
 from genbo.cli.report.html import POLICY
 from genbo.cli.report.records import Interval, Number, Numbers, Record
 from genbo.cli.report.svg import Frame, joined, padded, svg, tag
+from genbo.cli.report.words import capitalised
 from genbo.cli.run.atomic import write_atomic
 from genbo.cli.run.versions import version
 
@@ -62,7 +63,8 @@ class ComparisonRecord(Record):
     schema_: int = Field(SCHEMA, alias="schema")
     genbo: str
     headline: str
-    work: int
+    own: str = "job"  # what all others are compared with
+    work: int  # 0 where fixed values are compared, and not tuners
     repeats: int
     common_noise: bool
     held_out: int  # samples, in each repeat
@@ -98,7 +100,8 @@ def record_of(
     return ComparisonRecord(
         schema=SCHEMA,
         genbo=version(),
-        headline=_headline(rows, own),
+        headline=_headline(rows, own, tuned=work > 0),
+        own=own,
         work=work,
         repeats=len(runs[own]),
         common_noise=common,
@@ -148,10 +151,12 @@ def _stand(row: TunerRow, contest: Contest) -> None:
     row.difference, row.difference_interval, row.standing = contest.difference, contest.interval, contest.standing
 
 
-def _headline(rows: Mapping[str, TunerRow], own: str) -> str:
-    """Where the job stands, in a sentence."""
+def _headline(rows: Mapping[str, TunerRow], own: str, *, tuned: bool) -> str:
+    """Where the job, or the first of fixed values, stands, in a sentence."""
+    who = "the job" if tuned else own
     if rows[own].failed:
-        return f"The job failed in {number_format.plural(len(rows[own].failed), 'repeat')}: {rows[own].failed[0]}"
+        failed = number_format.plural(len(rows[own].failed), "repeat")
+        return f"{capitalised(who)} failed in {failed}: {rows[own].failed[0]}"
     names = {
         standing: [name for name, row in rows.items() if row.standing == standing]
         for standing in ("ahead", "behind", "no measurable difference")
@@ -163,7 +168,8 @@ def _headline(rows: Mapping[str, TunerRow], own: str) -> str:
         if names["no measurable difference"]
         else "",
     ]
-    return f"At equal work the job {_listed([part for part in parts if part])}."
+    stands = _listed([part for part in parts if part])
+    return f"At equal work the job {stands}." if tuned else f"{who} {stands}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -175,8 +181,18 @@ def _listed(names: Sequence[str]) -> str:
 COLUMNS = ("tuner", "gain", "job minus tuner", "the job is", "trials × samples", "work", "time", "memory")
 
 
+def columns(record: ComparisonRecord) -> tuple[str, ...]:
+    """The head of the table."""
+    return COLUMNS if record.work else ("values", "score", f"{record.own} minus it", f"{record.own} is")
+
+
+def rows_of(record: ComparisonRecord) -> list[list[str]]:
+    """The body of the table."""
+    return [cells(name, row)[: len(columns(record))] for name, row in record.tuners.items()]
+
+
 def cells(name: str, row: TunerRow) -> list[str]:
-    """A row of the table."""
+    """A row of the table of tuners, of which fixed values have the first cells."""
     if row.failed:
         return [name, "failed", "—", "—", "—", "—", "—", "—"]
     against = "—" if row.difference is None else number_format.change(row.difference, row.difference_interval)
@@ -198,10 +214,10 @@ def table_of(record: ComparisonRecord) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold", justify="left" if name in ("tuner", "the job is") else "right")
-    for name, row in record.tuners.items():
-        table.add_row(*cells(name, row))
+    for k, name in enumerate(columns(record)):
+        table.add_column(name, overflow="fold", justify="left" if k in (0, 3) else "right")
+    for row in rows_of(record):
+        table.add_row(*row)
     return table
 
 
@@ -210,6 +226,11 @@ def notes(record: ComparisonRecord) -> list[str]:
     counted = "repeats and prompts" if record.fresh_prompts else "repeats"
     if record.repeats == 1:
         counted = "prompts of this one repeat" if record.fresh_prompts else "samples of this one repeat"
+    if not record.work:
+        return [
+            f"Scores are means over {record.held_out} held-out samples, which all share; 95 % intervals count "
+            f"{'prompts' if record.fresh_prompts else 'samples'}. Those of the differences hold together.",
+        ]
     noise = "Candidates of a search share their noise" if record.common_noise else "Each candidate has fresh noise"
     return [
         f"Each tuner may spend {number_format.count(record.work)} units of work ({WORK}) in each of "
@@ -265,8 +286,8 @@ def write_page(record: ComparisonRecord, place: Path) -> Path:
     page = _page().render(
         d=record,
         policy=POLICY,
-        columns=COLUMNS,
-        rows=[(cells(name, row), row.standing) for name, row in record.tuners.items()],
+        columns=columns(record),
+        rows=list(zip(rows_of(record), (row.standing for row in record.tuners.values()), strict=True)),
         chart=chart_of(record),
         legend=legend_of(record),
         notes=notes(record),

@@ -76,7 +76,7 @@ def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, tit
         tone=_tone(report.verdict),
         shaped=any(row.is_shaped for row in report.rewards.values()),
         lead=page_words.lead(report),
-        verdict_chart=verdict_chart(report.held_out),
+        verdict_chart=verdict_chart(report.held_out if report.steps else None),
         opinions=[(name, _tone(row.verdict), verdict_chart(row), row) for name, row in report.judges.items()],
         phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
         reward_chart=reward_chart(report.steps),

@@ -77,6 +77,10 @@ def report_of(found: Findings) -> RunReport:
     held_out, rewards, keep = method.compared()
     if held_out is not None:
         held_out.left_out = list(found.left_out)
+    if not found.records and found.status == "done":  # nothing was tuned, so there is nothing to judge
+        for row in (held_out, *rewards.values(), *keep.values()):
+            if row is not None:
+                row.verdict = None
     report = RunReport(
         schema=SCHEMA,
         genbo=version(),

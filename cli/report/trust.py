@@ -35,6 +35,8 @@ def about_held_out(report: RunReport) -> list[Remark]:
         found.append(remark("note", f"{overlap(held_out.left_out)}."))
     if (held_out.prompts if held_out.fresh_prompts else _counted(held_out)) < FEW_PROMPTS:
         found.append(remark("note", f"The interval counts {_few(held_out)}."))
+    if not report.steps:
+        return found
     if all(value.start == value.tuned for value in report.phi.values()):
         searched = any(step.objective is not None for step in report.steps)
         text = "Nothing moved: start and tuned are the same values. " + (

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from genbo.bilevel.loop import State, TuningStep
     from genbo.bilevel.problem import Problem
+    from genbo.cli.report.held_out_side import Side
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import ChunkCache
     from genbo.cli.stages.build import Assembled
@@ -49,7 +50,8 @@ def whole(context: Context) -> Generator[Document, None, Document]:
     before, after = sides_of(context, tuned, anew)
     held_out = evaluate(context, (before, after), (problem.first(), tuned.phi), last)
     later = (anew, held_out.start, held_out.tuned)
-    cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in last.state.cost.items()}
+    so_far = last.state.cost or dict.fromkeys(problem.process.meter.as_dict(), 0)
+    cost = {key: spent + sum(stage.cost.get(key, 0) for stage in later) for key, spent in so_far.items()}
     cost = counted(cost, first.cost, *(record["cost"] for record in records), *(stage.cost for stage in later))
     elapsed_s = first.elapsed_s + last.elapsed_s + sum(stage.elapsed_s for stage in later)
     document = conclude(
@@ -220,10 +222,13 @@ def evaluate(
     run, a = context.run, context.assembled
     batch = batch_of(a.held_out, context.job.evaluate.samples, a.seed.child("evaluate"))
     judges = judges_said(context)
-    found = []
+    found: list[Side] = []
     for name, problem, phi in zip(("start", "tuned"), sides, phis, strict=True):
         run.status("running", f"held-out evaluation of {name}", last_step=run.last_step, resumable=True)
         between = counting(context, name, len(batch), last.state.cost, last.elapsed_s)
+        if found and not context.job.budget.steps:  # nothing was tuned: the start is all there is
+            found.append(replace(found[0], cost={}, elapsed_s=0.0))
+            break
         found.append(evaluate_side(run.path / "evaluation", name, problem, phi, batch, run.digest, between, judges))
         context.stop_if_asked()
     return HeldOut(found[0], found[1], batch.prompts, a.held_out_is_fresh_prompts)

@@ -96,6 +96,8 @@ def measured(context: Context, points: int) -> Document:
 
     problem, records = context.assembled.problem, context.run.journal.records
     at = _Evaluated(context)
+    if not records:
+        return _fixed(context, at)
     tuned = summary.tuned_of(problem, records)
     last = _settled(problem, tuned)
     start, end = at("start", problem.first()), at("tuned", last)
@@ -114,6 +116,23 @@ def measured(context: Context, points: int) -> Document:
         "start": start.tolist(),
         "tuned": end.tolist(),
         "way": way,
+    }
+
+
+def _fixed(context: Context, at: _Evaluated) -> Document:
+    """Of values that are given and not tuned: their scores themselves, from nothing."""
+    problem = context.assembled.problem
+    scores = at("start", problem.first())
+    return {
+        "phi": problem.spoken(problem.first()),
+        "work": 0,
+        "cost": {"denoiser_calls": 0},
+        "elapsed_s": 0.0,
+        "prompts": list(at.batch.prompts),
+        "fresh_prompts": context.assembled.held_out_is_fresh_prompts,
+        "start": [0.0] * len(scores),
+        "tuned": scores.tolist(),
+        "way": [],
     }
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from genbo.cli.commands.tune import tune
 from genbo.cli.errors import UserMistake
-from genbo.cli.job.job import read_job
+from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.main import app
 from genbo.cli.plan.counts import plan
 from genbo.cli.plan.entrants import OWN, entrants_of, work_of
 from genbo.cli.report.contest import ComparisonRecord, TunerRow, cells, record_of
+from genbo.cli.stages.build import assemble
+from genbo.diffusion.seed import batch_of
 
 RUNNER = CliRunner()
 
@@ -244,3 +248,59 @@ def test_a_comparison_over_lambda_has_equal_samples_and_counts_repeats(tmp_path)
         assert row["gain"] == pytest.approx(sum(exact) / 2, abs=0.1)
     one = run(place, "--with", "grid", "--repeats", 1, "-o", tmp_path / "one")
     assert isinstance(one.exception, UserMistake) and "--repeats" in str(one.exception)
+
+
+def values_in(tmp_path, **files) -> list[str]:
+    """`--phi` options for files of these names."""
+    words = []
+    for name, value in files.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(value))
+        words += ["--phi", str(tmp_path / f"{name}.yaml")]
+    return words
+
+
+def test_fixed_values_are_compared_on_the_same_samples(tmp_path):
+    """Against the scores of the problem itself, drawn here."""
+    place = written(tmp_path)
+    phis = {"low": [0.5, 0.5], "ramp": [3.0, 1.0]}
+    words = values_in(tmp_path, **{name: {"guidance": phi} for name, phi in phis.items()})
+    result = run(place, *words, "--json", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    a = assemble(read_job(place))
+    batch = batch_of(a.held_out, 16, a.seed.child("evaluate"))
+    scores = {n: a.judge.scores(torch.tensor([phi], dtype=torch.float64), batch)[0, 0] for n, phi in phis.items()}
+    for name, row in record["tuners"].items():
+        assert row["gain"] == pytest.approx(scores[name].mean().item()) and row["phi"] == [{"guidance": phis[name]}]
+    difference = (scores["low"] - scores["ramp"]).mean().item()
+    assert record["tuners"]["ramp"]["difference"] == pytest.approx(difference)
+    standing = record["tuners"]["ramp"]["standing"]
+    assert record["headline"].startswith("low ") and standing in ("ahead", "behind", "no measurable difference")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "low minus it" in page and "job" not in page.partition("<main>")[2]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"low": {"guidance": 2.0}, "far": {"guidance": 11.0}}, "outside the bounds"),
+        ({"low": {"guidance": 2.0}, "odd": {"lambda": 1.0}}, "lambda"),
+        ({"low": {"guidance": 2.0}, "list": [2.0]}, "like guidance: 2.5"),
+    ],
+)
+def test_values_that_the_job_does_not_allow_are_refused(tmp_path, files, message):
+    result = run(written(tmp_path), *values_in(tmp_path, **files), "-o", tmp_path / "out")
+    assert result.exit_code != 0 and message in str(result.exception)
+
+
+def test_a_job_without_steps_evaluates_its_start_once(tmp_path):
+    made = job(tmp_path, budget={"steps": 0, "samples": 8})
+    planned = plan(read_job(made)).total
+    found = tune(made).result()
+    cost = found.document["cost"]
+    assert found.verdict is None and "Nothing was tuned" in found.document["headline"]
+    assert (cost["denoiser_calls"], cost["image_forwards"]) == (planned.denoiser_calls, planned.image_forwards)
+    assert planned.image_forwards == 16 * 4 * 2 and found.phi == {"guidance": [4.0, 4.0]}
+    assert found.document["held_out"]["start"] == found.document["held_out"]["tuned"]
+    with pytest.raises(JobMistakes, match="search without steps"):
+        read_job({key: value for key, value in made.items() if key != "optimizer"} | {"search": "random"})

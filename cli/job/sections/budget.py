@@ -24,6 +24,8 @@ OF_THE_LEVEL = ("samples", "pool")  # which a search for lambda has under `lower
 class BudgetJob(BaseModel):
     """`samples` a step; `steps`, `denoiser_calls` or `minutes`, whichever is reached first, ends the tuning.
 
+    Without steps nothing is tuned, and the start is evaluated.
+
     With a `pool` the samples of all steps come from that many, in turn. With `lower:` a step is a round. A search for
     lambda with a `precision` like 1.5x begins with a smaller bank and ends as soon as both ends of lambda's 95 %
     interval are within this factor of it; `lower.samples` and `steps` still limit how much is drawn.
@@ -31,7 +33,7 @@ class BudgetJob(BaseModel):
 
     model_config = catalog.STRICT
 
-    steps: Annotated[int, Ge(1), Lt(MAX_STEPS + 1)] = 20
+    steps: Annotated[int, Ge(0), Lt(MAX_STEPS + 1)] = 20
     samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 64
     pool: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] | None = None
     denoiser_calls: Annotated[int, Ge(1)] | None = None
