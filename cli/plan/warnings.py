@@ -11,6 +11,8 @@ from genbo.diffusion.kinds import declared
 from genbo.rewards._tokens import sentences
 from genbo.rewards._traits import RewardTraits
 
+FEW = 4  # numbers of a guidance schedule that a usual budget determines
+
 
 def of_ascent(job: Job) -> Iterator[str]:
     """Of a job that follows a gradient."""
@@ -20,6 +22,20 @@ def of_ascent(job: Job) -> Iterator[str]:
     if job.evaluate.samples < len(set(job.held_out)):
         held_out = len(set(job.held_out))
         yield f"only {job.evaluate.samples} of the {held_out} held-out prompts will be used; raise evaluate.samples"
+    if job.search is None and job.budget.steps:
+        yield from _better_otherwise(job)
+
+
+def _better_otherwise(job: Job) -> Iterator[str]:
+    """What was ahead of the job's way to tune where both were measured (benchmarks/README.md, against search)."""
+    from genbo.bilevel.tunables.guidance import Guidance
+
+    for name, tunable in job.tune.items():
+        if isinstance(tunable, Guidance) and tunable.shape == "per_step" and tunable.size(job.steps) > FEW:
+            many = tunable.size(job.steps)
+            yield f"tune.{name}: {many} free numbers; with small budgets shape: {{knots: 2}} reached more (benchmarks)"
+    if job.training is not None and not job.training.coupled:
+        yield "search: gp was ahead of gradients for the schedule of a network on digits (benchmarks); compare the two"
 
 
 def of_lambda_search(job: Job) -> Iterator[str]:
