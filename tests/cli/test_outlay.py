@@ -323,9 +323,9 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
         "prompts": ["a dog"],
         "tune": {"regularization": {"start": 5.0, "bounds": [4, 6]}},
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
-        "lower": {"kind": "reweight", "reward": SMALL, "samples": 24, "bridge": False},
+        "lower": {"kind": "reweight", "reward": SMALL, "samples": 12, "bridge": False},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat"], "samples": 12},
+        "evaluate": {"prompts": ["a cat"], "samples": 6},
         "output": "run",
         **own,
     }
@@ -345,7 +345,7 @@ def test_a_network_in_training(lower: dict[str, Any], hooked: Hooked) -> None:
     job = {
         "version": 1,
         "data": "digits",
-        "model": {"kind": "unet", "channels": [4, 8], "sampler": {"kind": "ddim", "steps": 2}, "batch": 8},
+        "model": {"kind": "unet", "channels": [4, 8], "sampler": {"kind": "ddim", "steps": 2}, "batch": 6},
         "tune": {"noise_schedule": {"parameters": ["end"], "start": {"end": 0.6}, "normalised": False}},
         "lower": lower,
         "reward": {"kind": "mmd", "features": "pixels"},
