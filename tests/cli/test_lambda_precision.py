@@ -68,7 +68,9 @@ def test_a_precision_that_cannot_be_is_a_sentence(change, message):
         read_job({**PRECISE, **change})
 
 
-@pytest.mark.parametrize("point", ["evaluation.side:2", "journal.after:1", "step.computed:2"])
+@pytest.mark.parametrize(
+    "point", ["journal.after:1", "step.computed:2", pytest.param("evaluation.side:2", marks=pytest.mark.slow)]
+)
 def test_killed_and_gone_on_with_it_is_the_same(warm: Warm, tmp_path: Path, whole: Path, point: str):
     (tmp_path / "job.yaml").write_text(json.dumps(PRECISE))
     at, nth = point.rsplit(":", 1)

@@ -138,7 +138,10 @@ def test_what_is_known_on_paper_draws_nothing(workplace):
     assert report["held_out"]["difference"] == pytest.approx((1 / 3 - 1.5) ** 2 / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("estimator", ["covariance", {"kind": "value_gap"}, {"kind": "value_gap", "gamma": 1e4}])
+@pytest.mark.parametrize(
+    "estimator",
+    ["covariance", {"kind": "value_gap"}, pytest.param({"kind": "value_gap", "gamma": 1e4}, marks=pytest.mark.slow)],
+)
 def test_every_estimator_finds_it(workplace, estimator):
     tune.run({**with_lower(samples=2048), "estimator": estimator, "evaluate": {"samples": 64}}, [], quiet=True)  # type: ignore[arg-type]
     assert report_of(workplace / "run")["phi"]["regularization"]["tuned"] == pytest.approx(LAM, rel=0.05)
@@ -412,9 +415,11 @@ def undisturbed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize(
     "point",
     [
-        "evaluation.part:1", "evaluation.part:3", "evaluation.side:1", "journal.torn:1", "journal.after:1",
-        "evaluation.part:6", "evaluation.side:3", "journal.torn:2", "step.computed:2", "evaluation.part:11",
-        "start.safetensors.before_rename:1", "tuned.before_rename:1", "report.begin:1", "report.json:1",
+        "evaluation.part:1", "journal.after:1", "evaluation.side:3", "journal.torn:2", "step.computed:2",
+        "evaluation.part:11", "start.safetensors.before_rename:1", "tuned.before_rename:1", "report.begin:1",
+        *(pytest.param(point, marks=pytest.mark.slow) for point in (
+            "evaluation.part:3", "evaluation.part:6", "evaluation.side:1", "journal.torn:1", "report.json:1",
+        )),
     ],
 )  # fmt: skip
 def test_killed_at_a_point_and_gone_on_with(warm, tmp_path, undisturbed, point):
