@@ -26,7 +26,7 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
     job = tmp_path / "examples" / "guidance.yaml"
     text = job.read_text()
     assert "steps: 10}" in text
-    job.write_text(text.replace("steps: 10}", "steps: 3}"))  # the same run, sooner
+    job.write_text(text.replace("steps: 10}", "steps: 2}"))  # the same run, sooner
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain, ours = blocks("python")

@@ -100,6 +100,20 @@ def warm() -> Iterator[Warm]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def searched_lambda(tmp_path_factory: pytest.TempPathFactory, strict_records: None) -> Path:
+    """The finished run of a search for lambda whose answers are known, for tests that only read it."""
+    from genbo.cli.commands import tune
+    from tests.cli.test_regularize import JOB
+
+    place = tmp_path_factory.mktemp("lambda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        assert tune.run(JOB, [], quiet=True) == 0  # type: ignore[arg-type]
+    return place / "run"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def strict_records() -> Iterator[None]:
     """Whatever a run of these tests writes is in the records of the report, key by key."""

@@ -225,14 +225,14 @@ def test_words_of_a_record_made_by_hand():
 def test_a_comparison_over_lambda_has_equal_samples_and_counts_repeats(tmp_path):
     made = {
         "version": 1,
-        "model": {"kind": "gaussian", "means": {"o": [0.0, 0.0]}, "std": 1.0, "sampler": {"kind": "dpmpp", "steps": 48}}
+        "model": {"kind": "gaussian", "means": {"o": [0.0, 0.0]}, "std": 1.0, "sampler": {"kind": "dpmpp", "steps": 24}}
         | {"guidance": 1.0, "batch": 4096},
         "prompts": ["o"],
         "tune": {"regularization": {"start": 3.0, "bounds": [0.5, 10]}},
         "reward": {"kind": "quadratic", "target": [1.5, 0.0], "scale": 0.5},
-        "lower": {"kind": "reweight", "reward": {"kind": "linear", "direction": [1.0, 0.0]}, "samples": 4096},
+        "lower": {"kind": "reweight", "reward": {"kind": "linear", "direction": [1.0, 0.0]}, "samples": 2048},
         "budget": {"steps": 2},
-        "evaluate": {"samples": 8192},
+        "evaluate": {"samples": 4096},
         "output": str(tmp_path / "run"),
     }
     place = tmp_path / "job.yaml"

@@ -14,6 +14,7 @@ import pytest
 from tests.cli.conftest import JOB, Warm
 
 RANDOM = 20
+OFTEN_ENOUGH = 6  # of them, and one place of each kind, are among the quick tests
 POINTS = [
     "folder.made:1", "job.yaml.before_rename:1", "job.written:1", "environment.json.before_rename:1",
     "status.json.before_rename:1", "status.json.before_rename:3", "step.computed:1", "step.computed:3",
@@ -26,6 +27,17 @@ POINTS = [
     "tuned.after_rename:1", "report.begin:1", "report.json.before_rename:1", "report.json:1",
     "report.html.before_rename:1", "report.html:1",
 ]  # fmt: skip
+
+
+def quick_or_slow(points: list[str]) -> list[object]:
+    """The first of each name is a quick test; the same file at another time is a slow one."""
+    seen: set[str] = set()
+    found: list[object] = []
+    for point in points:
+        name = point.partition(":")[0]
+        found.append(pytest.param(point, marks=pytest.mark.slow) if name in seen else point)
+        seen.add(name)
+    return found
 
 
 def outcome(run: Path) -> dict:
@@ -62,7 +74,7 @@ def uninterrupted(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> dict:
     return {"outcome": outcome(folder / "run"), "took_s": took_s}
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", quick_or_slow(POINTS))
 def test_a_kill_at_every_write_loses_nothing(point: str, workplace: Path, warm: Warm, uninterrupted: dict) -> None:
     name, _, nth = point.partition(":")
     killed = warm.start(workplace, "job.yaml", GENBO_FAULT=f"{name}:kill:{nth}")
@@ -88,7 +100,10 @@ def test_killed_again_and_again(workplace: Path, warm: Warm, uninterrupted: dict
     assert outcome(workplace / "run") == uninterrupted["outcome"]
 
 
-@pytest.mark.parametrize("trial", range(RANDOM))
+@pytest.mark.parametrize(
+    "trial",
+    [n if n < OFTEN_ENOUGH else pytest.param(n, marks=pytest.mark.slow) for n in range(RANDOM)],
+)
 def test_a_kill_at_a_random_moment(trial: int, workplace: Path, warm: Warm, uninterrupted: dict) -> None:
     draw = random.Random(trial)
     number = signal.SIGKILL if trial % 2 else signal.SIGTERM
@@ -138,9 +153,17 @@ def test_a_second_signal_ends_it_at_once(workplace: Path, warm: Warm) -> None:
     assert (workplace / "run" / "ckpt" / "step-000001").is_dir()
 
 
-@pytest.mark.parametrize("kind", ["eio", "full"])
 @pytest.mark.parametrize(
-    "name", ["journal.before", "checkpoint.manifest", "evaluation.part", "report.begin", "tuned.begin"]
+    ("name", "kind"),
+    [
+        ("journal.before", "full"),
+        *((name, "eio") for name in ("checkpoint.manifest", "evaluation.part", "report.begin", "tuned.begin")),
+        pytest.param("journal.before", "eio", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, "full", marks=pytest.mark.slow)
+            for name in ("checkpoint.manifest", "evaluation.part", "report.begin", "tuned.begin")
+        ),
+    ],
 )
 def test_broken_storage_is_6_and_keeps_what_was_there(
     kind: str, name: str, workplace: Path, warm: Warm, uninterrupted: dict
@@ -183,20 +206,25 @@ estimator: {kind: zeroth_order, directions: random, points: one_point}
 )
 
 
+@pytest.fixture(scope="module")
+def rich(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of it that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("rich")
+    (folder / "job.yaml").write_text(RICH)
+    assert warm.start(folder, "job.yaml").wait() == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_every_kind_of_state_survives(nth: int, tmp_path: Path, warm: Warm) -> None:
+def test_every_kind_of_state_survives(nth: int, tmp_path: Path, warm: Warm, rich: Path) -> None:
     """An optimizer's, an estimator's and the multipliers' state, and a phi of several numbers."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder in (whole, parts):
-        folder.mkdir()
-        (folder / "job.yaml").write_text(RICH)
-    assert warm.start(whole, "job.yaml").wait() == 0
-    killed = warm.start(parts, "job.yaml", GENBO_FAULT=f"checkpoint.verified:kill:{nth}")
+    (tmp_path / "job.yaml").write_text(RICH)
+    killed = warm.start(tmp_path, "job.yaml", GENBO_FAULT=f"checkpoint.verified:kill:{nth}")
     assert killed.wait() == -signal.SIGKILL, killed.said
-    assert warm.start(parts, "job.yaml", "--resume").wait() == 0
-    assert outcome(parts / "run") == outcome(whole / "run")
+    assert warm.start(tmp_path, "job.yaml", "--resume").wait() == 0
+    assert outcome(tmp_path / "run") == outcome(rich)
     from safetensors.torch import load_file
 
-    names = set(load_file(whole / "run" / "ckpt" / "step-000004" / "state.safetensors"))
+    names = set(load_file(rich / "ckpt" / "step-000004" / "state.safetensors"))
     assert {"u", "multipliers", "estimator.last"} <= names
     assert any(name.startswith("optimizer.") for name in names)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from genbo.cli.commands import tune
 from genbo.cli.job.job import read_job
 from genbo.cli.job.yaml_nodes import JobMistakes
 from genbo.cli.plan.counts import plan
@@ -28,9 +27,18 @@ def test_the_plan_has_the_same_limit_and_a_smaller_least():
     assert "up to 4 more banks" in (precise.inexact or "")
 
 
-def test_it_ends_when_lambda_is_known_within_the_factor(workplace):
-    assert tune.run(PRECISE, [], quiet=True) == 0  # type: ignore[arg-type]
-    report = report_of(Path("run"))
+@pytest.fixture(scope="module")
+def whole(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "job.yaml").write_text(json.dumps(PRECISE))
+    started = warm.start(folder, "job.yaml")
+    assert started.wait() == 0, started.said
+    return folder / "run"
+
+
+def test_it_ends_when_lambda_is_known_within_the_factor(whole):
+    report = report_of(whole)
     best = report["search"]["optimum"]
     low, high = best["interval"]
     assert max(high / best["lam"], best["lam"] / low) <= 1.3 and low < 2 / 3 < high
@@ -60,17 +68,13 @@ def test_a_precision_that_cannot_be_is_a_sentence(change, message):
         read_job({**PRECISE, **change})
 
 
-@pytest.mark.parametrize("point", ["evaluation.side:2", "journal.after:1", "step.computed:2"])
-def test_killed_and_gone_on_with_it_is_the_same(warm: Warm, tmp_path: Path, point: str):
-    ends = []
-    for name, fault in (("whole", None), ("killed", point)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "job.yaml").write_text(json.dumps(PRECISE))
-        if fault is not None:
-            at, nth = fault.rsplit(":", 1)
-            assert warm.start(folder, "job.yaml", GENBO_FAULT=f"{at}:kill:{nth}").wait() != 0
-        again = warm.start(folder, "job.yaml", *(["--resume"] if fault else []))
-        assert again.wait() == 0, again.said
-        ends.append(outcome(folder / "run"))
-    assert ends[0] == ends[1]
+@pytest.mark.parametrize(
+    "point", ["journal.after:1", "step.computed:2", pytest.param("evaluation.side:2", marks=pytest.mark.slow)]
+)
+def test_killed_and_gone_on_with_it_is_the_same(warm: Warm, tmp_path: Path, whole: Path, point: str):
+    (tmp_path / "job.yaml").write_text(json.dumps(PRECISE))
+    at, nth = point.rsplit(":", 1)
+    assert warm.start(tmp_path, "job.yaml", GENBO_FAULT=f"{at}:kill:{nth}").wait() != 0
+    again = warm.start(tmp_path, "job.yaml", "--resume")
+    assert again.wait() == 0, again.said
+    assert outcome(tmp_path / "run") == outcome(whole)

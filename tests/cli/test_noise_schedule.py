@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,54 @@ from genbo.cli.report.held_out_side import shown_samples
 from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
-BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 12, "batch": 16}
-COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 2, "z_steps": 3, "z_refresh": 1, "z_batches": 2}
+BROAD: dict[str, Any] = {"kind": "denoising", "pretrain": 6, "batch": 16}
+COUPLED = {**BROAD, "noise_levels": "schedule", "steps": 2, "z_steps": 2, "z_refresh": 1, "z_batches": 2}
+OFTEN = 4  # steps after which a network in training is kept: it is stopped in the middle of the six
+
+
+def written(place: Path, lower: dict[str, Any] = BROAD, **changed: Any) -> dict[str, Any]:
+    """A job whose run lies in that folder."""
+    model = {"kind": "unet", "channels": [4], "sampler": {"kind": "ddim", "steps": 3}, "batch": 40}
+    return {
+        "version": 1,
+        "data": "digits",
+        "model": {**model, **changed.pop("model", {})},
+        "tune": {"noise_schedule": {"parameters": ["end", "tau"], "start": {"end": 0.6}, "normalised": False}},
+        "lower": lower,
+        "reward": {"kind": "mmd", "features": "pixels"},
+        "budget": {"steps": 2, "samples": 16},
+        "evaluate": {"samples": 24},
+        "output": str(place / "run"),
+        **changed,
+    }
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.set_num_threads(1)
+    return partial(written, tmp_path)
 
-    def of(lower: dict[str, Any] = BROAD, **changed: Any) -> dict[str, Any]:
-        model = {"kind": "unet", "channels": [8], "sampler": {"kind": "ddim", "steps": 3}, "batch": 40}
-        return {
-            "version": 1,
-            "data": "digits",
-            "model": {**model, **changed.pop("model", {})},
-            "tune": {"noise_schedule": {"parameters": ["end", "tau"], "start": {"end": 0.6}, "normalised": False}},
-            "lower": lower,
-            "reward": {"kind": "mmd", "features": "pixels"},
-            "budget": {"steps": 2, "samples": 16},
-            "evaluate": {"samples": 24},
-            "output": str(tmp_path / "run"),
-            **changed,
-        }
 
-    return of
+def run_once(place: Path, lower: dict[str, Any]) -> Any:
+    """The result of a run that several tests read and none changes."""
+    from genbo.cli.stages import pretraining
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setattr(pretraining, "OFTEN", OFTEN)
+        torch.set_num_threads(1)
+        return genbo.tune(written(place, lower)).result()
+
+
+@pytest.fixture(scope="module")
+def broad(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_once(tmp_path_factory.mktemp("broad"), BROAD)
+
+
+@pytest.fixture(scope="module")
+def coupled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run_once(tmp_path_factory.mktemp("coupled"), COUPLED)
 
 
 CASES = {
@@ -84,12 +108,15 @@ def test_genbo_draws_from_the_tuned_folder_what_the_run_drew(job):
     assert (mine - shown.float()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_job_costs_what_its_plan_says(job, case):
+LONG = "coupled, backwards, in parts"  # which test_outlay has with hooks on the network
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c == LONG else []) for c in CASES])
+def test_a_job_costs_what_its_plan_says(request, job, case):
     lower, changed = CASES[case]
     document = job(lower, **changed)
     planned = plan(read_job(document))
-    result = genbo.tune(document).result()
+    result = request.getfixturevalue(case) if case in ("broad", "coupled") else genbo.tune(document).result()
     spent = result.document["cost"]
     for key in ("denoiser_calls", "image_forwards", "image_backwards", "reward_images"):
         assert spent[key] == getattr(planned, key), key
@@ -100,14 +127,14 @@ def test_a_job_costs_what_its_plan_says(job, case):
     assert "The noise schedule" in html and "<script" not in html
 
 
-def test_both_parts_stand_in_every_step_and_add_up(job):
-    document = genbo.tune(job(COUPLED)).result().document
+def test_both_parts_stand_in_every_step_and_add_up(coupled):
+    document = coupled.document
     assert document["estimator"]["kind"] == "penalty"
     for step in document["steps"]:
         for total, direct, indirect in zip(step["grad"], step["direct"], step["indirect"], strict=True):
             assert total == pytest.approx(direct + indirect) and direct and indirect
         assert step["apart"] > 0
-    html = (Path(document["job"]["output"]) / "report.html").read_text()
+    html = (coupled.folder / "report.html").read_text()
     assert "Direct and indirect part of the gradient" in html and "direct and indirect part of tau" in html
 
 
@@ -128,10 +155,10 @@ def test_the_report_warns_where_the_parts_disagree():
     assert "the same sign" in together and "agreed to 5%" in agreed
 
 
-def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
+def test_the_tuned_folder_carries_the_schedule_without_genbo(broad):
     from diffusers import DDIMPipeline
 
-    result = genbo.tune(job()).result()
+    result = broad
     folder = result.folder / "tuned"
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert len(config["trained_betas"]) == config["num_train_timesteps"] == 1002  # which three steps divide
@@ -152,13 +179,13 @@ def test_the_tuned_folder_carries_the_schedule_without_genbo(job):
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), bar, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_does(job, monkeypatch):
+def test_a_run_that_is_stopped_again_and_again_ends_where_the_undisturbed_one_does(job, coupled, monkeypatch):
     """In the middle of training, of a step, of training anew and of judging: weights are the same to the last bit."""
     from genbo.cli.errors import Preempted
     from genbo.cli.stages import pretraining
 
-    monkeypatch.setattr(pretraining, "OFTEN", 7)
-    one = genbo.tune(job(COUPLED)).result()
+    monkeypatch.setattr(pretraining, "OFTEN", OFTEN)
+    one = coupled
     kept = {name: load_file(one.folder / name) for name in ("network/start.safetensors",)}
     begun = False
     for point in ("network.block:1", "step.computed:2", "network.block:1", "evaluation.part:1"):
@@ -192,7 +219,7 @@ def test_a_lower_level_that_diverges_stops_the_run_with_the_last_good_state(job,
 
     monkeypatch.setattr(network_trainer.NetworkTrainer, "train", poisoned)
     document = job(COUPLED, budget={"steps": 4, "samples": 16})
-    with pytest.raises(Diverged, match="the training loss is nan after 18 steps; lower lr"):
+    with pytest.raises(Diverged, match="the training loss is nan after 12 steps; lower lr"):
         genbo.tune(document).result()
     folder = Path(document["output"])
     status = json.loads((folder / "status.json").read_text())
@@ -290,9 +317,9 @@ def test_the_examples_and_the_template_are_jobs(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"end": [0.58, 0.9]}])
-def test_a_schedule_is_shown_number_by_number(job, capsys, bounds):
+def test_a_schedule_is_shown_number_by_number(job, broad, capsys, bounds):
     schedule = {"parameters": ["end", "tau"], "start": {"end": 0.6}, "normalised": False, "bounds": bounds}
-    result = genbo.tune(job(tune={"noise_schedule": schedule})).result()
+    result = genbo.tune(job(tune={"noise_schedule": schedule})).result() if bounds else broad
     assert show.run(result.folder) == 0
     said = capsys.readouterr().out
     assert "noise_schedule.end" in said and "noise_schedule.tau" in said
@@ -305,19 +332,18 @@ def test_what_one_step_finds_is_said_to_be_nothing(job):
     assert any("nothing moves" in warning for warning in plan(read_job(job(budget={"steps": 1}))).warnings)
 
 
-def test_the_verdict_says_what_it_rests_on(job):
-    document = genbo.tune(job()).result().document
+def test_the_verdict_says_what_it_rests_on(broad):
+    document = broad.document
     assert any("fresh seeds, and distances to data on test images" in said["text"] for said in document["trust"])
     assert not any("prompts" in said["text"] for said in document["trust"])
     inputs = document["environment"]["inputs"]
     assert set(inputs) == {"data.train", "data.validation", "data.test", "mmd"} and "features" in inputs["mmd"]
 
 
-def test_a_tuned_network_is_no_beginning(job):
+def test_a_tuned_network_is_no_beginning(job, broad):
     """Its table holds one schedule; training another on it would be told nonsense."""
-    result = genbo.tune(job()).result()
     with pytest.raises(JobMistakes, match="the steps of one schedule alone"):
-        read_job(job(model={"pretrained": str(result.folder / "tuned")}))
+        read_job(job(model={"pretrained": str(broad.folder / "tuned")}))
 
 
 def test_short_forms_can_be_overridden(job):

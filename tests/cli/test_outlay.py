@@ -251,7 +251,7 @@ def test_one_lambda_is_the_least_that_guided_samples_cost(case: str, hooked: Hoo
 
 def test_where_no_precision_is_enough_the_most_is_drawn(hooked: Hooked) -> None:
     job = searched("banks")
-    job["lower"] |= {"precision": 1e-9, "samples": 400}
+    job["lower"] |= {"precision": 1e-9, "samples": 200}
     job["tune"] = {"regularization": {"start": 3.0, "bounds": [0.05, 20]}}
     cost = tune.tune(job).result().document["cost"]
     assert {key: cost[key] for key in vars(Cost())} == plan(read_job(job)).total.document()
@@ -325,7 +325,7 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
         "reward": {"kind": "clip", "pretrained": str(tiny_clip)},
         "lower": {"kind": "reweight", "reward": SMALL, "samples": 24, "bridge": False},
         "budget": {"steps": 1},
-        "evaluate": {"prompts": ["a cat"], "samples": 12},
+        "evaluate": {"prompts": ["a cat"], "samples": 10},
         "output": "run",
         **own,
     }
@@ -337,7 +337,7 @@ def test_weights_of_a_network(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) ->
 
 
 LOWER = {"kind": "denoising", "pretrain": 6, "batch": 5}
-COUPLED = {**LOWER, "noise_levels": "schedule", "steps": 2, "z_steps": 3, "z_refresh": 2, "z_batches": 2}
+COUPLED = {**LOWER, "noise_levels": "schedule", "steps": 2, "z_steps": 2, "z_refresh": 2, "z_batches": 2}
 
 
 @pytest.mark.parametrize("lower", [LOWER, COUPLED], ids=["broad", "coupled"])
@@ -345,7 +345,7 @@ def test_a_network_in_training(lower: dict[str, Any], hooked: Hooked) -> None:
     job = {
         "version": 1,
         "data": "digits",
-        "model": {"kind": "unet", "channels": [4, 8], "sampler": {"kind": "ddim", "steps": 2}, "batch": 8},
+        "model": {"kind": "unet", "channels": [4, 8], "sampler": {"kind": "ddim", "steps": 2}, "batch": 6},
         "tune": {"noise_schedule": {"parameters": ["end"], "start": {"end": 0.6}, "normalised": False}},
         "lower": lower,
         "reward": {"kind": "mmd", "features": "pixels"},

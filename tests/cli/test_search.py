@@ -87,17 +87,24 @@ def test_candidates_share_their_noise_unless_it_is_fresh(tmp_path):
     assert batches[0] == batches[1] and batches[2] != batches[3]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder and the report of a run that is not left."""
+    place = tmp_path_factory.mktemp("whole")
+    return place, tune(job(place, "tpe", 14)).result().document
+
+
 @pytest.mark.parametrize("stop", [0, 1, 5])
-def test_left_and_resumed_it_makes_the_same_trials(tmp_path, stop):
-    whole = tune(job(tmp_path / "whole", "tpe", 14)).result().document
+def test_left_and_resumed_it_makes_the_same_trials(tmp_path, whole, stop):
+    place, document = whole
     part = tune(job(tmp_path / "part", "tpe", 14))
     for _ in range(stop):
         next(part)
     part.close()
     rest = tune(job(tmp_path / "part", "tpe", 14), resume=stop > 0).result().document
     same = ("phi", "held_out", "verdict", "headline")
-    assert {key: rest[key] for key in same} == {key: whole[key] for key in same}
-    assert [t["phi"] for t in lines(tmp_path / "part")] == [t["phi"] for t in lines(tmp_path / "whole")]
+    assert {key: rest[key] for key in same} == {key: document[key] for key in same}
+    assert [t["phi"] for t in lines(tmp_path / "part")] == [t["phi"] for t in lines(place)]
 
 
 def test_trials_of_another_searcher_are_not_gone_on_with(tmp_path):

@@ -15,13 +15,13 @@ SD_JOB = """\
 version: 1
 model:
   pretrained: {model}
-  sampler: {{kind: ddim, steps: 4}}
+  sampler: {{kind: ddim, steps: 3}}
 prompts: [a red apple, a dog]
 tune:
   guidance: {{start: 1.0, bounds: [0, 10], shape: {shape}}}
 reward: {{kind: clip, pretrained: {clip}}}
 keep: [{{kind: compressibility, at_least: start - 5}}]
-budget: {{steps: 3, samples: 4}}
+budget: {{steps: 2, samples: 4}}
 evaluate: {{prompts: [a cat, a blue house], samples: 4}}
 output: {output}
 """
@@ -76,7 +76,7 @@ def test_a_tuned_schedule_from_python(job, workplace):
     import genbo as package
 
     result = package.tune(job("steps", "per_step")).result()
-    assert len(result.phi["guidance"]) == 4
+    assert len(result.phi["guidance"]) == 3
     pipeline = package.load(result.folder / "tuned", device="cpu")
     assert pipeline.process.options["weight"][0].tolist() == pytest.approx(result.phi["guidance"])
     assert len(pipeline(["a red apple"], samples=3, seed=0)) == 3
