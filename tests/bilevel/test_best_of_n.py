@@ -102,7 +102,10 @@ def test_the_error_of_a_kl_with_ties_is_the_spread_over_banks():
     assert torch.tensor(errors).mean() == pytest.approx(torch.tensor(kls).std().item(), rel=0.1)
 
 
-@pytest.mark.parametrize(("samples", "n"), [(64, 4), (256, 32), (1024, 64), (1024, 128)])
+@pytest.mark.parametrize(
+    ("samples", "n"),
+    [(64, 4), (256, 32), *(pytest.param(1024, n, marks=pytest.mark.slow) for n in (64, 128))],
+)
 def test_its_intervals_hold_the_truth(samples, n):
     exact = of_the_largest(n, lambda x: -((x - 1.5) ** 2 + 1) / 2)
     held = 0

@@ -43,7 +43,7 @@ def keep(name: str, at_least: float, *, relative: bool = False) -> Constraint:
 
 def found(banks: list[Bank], *constraints: Constraint) -> Optimum:
     solve = Reweight().begin(LawContext(banks=banks))
-    curve = trace(solve, SLOPE, BOUNDS)
+    curve = trace(solve, SLOPE, BOUNDS, 31)
     return constrained(optimum(solve, SLOPE, curve), solve, curve, gaps_of(Reweight(), constraints, banks, START))
 
 

@@ -171,8 +171,8 @@ def test_left_out_labels_become_that_of_no_class():
     "changed",
     [
         {"noise_levels": "broad"},
-        {"prediction": "epsilon"},
-        {"prediction": "sample", "snr_cap": None},
+        pytest.param({"prediction": "epsilon"}, marks=pytest.mark.slow),
+        pytest.param({"prediction": "sample", "snr_cap": None}, marks=pytest.mark.slow),
         {"bf16": "on"},
     ],
     ids=repr,

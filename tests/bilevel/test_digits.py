@@ -55,7 +55,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def trained() -> NetworkTrainer:
     images, _ = digits()
     trainer = Denoising(batch=48, lr=3e-3, warmup=20, ema=0.97).begin(NetworkContext(network(), images[:1000]))
-    trainer.train(schedule_of(Cosine()), 150, Seed(0))
+    trainer.train(schedule_of(Cosine()), 100, Seed(0))
     return trainer
 
 

@@ -128,7 +128,7 @@ def test_standard_error_is_the_spread_over_seeds():
     assert 0.75 < claimed / spread < 1.33
 
 
-@pytest.mark.parametrize("parameters", [1, 4])
+@pytest.mark.parametrize("parameters", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_random_directions_cost_sqrt_p_plus_one(parameters):
     """Relative error of a single Gaussian direction on an objective without noise: sqrt(P + 1)."""
     shape = "scalar" if parameters == 1 else Knots(parameters)

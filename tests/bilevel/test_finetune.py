@@ -150,8 +150,18 @@ def test_even_weights_are_no_reason_to_leave_the_base(tiny_sd):
 # -- the minimiser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("anchor", [False, True])
-@pytest.mark.parametrize(("name", "lam"), [("linear", 1.5), ("quadratic", 1.0), ("mixture", 2.0), ("skewed", 2.0)])
+TILTS = [("linear", 1.5), ("quadratic", 1.0), ("mixture", 2.0), ("skewed", 2.0)]
+QUICK_TILTS = [("quadratic", False), ("mixture", False), ("skewed", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "lam", "anchor"),
+    [
+        pytest.param(name, lam, anchor, marks=() if (name, anchor) in QUICK_TILTS else pytest.mark.slow)
+        for name, lam in TILTS
+        for anchor in (False, True)
+    ],
+)
 def test_weighted_training_ends_in_the_tilted_law(name, lam, anchor, monkeypatch):
     """E[r2] to a tenth of its spread: 8,192 draws of noise leave some 3 % of it, and the sampler's steps the rest."""
     monkeypatch.setitem(finetune.WORLD_ROWS, "weighted", 8192)
@@ -225,7 +235,7 @@ def gap_by_training(name: str, lam: float, seed: int):
     return ValueGap()(solver, lam).mean, solver
 
 
-@pytest.mark.parametrize(("name", "lam"), GAPS)
+@pytest.mark.parametrize(("name", "lam"), [pytest.param(*GAPS[0], marks=pytest.mark.slow), GAPS[1]])
 def test_the_value_gap_over_two_trainings_is_the_hypergradient(name, lam):
     """y and z from one bank, z from y. One run at 16,384 draws has a spread of 9 %, and a KL that is 5 % too large."""
     found, solver = gap_by_training(name, lam, 3)

@@ -92,7 +92,7 @@ def test_at_the_same_lambda_it_is_not_the_tilt(name, lam, side):
     assert abs(off(law, exact, "r1")) > 3
 
 
-@pytest.mark.parametrize("name", ["mixture", "skewed"])
+@pytest.mark.parametrize("name", [pytest.param("mixture", marks=pytest.mark.slow), "skewed"])
 def test_matched_by_the_mean_of_r2_the_two_are_as_strong(name):
     """At another lambda, and there is a KL to be seen beside it: the guided law pays more for the same r2."""
     exact, solve = tilt(name)(1.0), guided(name, 500, steps=20)

@@ -51,9 +51,11 @@ def test_a_wide_factor_ends_the_search_early_and_a_narrow_one_later():
 
 
 def test_where_the_factor_is_never_met_all_that_is_allowed_is_drawn_and_no_more():
-    source = Direct(gaussian(1.0, 2), 2, shift=False)
-    assert rounds_of(source, 1 + 1e-6)[-1].after == "spent"
-    assert sum(samples for _, samples, _ in source.drawn) == 8192 * 2
+    source, (samples, rounds) = Direct(gaussian(1.0, 2), 2, shift=False), looks(2048, 2, 1)
+    assert rounds > 2
+    budget = SearchBudget(samples, rounds, ratio=1 + 1e-6)
+    assert list(search(source, Reweight(), Covariance(), BOUNDS, budget))[-1].after == "spent"
+    assert sum(samples for _, samples, _ in source.drawn) == 2048 * 2
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_the_interval_is_as_wide_as_the_roots_of_many_banks():
     for seed in range(40):
         source = Direct(gaussian(1.0, 2), 2, seed=seed)
         solve = partial(Reweight().solve, source.draw(0, 2000, source.shifts(0, 200, 1.0)))
-        found = optimum(solve, Covariance(), trace(solve, Covariance(), (0.5, 3.0), 15))
+        found = optimum(solve, Covariance(), trace(solve, Covariance(), (0.5, 3.0), 5))
         roots.append(math.log(found.lam))
         told.append(found.log_se)
         low, high = found.interval
@@ -184,7 +184,7 @@ def test_a_budget_of_kl_is_a_lambda():
 # -- the search --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("c", [0.8, 1.5, 3.0])
+@pytest.mark.parametrize("c", [*(pytest.param(c, marks=pytest.mark.slow) for c in (0.8, 1.5)), 3.0])
 def test_the_search_goes_as_far_as_the_optimum_lies(c):
     """At c = 3 the optimum has a KL of 4.5, where plain samples say nothing."""
     end = last(Direct(gaussian(c, 8), 8), SearchBudget(2048, rounds=5))
@@ -314,7 +314,9 @@ def test_mistakes_of_lambda(options, said):
 # -- bisection as an optimizer -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0.1, 0.3, 2.0, 20.0, 90.0])
+@pytest.mark.parametrize(
+    "start", [0.1, *(pytest.param(start, marks=pytest.mark.slow) for start in (0.3, 2.0, 20.0)), 90.0]
+)
 def test_bisection_walks_to_the_root_from_any_start(start):
     """For lower solvers that cost: bracketing from where it stands, no learning rate; 9 to 20 evaluations to 2 %."""
     tunable, state, seen = Regularization(start, (0.05, 100.0)), {}, []
@@ -338,7 +340,7 @@ def test_bisection_keeps_the_contract_of_its_room():
 def test_equal_rewards_have_no_optimum_inside():
     x = torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     solve = partial(Reweight().solve, bank_of(x, x))
-    found = optimum(solve, Covariance(), trace(solve, Covariance(), (0.9, 20.0)))
+    found = optimum(solve, Covariance(), trace(solve, Covariance(), (0.9, 20.0), 31))
     assert found.kind == "lower_bound" and found.lam == pytest.approx(0.9)
 
 
@@ -350,7 +352,7 @@ def walked(solve, bounds=BOUNDS, start=5.0, steps=12, optimizer=None) -> list[Ro
     return list(walk(solve, Covariance(), tunable, optimizer or Bisection(), steps))
 
 
-@pytest.mark.parametrize("start", [0.1, 0.5, 5.0, 19.0])
+@pytest.mark.parametrize("start", [0.1, *(pytest.param(start, marks=pytest.mark.slow) for start in (0.5, 5.0)), 19.0])
 def test_a_walk_closes_in_on_the_optimum_from_either_side(start):
     rounds = walked(exactly(1.5), start=start, steps=20)
     end = rounds[-1]

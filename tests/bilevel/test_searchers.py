@@ -54,8 +54,13 @@ def test_it_stays_within_the_space_and_differs_by_seed(name):
     assert first == run(SEARCHERS[name], TWO, trials, seed=0)
 
 
-@pytest.mark.parametrize("stop", [0, 9])
-@pytest.mark.parametrize("name", SEARCHERS)
+@pytest.mark.parametrize(
+    ("name", "stop"),
+    [
+        pytest.param(name, stop, marks=pytest.mark.slow if (name, stop) == ("gp", 0) else ())
+        for name, stop in product(SEARCHERS, (0, 9))
+    ],
+)
 def test_stopped_and_resumed_it_makes_the_same_trials(name, stop):
     whole = run(SEARCHERS[name], TWO, 11)
     search = resumed(SEARCHERS[name].open(TWO, 11, Seed(0)), whole[:stop])

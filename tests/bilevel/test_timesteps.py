@@ -167,8 +167,15 @@ def test_a_model_without_times_is_refused():
 # -- best times --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-@pytest.mark.parametrize("estimator", [ReverseMode(), ZerothOrder(h=0.02)], ids=["reverse", "differences"])
+@pytest.mark.parametrize(
+    ("estimator", "steps"),
+    [
+        pytest.param(ReverseMode(), 2, id="reverse-2"),
+        pytest.param(ReverseMode(), 3, id="reverse-3", marks=pytest.mark.slow),
+        pytest.param(ZerothOrder(h=0.02), 2, id="differences-2", marks=pytest.mark.slow),
+        pytest.param(ZerothOrder(h=0.02), 3, id="differences-3"),
+    ],
+)
 def test_of_a_gaussian_they_are_those_on_paper(estimator, steps):
     """Student and teacher both scale the noise; the student falls short of every teacher, least at equal angles."""
     p = problem(gaussian(Ddim(steps=steps)), Timesteps("trailing"))
@@ -202,7 +209,7 @@ def followed(p: Problem, batch: Batch) -> torch.Tensor:
     return u.detach()
 
 
-@pytest.mark.parametrize("start", ["karras", "ays", [-8.0, 5.0, 6.0]], ids=str)
+@pytest.mark.parametrize("start", [pytest.param("karras", marks=pytest.mark.slow), "ays", [-8.0, 5.0, 6.0]], ids=str)
 def test_from_any_start_that_begins_with_noise(start):
     steps = 3
     p = problem(gaussian(Ddim(steps=steps)), Timesteps(start))

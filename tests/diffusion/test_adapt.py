@@ -208,7 +208,7 @@ def plain_images(pipeline, model, steps: int, weight: float) -> torch.Tensor:
     ).images
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=str)
+@pytest.mark.parametrize("adapter", [pytest.param(ADAPTERS[0], marks=pytest.mark.slow), *ADAPTERS[1:]], ids=str)
 def test_plain_diffusers_draws_the_tuned_images_from_the_folder(model, tmp_path, adapter):
     from diffusers import DiffusionPipeline
 

@@ -1,6 +1,7 @@
 """Every family draws what its pipeline's own `__call__` draws; docs/models.md lists what was compared.
 
-With GENBO_WRITE_PAGE=1 the table of the page is written anew from the differences that are seen.
+With GENBO_WRITE_PAGE=1 and `-m ''`, which adds the slow tests, the table of the page is written anew from the
+differences that are seen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -124,6 +125,23 @@ def cases() -> Iterator[Case]:
 CASES = list(cases())
 
 
+def quick_first(of: Callable[[Case], Iterable[Any]]) -> list[Any]:
+    """Every case. One that shows nothing that an earlier one has not shown is a slow test."""
+    shown: set[Any] = set()
+    found = []
+    for case in CASES:
+        new = set(of(case)) - shown
+        shown |= new
+        found.append(pytest.param(case, id=str(case), marks=() if new else pytest.mark.slow))
+    return found
+
+
+def drawing(case: Case) -> Iterator[Any]:
+    """A family's sampler of each kind, and each sampler's settings: its arithmetic is the same in every family."""
+    yield case.family, type(case.sampler)
+    yield repr(case.sampler), case.settings, case.options
+
+
 @cache
 def kept(options: Diffusers) -> tuple[Any, Any, str]:
     """A model, opened once, with what `configured` changes of it."""
@@ -187,7 +205,7 @@ def diffusers_images(model: Any, family: str, sampler: Any, guidance: float, **m
         pipeline.scheduler = own
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", quick_first(drawing))
 def test_images_are_diffusers_own(family_folder, case):
     model = configured(opened(family_folder(case.family), case.family, **dict(case.options)), dict(case.settings))
     expected = diffusers_images(model, case.family, case.sampler, case.guidance)
@@ -215,6 +233,13 @@ FAMILIES = (
     "ddim",
 )
 GUIDED = FAMILIES[:6]
+
+
+def quick_for(*quick: str) -> list[Any]:
+    """Every family; the others are slow tests."""
+    return [family if family in quick else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+
+
 NEGATIVE = {"flux": "a cat"}  # true guidance of a distilled model is asked for by a negative prompt
 
 
@@ -342,7 +367,7 @@ def test_distilled_guidance_is_told_a_step_at_a_time(family_folder):
     torch.testing.assert_close(grad, fine, rtol=0.05, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_for("stable_diffusion_3", "flux", "dit", "ddpm"))
 def test_a_tuned_folder_is_a_plain_pipeline(family_folder, family, tmp_path):
     """Plain diffusers draws the same images from it, and so does genbo."""
     process = usual(family_folder, family)
@@ -370,7 +395,7 @@ def test_what_flux_was_told_is_told_again(family_folder, tmp_path):
             load(tmp_path / "tuned", device="cpu")
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "stable_diffusion"])
+@pytest.mark.parametrize("family", quick_for("stable_diffusion_xl", "flux", "pixart_sigma")[1:])
 def test_lora_is_trained_merged_and_kept_by_itself(family_folder, family, tmp_path):
     process = usual(family_folder, family)
     adapted = adapt(process.model, Adapter(rank=2), Seed(0))
@@ -468,7 +493,7 @@ def takes(model: Any, sampler: Any) -> bool:
         return False
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick_for("stable_diffusion", "flux", "dit", "ddim"))
 def test_half_precision_draws_much_the_same(family_folder, family):
     process = usual(family_folder, family, steps=3)
     half = opened(family_folder(family), family, negative_prompt=NEGATIVE.get(family, ""), dtype="bf16")
