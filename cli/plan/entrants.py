@@ -81,7 +81,7 @@ def entrants_of(
     own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share), **level})
     work = work_of(plan(own).tuning) if work is None else work
     entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
-    for kind in kinds:
+    for kind in dict.fromkeys(kinds):  # once, where one is named twice
         known = (*catalog.kinds("searchers"), *PUBLISHED)
         if kind not in known:
             raise UserMistake(f"unknown searcher {kind!r}{catalog.nearest(kind, known)}")

@@ -24,7 +24,7 @@ def path(
     errors = errors or [None] * len(values)
     marks = [(i + 1, v, e or 0.0) for i, (v, e) in enumerate(zip(values, errors, strict=True)) if v is not None]
     seen = [v for _, v, e in marks for v in (v - e, v + e)] + finite([start, answer])
-    if not seen:
+    if not values or not seen:
         return Markup("")
     frame = Frame((0.5, len(values) + 0.5), padded(seen))
     parts = [frame.axes("step")]

@@ -293,14 +293,16 @@ def test_values_that_the_job_does_not_allow_are_refused(tmp_path, files, message
     assert result.exit_code != 0 and message in str(result.exception)
 
 
-def test_a_job_without_steps_evaluates_its_start_once(tmp_path):
-    made = job(tmp_path, budget={"steps": 0, "samples": 8})
+@pytest.mark.parametrize("shape", [{"knots": 2}, None])
+def test_a_job_without_steps_evaluates_its_start_once(tmp_path, shape):
+    guidance = {"start": 4.0, "bounds": [0, 10], **({"shape": shape} if shape else {})}
+    made = job(tmp_path, tune={"guidance": guidance}, budget={"steps": 0, "samples": 8})
     planned = plan(read_job(made)).total
     found = tune(made).result()
     cost = found.document["cost"]
     assert found.verdict is None and "Nothing was tuned" in found.document["headline"]
     assert (cost["denoiser_calls"], cost["image_forwards"]) == (planned.denoiser_calls, planned.image_forwards)
-    assert planned.image_forwards == 16 * 4 * 2 and found.phi == {"guidance": [4.0, 4.0]}
+    assert planned.image_forwards == 16 * 4 * 2 and found.phi == {"guidance": [4.0, 4.0] if shape else 4.0}
     assert found.document["held_out"]["start"] == found.document["held_out"]["tuned"]
     with pytest.raises(JobMistakes, match="search without steps"):
         read_job({key: value for key, value in made.items() if key != "optimizer"} | {"search": "random"})
