@@ -23,7 +23,8 @@ class Grid:
         least = _combinations(space) * 2 ** len(space.numbers) + (space.first is not None)
         if trials < least:
             return (
-                f"a grid of {space.size} dimensions needs {least} trials at least; raise the budget, or take gp or tpe"
+                f"a grid of {space.size} {'dimension' if space.size == 1 else 'dimensions'} needs {least} trials at least; "
+                "raise the budget, or take gp or tpe"
             )
         return None
 

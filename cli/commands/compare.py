@@ -46,6 +46,8 @@ def run(
     place = _place(output or Path(f"{job.output}-compare"))
     if place.exists() and any(place.iterdir()) and not (resume or overwrite):
         raise UserMistake(f"{place} is there already; use --resume, --overwrite, or another --output")
+    if phi and job.tilts:
+        raise UserMistake("--phi compares no lambdas; genbo tune draws the curve, and its report has every lambda")
     if phi:
         repeats, entrants = 1, fixed(path, overrides, phi, place, code)
     elif job.tilts and repeats == 1:

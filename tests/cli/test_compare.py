@@ -275,6 +275,8 @@ def test_a_comparison_over_lambda_has_equal_samples_and_counts_repeats(tmp_path)
     for row in record["tuners"].values():  # E[r1] at lambda is -((1 / lambda - 1.5)^2 + 2) / 2, at infinity -2.125
         exact = [(1.5**2 - (1 / phi["regularization"] - 1.5) ** 2) / 2 for phi in row["phi"]]
         assert row["gain"] == pytest.approx(sum(exact) / 2, abs=0.1)
+    fixed = run(place, *values_in(tmp_path, a={"regularization": 2.0}, b={"regularization": 3.0}))
+    assert isinstance(fixed.exception, UserMistake) and "no lambdas" in str(fixed.exception)
     one = run(place, "--with", "grid", "--repeats", 1, "-o", tmp_path / "one")
     assert isinstance(one.exception, UserMistake) and "--repeats" in str(one.exception)
 
