@@ -115,7 +115,8 @@ def answer(
 
 def _spread(us: Tensor) -> Answer:
     end = us[-max(2, round(len(us) * TAIL)) :]
-    mean, se = end.mean(0), end.std(0)
+    mean = end.mean(0)
+    se = end.std(0) if len(end) > 1 else torch.full_like(mean, torch.nan)
     interval = torch.stack([mean - NORMAL * se, mean + NORMAL * se], -1)
     kind: Kind = "interior"
     return Answer(mean, se, "mean", (kind,) * us.shape[1], interval, causes=(None,) * us.shape[1])

@@ -111,7 +111,8 @@ def compare(
     ] = "grid,random,tpe,gp,cmaes",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each tuner, with seeds of their own.")] = 3,
     budget: Annotated[
-        float, typer.Option("--budget", min=0.0, max=100.0, help="What each may spend, as a share of the job's budget.")
+        float,
+        typer.Option("--budget", min=0.001, max=100.0, help="What each may spend, as a share of the job's budget."),
     ] = 1.0,
     trials: Annotated[
         int | None, typer.Option("--trials", min=1, help="Candidates of each search; fewer get more samples each.")

@@ -22,9 +22,8 @@ class Grid:
     def why_not(self, space: Space, trials: int) -> str | None:
         least = _combinations(space) * 2 ** len(space.numbers) + (space.first is not None)
         if trials < least:
-            return (
-                f"a grid of {space.size} dimensions needs {least} trials at least; raise the budget, or take gp or tpe"
-            )
+            sides = "1 dimension" if space.size == 1 else f"{space.size} dimensions"
+            return f"a grid of {sides} needs {least} trials at least; raise the budget, or take gp or tpe"
         return None
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.job.job import read_job
+from genbo.cli.job.sections.output import file_on
 from genbo.cli.job.user_code import allowed, announce
 from genbo.cli.plan.entrants import Entrants, entrants_of, fixed
 from genbo.cli.run.json_files import to_json, write_json
@@ -42,9 +43,11 @@ def run(
     code = allowed(allow_code)
     announce(code)
     job = read_job(path, overrides, code)
-    place = output or Path(f"{job.output}-compare")
+    place = _place(output or Path(f"{job.output}-compare"))
     if place.exists() and any(place.iterdir()) and not (resume or overwrite):
         raise UserMistake(f"{place} is there already; use --resume, --overwrite, or another --output")
+    if phi and job.tilts:
+        raise UserMistake("--phi compares no lambdas; genbo tune draws the curve, and its report has every lambda")
     if phi:
         repeats, entrants = 1, fixed(path, overrides, phi, place, code)
     elif job.tilts and repeats == 1:
@@ -59,14 +62,22 @@ def run(
     return 0
 
 
+def _place(path: Path) -> Path:
+    """The folder to write to, which need not be there."""
+    if (file := file_on(path)) is not None:
+        raise UserMistake(f"{file} is a file, and a comparison needs a folder; choose another name")
+    return path
+
+
 def compared(
     job: Job, entrants: Entrants, repeats: int, place: Path, *, common: bool, overwrite: bool, quiet: bool
 ) -> ComparisonRecord:
     """All runs of a comparison, and its record, which is written with its page."""
     from genbo.cli.report.contest import record_of, write_page
+    from genbo.cli.run.folder import make_folder
     from genbo.cli.stages.compare import runs_of
 
-    place.mkdir(parents=True, exist_ok=True)
+    make_folder(place)
     runs: dict[str, list[Mapping[str, Any]]] = {entrant.name: [] for entrant in entrants.each}
     for entrant, number, figures in runs_of(entrants, repeats, overwrite=overwrite, quiet=True):
         runs[entrant.name].append(figures)
@@ -113,9 +124,9 @@ def _print(record: ComparisonRecord, place: Path) -> None:
 
     from genbo.cli.report.contest import notes, table_of
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
     console.print(record.headline, style="bold")
     console.print(table_of(record))
     for note in notes(record):
-        console.print(note, style="dim", markup=False)
-    console.print(f"page: {place / PAGE}", markup=False, soft_wrap=True)
+        console.print(note, style="dim")
+    console.print(f"page: {place / PAGE}", soft_wrap=True)

@@ -75,8 +75,11 @@ def entrants_of(
     """The job against searchers of these kinds, each at this share of the job's budget, or with this `work`.
 
     Raises:
-        UserMistake: where a kind is unknown, or none of them can search here.
+        UserMistake: where a kind is unknown, none of them can search here, or the job has nothing to compare.
     """
+    _comparable(job)
+    if not job.budget.steps:
+        raise UserMistake("budget.steps is 0, so the job tunes nothing; raise it, or compare fixed values with --phi")
     level = _on_samples(job, _samples(job, share)) if job.tilts else {}
     own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share), **level})
     work = work_of(plan(own).tuning) if work is None else work
@@ -110,8 +113,15 @@ def fixed(path: Path, overrides: Sequence[str], files: Sequence[Path], output: P
     for name, file in zip(names, files, strict=True):
         given = [f"tune.{key}.start={json.dumps(value)}" for key, value in _values_in(file).items()]
         job = read_job(path, [*overrides, *given, "budget.steps=0", f"output={output}"], code)
+        _comparable(job)
         each.append(Entrant(name, job))
     return Entrants(tuple(each), 0, {})
+
+
+def _comparable(job: Job) -> None:
+    """Scores are compared by their means."""
+    if not job.objective.is_mean:
+        raise UserMistake(f"a comparison counts mean rewards, not objective: {job.objective.name}; set objective=mean")
 
 
 def _values_in(file: Path) -> dict[str, object]:
@@ -143,6 +153,8 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
         and not (own.lower.options.traits.free and own.lower.options.drawing.samples)
     ):
         return "it measures lambda by reweighting samples, which this lower level does not"
+    if own.tilts and own.keep:
+        return "a search over lambda keeps no level"
     options = catalog.options_of("searchers", kind)()
     space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
     wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
@@ -176,7 +188,9 @@ def _published(own: Job, kind: str, work: int) -> Job | str:
         return job.model_copy(update={"budget": job.budget.model_copy(update=given)})
 
     few, more = (work_of(plan(of(steps)).tuning) for steps in (1, 2))
-    return of(max(1, 1 + (work - few) // (more - few)))
+    if few > work:
+        return f"one step takes {few} units of work, and each tuner may spend {work}"
+    return of(1 + (work - few) // (more - few))
 
 
 def _samples(job: Job, share: float) -> int:
@@ -192,8 +206,8 @@ def _on_samples(job: Job, samples: int) -> dict[str, LowerJob]:
     return {"lower": job.lower.model_copy(update={"options": replace(options, samples=samples)})}
 
 
-def _with_work(search: Job, trials: int, work: int) -> Job:
-    """So many trials, each on as many samples as the work allows.
+def _with_work(search: Job, trials: int, work: int) -> Job | str:
+    """So many trials, each on as many samples as the work allows, or why it allows too few.
 
     A trial's cost is linear in its samples, so two plans show what a sample costs.
     """
@@ -205,5 +219,7 @@ def _with_work(search: Job, trials: int, work: int) -> Job:
         return search.model_copy(update={"budget": search.budget.model_copy(update=given), **level})
 
     few, more = (work_of(plan(of(samples)).tuning) for samples in (FEWEST, 2 * FEWEST))
+    if few > work:
+        return f"{trials} trials of {FEWEST} samples take {few} units of work, and each tuner may spend {work}"
     each = (more - few) / FEWEST
-    return of(max(FEWEST, FEWEST + int((work - few) / each)))
+    return of(FEWEST + int((work - few) / each))

@@ -226,16 +226,20 @@ def notes(record: ComparisonRecord) -> list[str]:
     counted = "repeats and prompts" if record.fresh_prompts else "repeats"
     if record.repeats == 1:
         counted = "prompts of this one repeat" if record.fresh_prompts else "samples of this one repeat"
+    kept = ["No score counts the levels under keep; the report of each run says whether they hold."]
+    levels = kept if record.job.get("keep") else []
     if not record.work:
         return [
             f"Scores are means over {record.held_out} held-out samples, which all share; 95 % intervals count "
             f"{'prompts' if record.fresh_prompts else 'samples'}. Those of the differences hold together.",
+            *levels,
         ]
     noise = "Candidates of a search share their noise" if record.common_noise else "Each candidate has fresh noise"
     return [
         f"Each tuner may spend {number_format.count(record.work)} units of work ({WORK}) in each of "
         f"{number_format.plural(record.repeats, 'repeat')}. {noise}.",
         f"Gains are over {_baseline(record)}; 95 % intervals count {counted}. Those of the differences hold together.",
+        *levels,
         *(f"{name} is left out: {reason}." for name, reason in record.left_out.items()),
         *(f"{name} failed: {reason}" for name, row in record.tuners.items() for reason in row.failed[:1]),
     ]

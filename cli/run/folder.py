@@ -97,14 +97,8 @@ class Run:
         self.journal.close()
 
 
-@contextmanager
-def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> Iterator[Run]:
-    """The run folder at `path`, new or gone on with, locked until the end; `document` is the resolved job.
-
-    A folder that is refused is left as it was.
-    """
-    if path.is_dir():
-        _admit(path, resume=resume, overwrite=overwrite, held=holder(path))
+def make_folder(path: Path) -> None:
+    """The folder at `path`, where it is not there yet; a UserMistake where it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         fault("folder.made")
@@ -114,6 +108,17 @@ def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> 
         if problem.errno not in {errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}:
             raise
         raise UserMistake(f"the output folder {path} cannot be made: {problem.strerror}") from problem
+
+
+@contextmanager
+def opened(path: Path, document: Document, *, resume: bool, overwrite: bool) -> Iterator[Run]:
+    """The run folder at `path`, new or gone on with, locked until the end; `document` is the resolved job.
+
+    A folder that is refused is left as it was.
+    """
+    if path.is_dir():
+        _admit(path, resume=resume, overwrite=overwrite, held=holder(path))
+    make_folder(path)
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserMistake(f"the output folder {path} is not writable; set another with --set output=...")
     with storage(path), locked(path):

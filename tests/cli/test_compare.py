@@ -183,11 +183,40 @@ def test_teachers_are_drawn_once_for_all_candidates(tmp_path):
         (["--with", "gpp"], "did you mean 'gp'"),
         (["--with", ""], "nothing to compare with"),
         (["--with", "grid", "--trials", "3"], "5 trials at least"),
+        (["--with", "random", "--budget", "0.01"], "16 trials of 4 samples take"),
+        (["--with", "random", "--set", "budget.steps=0"], "tunes nothing"),
+        (["--with", "random", "--set", "objective=worst"], "mean rewards"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, words, message):
     result = run(written(tmp_path), *words)
     assert isinstance(result.exception, UserMistake) and message in str(result.exception)
+
+
+def test_an_estimator_whose_first_step_is_too_dear_is_left_out(tmp_path):
+    found = entrants_of(read_job(job(tmp_path)), ["two_point", "one_point"], tmp_path, work=64)
+    assert [entrant.name for entrant in found.each] == [OWN, "one_point"]
+    assert found.left_out["two_point"] == "one step takes 128 units of work, and each tuner may spend 64"
+
+
+def test_levels_that_no_score_counts_are_named(tmp_path):
+    kept = {"kind": "linear", "direction": [1, 0], "at_least": "start"}
+    result = run(written(tmp_path, keep=kept), "--with", "random", "--repeats", 1, "-o", tmp_path / "out")
+    assert result.exit_code == 0 and "levels under keep" in result.stdout
+    assert "levels under keep" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_a_searcher_named_twice_is_compared_once(tmp_path):
+    found = entrants_of(read_job(job(tmp_path)), ["gp", "random", "gp"], tmp_path)
+    assert [entrant.name for entrant in found.each] == [OWN, "gp", "random"]
+
+
+@pytest.mark.parametrize("inside", ["", "/out"])
+def test_a_file_where_the_folder_would_be_is_a_mistake(tmp_path, inside):
+    (tmp_path / "file").write_text("mine")
+    result = run(written(tmp_path), "--with", "random", "-o", f"{tmp_path}/file{inside}")
+    assert isinstance(result.exception, UserMistake) and "is a file" in str(result.exception)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def figures(tuned, start=(0.0, 0.0, 0.0, 0.0), work=100):
@@ -246,6 +275,8 @@ def test_a_comparison_over_lambda_has_equal_samples_and_counts_repeats(tmp_path)
     for row in record["tuners"].values():  # E[r1] at lambda is -((1 / lambda - 1.5)^2 + 2) / 2, at infinity -2.125
         exact = [(1.5**2 - (1 / phi["regularization"] - 1.5) ** 2) / 2 for phi in row["phi"]]
         assert row["gain"] == pytest.approx(sum(exact) / 2, abs=0.1)
+    fixed = run(place, *values_in(tmp_path, a={"regularization": 2.0}, b={"regularization": 3.0}))
+    assert isinstance(fixed.exception, UserMistake) and "no lambdas" in str(fixed.exception)
     one = run(place, "--with", "grid", "--repeats", 1, "-o", tmp_path / "one")
     assert isinstance(one.exception, UserMistake) and "--repeats" in str(one.exception)
 
@@ -257,6 +288,15 @@ def values_in(tmp_path, **files) -> list[str]:
         (tmp_path / f"{name}.yaml").write_text(json.dumps(value))
         words += ["--phi", str(tmp_path / f"{name}.yaml")]
     return words
+
+
+def test_names_of_files_are_shown_as_they_are(tmp_path):
+    words = values_in(tmp_path, **{"[red]low": {"guidance": [0.5, 0.5]}, "<i>high": {"guidance": [3.0, 1.0]}})
+    result = run(written(tmp_path), *words, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "[red]low is" in result.stdout and "<i>high" in result.stdout
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "[red]low" in page and "<i>" not in page and "&lt;i&gt;high" in page
 
 
 def test_fixed_values_are_compared_on_the_same_samples(tmp_path):

@@ -27,7 +27,7 @@ class OutputSection(Section[str]):
             reader.note(node, f"must be a folder, not {shown(node) or 'empty'}; write one like runs/guidance")
         elif not set(path).isdisjoint(map(chr, range(32))):
             reader.note(node, "a folder's name cannot hold control characters; write one like runs/guidance")
-        elif (file := _file_on(Path(path).expanduser())) is not None:
+        elif (file := file_on(Path(path).expanduser())) is not None:
             reader.note(node, f"{file} is a file, and a run needs a folder; choose another name")
         else:
             return os.path.expanduser(path)
@@ -40,7 +40,7 @@ class OutputSection(Section[str]):
         return value
 
 
-def _file_on(path: Path) -> Path | None:
+def file_on(path: Path) -> Path | None:
     """The path or the nearest existing folder above it, where that is no folder."""
     for part in (path, *path.parents):
         try:
