@@ -177,6 +177,7 @@ class Facts:
         half_precision: whether the network computes in fp16 or bf16.
         coupled: whether the sampled network is trained for phi, so that it answers a change of it.
         slope: where lambda is tuned, the estimator that its lower solver is followed by.
+        constrained: whether rewards are kept at levels, whose multipliers change the objective at every step.
     """
 
     parameters: int
@@ -185,6 +186,7 @@ class Facts:
     half_precision: bool = False
     coupled: bool = False
     slope: str | None = None
+    constrained: bool = False
 
     @property
     def tilted(self) -> bool:

@@ -41,6 +41,8 @@ class Newton:
         """None, or a sentence: it wants few numbers, and gradients of one and the same objective."""
         if facts.coupled:
             return "the network is trained along the way, so each gradient is of another objective; use optimizer: adam"
+        if facts.constrained:
+            return "the multipliers of keep change the objective at every step; use optimizer: adam"
         if facts.parameters > MOST:
             return f"newton is for at most {MOST} numbers, and these are {facts.parameters}; use optimizer: adam"
         return None

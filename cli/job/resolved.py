@@ -140,6 +140,7 @@ class Job(BaseModel):
         rewards = [*self.reward, *self.keep]
         return Facts(
             parameters=self.parameters,
+            constrained=bool(self.keep) and not self.tilts,
             slope=self.lower.options.traits.estimator if self.lower and self.tilts else None,
             coupled=self.training is not None and self.training.coupled,
             differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),

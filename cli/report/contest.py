@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -266,7 +267,7 @@ def chart_of(record: ComparisonRecord) -> Markup:
     most = max(work for points in lines.values() for work, _ in points)
     frame = Frame((0.0, most * 1.02), padded(seen), width=720, height=320)
     parts = [frame.axes(f"work: {WORK}"), frame.level(0.0, class_="before")]
-    for (name, points), color in zip(lines.items(), COLORS, strict=False):
+    for (name, points), color in zip(lines.items(), cycle(COLORS), strict=False):
         style = f"stroke: {color}; stroke-width: {2.5 if name == next(iter(lines)) else 1.5}"
         parts.append(frame.line(points, style=style))
         parts += [
@@ -280,7 +281,7 @@ def legend_of(record: ComparisonRecord) -> Markup:
     names = [name for name, row in record.tuners.items() if row.way]
     keys = (
         tag("span", name, style=f"color: {color}; font-weight: 600; margin-right: 1.2em")
-        for name, color in zip(names, COLORS, strict=False)
+        for name, color in zip(names, cycle(COLORS), strict=False)
     )
     return joined(list(keys))
 

@@ -37,6 +37,7 @@ def test_newton_is_for_few_numbers_of_one_objective():
     assert Newton().why_not(Facts(24)) is None
     assert "at most 24" in str(Newton().why_not(Facts(25))) and "adam" in str(Newton().why_not(Facts(25)))
     assert "adam" in str(Newton().why_not(Facts(2, coupled=True)))
+    assert "adam" in str(Newton().why_not(Facts(2, constrained=True)))
 
 
 def test_a_step_is_never_longer_than_its_stride():

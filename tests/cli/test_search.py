@@ -184,6 +184,14 @@ def test_what_a_search_refuses_is_said_with_the_remedy(tmp_path, more, words):
         read_job({**job(tmp_path), **more})
 
 
+def test_newton_is_refused_where_multipliers_move_the_objective(tmp_path):
+    made = {key: value for key, value in job(tmp_path).items() if key != "search"} | {"optimizer": "newton"}
+    keep = {"keep": [{"kind": "linear", "direction": [1.0, 0.0], "at_least": "start"}]}
+    assert read_job(made).optimizer.kind == "newton"
+    with pytest.raises(JobMistakes, match="optimizer: the multipliers of keep"):
+        read_job({**made, **keep})
+
+
 def test_the_job_document_reads_back_to_the_same_job(tmp_path):
     for search in ("gp", {"kind": "tpe", "common": False, "startup": 4}):
         read = read_job(job(tmp_path, search))
