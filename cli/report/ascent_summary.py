@@ -11,7 +11,7 @@ from genbo.cli.report.ascent_trust import about_path
 from genbo.cli.report.comparison import by_prompt, row_of, unjudged
 from genbo.cli.report.method import Compared
 from genbo.cli.report.records import ComparedRow, HeldOutRow, KeptRow, Remark, RewardRow
-from genbo.cli.report.trust import about_held_out, about_judges, remark
+from genbo.cli.report.trust import about_held_out, about_judges, nothing_tuned, remark
 from genbo.cli.report.words import change, instead, opinions, title
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Ascent:
         if report.status != "done" or held_out is None:
             return f"{changes}, and no verdict: {report.reason or 'the run has not ended'}."
         name = next(iter(report.rewards)) if len(report.rewards) == 1 else "the weighted reward"
-        if not report.steps:
+        if nothing_tuned(report.job):
             return self._evaluated(report, held_out, name)
         image = "held-out image" if held_out.fresh_prompts else "fresh sample"
         on = number_format.plural(held_out.samples, image)

@@ -12,7 +12,7 @@ from genbo.cli.report.ascent_summary import Ascent, HeldOut, Names
 from genbo.cli.report.method import Method
 from genbo.cli.report.records import AnswerRecord, PhiValue, StepRecord
 from genbo.cli.report.records_report import CostRecord, EstimatorRecord, RunReport, Use
-from genbo.cli.report.trust import remark
+from genbo.cli.report.trust import nothing_tuned, remark
 from genbo.cli.run.layout import SCHEMA
 from genbo.cli.run.versions import version
 
@@ -77,7 +77,7 @@ def report_of(found: Findings) -> RunReport:
     held_out, rewards, keep = method.compared()
     if held_out is not None:
         held_out.left_out = list(found.left_out)
-    if not found.records and found.status == "done":  # nothing was tuned, so there is nothing to judge
+    if found.status == "done" and nothing_tuned(found.job):  # so there is nothing to judge
         for row in (held_out, *rewards.values(), *keep.values()):
             if row is not None:
                 row.verdict = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job import catalog
 from genbo.cli.job.captions import NAMED
@@ -22,6 +23,11 @@ def remark(level: Level, text: str) -> Remark:
     return Remark(level=level, text=text)
 
 
+def nothing_tuned(job: Mapping[str, Any]) -> bool:
+    """Whether a resolved job has no steps, so that its start is evaluated and nothing else."""
+    return bool(job.get("budget", {}).get("steps") == 0)
+
+
 # -- held-out samples ------------------------------------------------------------------------------------------
 
 
@@ -35,7 +41,7 @@ def about_held_out(report: RunReport) -> list[Remark]:
         found.append(remark("note", f"{overlap(held_out.left_out)}."))
     if (held_out.prompts if held_out.fresh_prompts else _counted(held_out)) < FEW_PROMPTS:
         found.append(remark("note", f"The interval counts {_few(held_out)}."))
-    if not report.steps:
+    if nothing_tuned(report.job):
         return found
     if all(value.start == value.tuned for value in report.phi.values()):
         searched = any(step.objective is not None for step in report.steps)
