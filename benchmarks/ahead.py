@@ -171,7 +171,7 @@ class Judge:
         import torch
 
         problem, sets = self._problem(method, seed)
-        weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+        weights = problem.reward_weights
         phi, found = torch.tensor(line["phi"], dtype=torch.float64), {}
         for name, (batch, start) in sets.items():
             gain = weights @ (problem.scores(phi[None], batch) - start)[: len(weights), 0]

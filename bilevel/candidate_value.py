@@ -7,13 +7,10 @@ and their difference is known much better than either value. `common: false` dra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -37,5 +34,4 @@ class CandidateValue:
 
         scores = problem.scores(problem.value(at.u)[None], at.batch)[:, 0]  # (K, N)
         unknown = torch.full_like(at.u, torch.nan)
-        kept: Mapping[str, torch.Tensor] = {}
-        return Estimate(unknown, unknown, scores, state=kept)
+        return Estimate(unknown, unknown, scores)

@@ -192,7 +192,7 @@ def _step(
     problem.prepare(batch)
     if problem.learning is not None:
         problem.learning.update(problem.value(state.u), seed.child("train"))
-    reward_weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+    reward_weights = problem.reward_weights
     weights = torch.cat([reward_weights, state.multipliers])
     at = SamplesAt(state.u, batch, weights, seed, state.estimator, None if emphasis is None else emphasis.factor)
     estimate = estimator(problem, at)

@@ -120,6 +120,13 @@ class Problem:
     judges: tuple[Reward, ...] = ()
     objective: Objective = MEAN
 
+    @property
+    def reward_weights(self) -> Tensor:
+        """Of the rewards in the upper objective, (R,) in float64."""
+        import torch
+
+        return torch.tensor([weight for weight, _ in self.rewards], dtype=torch.float64)
+
     # -- coordinates ---------------------------------------------------------------------------------------------
 
     @property

@@ -109,7 +109,7 @@ def _step(
     problem.prepare(batch)
     candidate = search.ask()
     u = coordinates(problem, candidate)
-    weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+    weights = problem.reward_weights
     none = torch.zeros(len(problem.constraints), dtype=torch.float64)
     estimate = value_at(problem, SamplesAt(u, batch, torch.cat([weights, none]), seed))
     gaps = gaps_of(problem, estimate.scores.mean(1), batch)

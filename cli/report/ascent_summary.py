@@ -51,12 +51,11 @@ class Ascent:
 
     def compared(self) -> Compared:
         """The verdict is that of the weighted rewards; constraints have rows of their own."""
-        import torch
 
         sides, problem = self.sides, self.problem
         if sides is None:
             return Compared(None, {}, {})
-        weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+        weights = problem.reward_weights
         judged = len(weights) + len(problem.constraints)
         start, tuned = (side.scores[:judged].double() for side in (sides.start, sides.tuned))
         before, after = (weights @ side[: len(weights)] for side in (start, tuned))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from genbo.cli.report import number_format
-from genbo.cli.report.html import POLICY
+from genbo.cli.report.html import POLICY, environment
 from genbo.cli.report.records import Interval, Number, Numbers, Record
 from genbo.cli.report.svg import Frame, joined, padded, svg, tag
 from genbo.cli.report.words import capitalised
@@ -21,8 +20,6 @@ from genbo.cli.run.atomic import write_atomic
 from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from genbo.bilevel.contest import Contest
 
 SCHEMA = 1
@@ -288,15 +285,19 @@ def legend_of(record: ComparisonRecord) -> Markup:
 
 def write_page(record: ComparisonRecord, place: Path) -> Path:
     """`comparison.html`, one file that opens offline."""
-    page = _page().render(
-        d=record,
-        policy=POLICY,
-        columns=columns(record),
-        rows=list(zip(rows_of(record), (row.standing for row in record.tuners.values()), strict=True)),
-        chart=chart_of(record),
-        legend=legend_of(record),
-        notes=notes(record),
-        phis=[(name, _phis(row)) for name, row in record.tuners.items() if row.phi],
+    page = (
+        environment()
+        .get_template("contest.html.j2")
+        .render(
+            d=record,
+            policy=POLICY,
+            columns=columns(record),
+            rows=list(zip(rows_of(record), (row.standing for row in record.tuners.values()), strict=True)),
+            chart=chart_of(record),
+            legend=legend_of(record),
+            notes=notes(record),
+            phis=[(name, _phis(row)) for name, row in record.tuners.items() if row.phi],
+        )
     )
     write_atomic(place, page.encode("utf-8", "replace"))
     return place
@@ -305,17 +306,3 @@ def write_page(record: ComparisonRecord, place: Path) -> Path:
 def _phis(row: TunerRow) -> list[str]:
     """What each repeat ended at."""
     return [", ".join(f"{name} {number_format.numbers(value)}" for name, value in phi.items()) for phi in row.phi]
-
-
-@cache
-def _page() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("genbo.cli.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("contest.html.j2")

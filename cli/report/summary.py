@@ -112,13 +112,18 @@ def report_of(found: Findings) -> RunReport:
 # -- the answer ----------------------------------------------------------------------------------------------
 
 
+def at_start(problem: Problem) -> Tuned:
+    """The start, where nothing better is known."""
+    return Tuned(problem.first(), [None] * problem.parameters, "start")
+
+
 def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     """phi from the usable steps of the path, with its error bar carried through the link by its slope."""
     from genbo.bilevel.found import found
 
     usable = [r for r in records if r["status"] == "ok"]
     if not usable:
-        return Tuned(problem.first(), [None] * problem.parameters, "start")
+        return at_start(problem)
     if "objective" in usable[0]:
         return _best_of(problem, usable)
     width = max(r.get("width", 0.0) for r in usable)  # of journals before it was written: none is taken back
@@ -141,7 +146,7 @@ def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     usable = [r for r in records if r["status"] != "non_finite"]
     nothing: list[float | None] = [None] * problem.parameters
     if not usable:
-        return Tuned(problem.first(), nothing, "start")
+        return at_start(problem)
     return Tuned(problem.value(_column(usable, "u")[-1]), nothing, "last")
 
 

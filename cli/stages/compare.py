@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 FIGURES = "figures.json"
+EACH = 64  # held-out samples of a prompt, at least, by which a lambda is judged
 POINTS = 6  # of the curve of each run: its best so far after each sixth of its work
 
 
@@ -106,37 +107,37 @@ def measured(context: Context, points: int) -> Document:
         phi = _settled(problem, summary.tuned_of(problem, records[:steps]))
         scores = end if steps == len(records) else at(f"after-{steps}", phi)
         way.append({"work": _spent(context, records[steps - 1]), "gain": (scores - start).mean().item()})
-    return {
-        "phi": problem.spoken(last),
-        "work": _spent(context, records[-1]),
-        "cost": records[-1]["cost"],
-        "elapsed_s": records[-1]["elapsed_s"],
-        "prompts": list(at.batch.prompts),
-        "fresh_prompts": context.assembled.held_out_is_fresh_prompts,
-        "start": start.tolist(),
-        "tuned": end.tolist(),
-        "way": way,
-    }
+    return _run(context, problem.spoken(last), at.batch.prompts, start, end, way)
 
 
 def _fixed(context: Context, at: _Evaluated) -> Document:
     """Of values that are given and not tuned: their scores themselves, from nothing."""
     problem = context.assembled.problem
     scores = at("start", problem.first())
+    return _run(context, problem.spoken(problem.first()), at.batch.prompts, 0 * scores, scores, [])
+
+
+def _run(
+    context: Context,
+    phi: Mapping[str, Any],
+    prompts: Sequence[str],
+    start: torch.Tensor,
+    tuned: torch.Tensor,
+    way: Sequence[Document],
+) -> Document:
+    """The figures of a run; `start` and `tuned` are scores (N,) of these prompts."""
+    records = context.run.journal.records
     return {
-        "phi": problem.spoken(problem.first()),
-        "work": 0,
-        "cost": {"denoiser_calls": 0},
-        "elapsed_s": 0.0,
-        "prompts": list(at.batch.prompts),
-        "fresh_prompts": context.assembled.held_out_is_fresh_prompts,
-        "start": [0.0] * len(scores),
-        "tuned": scores.tolist(),
-        "way": [],
+        "phi": dict(phi),
+        "work": _spent(context, records[-1]) if records else 0,
+        "cost": records[-1]["cost"] if records else {"denoiser_calls": 0},
+        "elapsed_s": records[-1]["elapsed_s"] if records else 0.0,
+        "prompts": list(prompts),
+        "fresh_prompts": context.job.held_out_is_fresh_prompts,
+        "start": start.tolist(),
+        "tuned": tuned.tolist(),
+        "way": list(way),
     }
-
-
-EACH = 64  # held-out samples of a prompt, at least, by which a lambda is judged
 
 
 def of_lambda(context: Context, document: Document) -> Document:
@@ -162,35 +163,26 @@ def of_lambda(context: Context, document: Document) -> Document:
     if tuned.fit.verdict == "refuse":
         return {"failed": f"the held-out samples do not reach lambda = {lam:.3g}; raise evaluate.samples"}
     gain = (tuned.r1.value - pretrained.r1.value).mean().item()
-    return {
-        "phi": {"regularization": lam},
-        "work": _spent(context, record),
-        "cost": record["cost"],
-        "elapsed_s": record["elapsed_s"],
-        "prompts": list(prompts),
-        "fresh_prompts": job.held_out_is_fresh_prompts,
-        "start": pretrained.r1.value.tolist(),
-        "tuned": tuned.r1.value.tolist(),
-        "way": [{"work": _spent(context, record), "gain": gain}],
-    }
+    way = [{"work": _spent(context, record), "gain": gain}]
+    return _run(context, {"regularization": lam}, prompts, pretrained.r1.value, tuned.r1.value, way)
 
 
 class _Evaluated:
     """Held-out scores of any phi, (N,) of the objective; what the run has drawn already is read."""
 
     def __init__(self, context: Context) -> None:
+        from genbo.cli.report import summary
         from genbo.cli.stages import ascent, pretraining
         from genbo.diffusion.seed import batch_of
 
         a = context.assembled
-        self.context, self.job = context, context.job
+        self.context = context
         self.batch = batch_of(a.held_out, context.job.evaluate.samples, a.seed.child("evaluate"))
         nowhere = pretraining.kept_networks(context)
-        self.sides = ascent.sides_of(context, _start(a.problem), nowhere)
+        self.sides = ascent.sides_of(context, summary.at_start(a.problem), nowhere)
         self.known: dict[tuple[float, ...], torch.Tensor] = {}
 
     def __call__(self, name: str, phi: torch.Tensor) -> torch.Tensor:
-        import torch
 
         from genbo.cli.stages.holdout import evaluate_side
 
@@ -208,15 +200,9 @@ class _Evaluated:
                 lambda *_: context.stop_if_asked(),
                 judges_said(context),
             )
-            weights = torch.tensor([weight for weight, _ in problem.rewards], dtype=torch.float64)
+            weights = problem.reward_weights
             self.known[place] = weights @ side.scores[: len(weights)].double()
         return self.known[place]
-
-
-def _start(problem: Problem) -> Tuned:
-    from genbo.cli.report.summary import Tuned
-
-    return Tuned(problem.first(), [None] * problem.parameters, "start")
 
 
 def _settled(problem: Problem, tuned: Tuned) -> torch.Tensor:

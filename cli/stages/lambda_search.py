@@ -225,9 +225,9 @@ def plain_of(last: Round, beside: Sequence[Bank]) -> Bank | None:
 
 
 def first(context: Context) -> Tuned:
-    from genbo.cli.report.summary import Tuned
+    from genbo.cli.report.summary import at_start
 
-    return Tuned(context.assembled.problem.first(), [None], "start")
+    return at_start(context.assembled.problem)
 
 
 def tuned_of(last: Round) -> Tuned:
