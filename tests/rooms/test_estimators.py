@@ -93,12 +93,11 @@ def test_it_is_the_slope_of_the_same_samples(estimator, shape):
 
 @pytest.mark.parametrize("shape", ["scalar", Knots(3)], ids=str)
 def test_the_standard_error_is_that_of_a_mean_over_samples(estimator, shape):
-    """No less than the samples' own; more where directions are drawn as well."""
+    """That of their fine slopes; where directions are drawn as well, it depends on these."""
     p = problem(shape)
-    slopes, found = slopes_of_the_samples(p), estimate(p, estimator)
-    error = slopes.std(1) / SAMPLES**0.5
-    assert (found.grad_se > 0.7 * error).all()
-    if torch.equal(found.grad, estimate(p, estimator, seed=4).grad):
+    found, other = (estimate(p, estimator, seed=seed) for seed in (3, 4))
+    if torch.equal(found.grad, other.grad):
+        error = slopes_of_the_samples(p).std(1) / SAMPLES**0.5
         torch.testing.assert_close(found.grad_se, error, rtol=0.2, atol=2e-3)
 
 
