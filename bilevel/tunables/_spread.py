@@ -99,4 +99,4 @@ class OverSteps(TunableDefaults):
         return {"over_steps": self.over_steps(phi[None], steps)[0].tolist()} if len(phi) > 1 else {}
 
     def spoken(self, phi: Tensor) -> float | list[float]:
-        return float(phi[0]) if self.shape == "scalar" else [float(p) for p in phi]
+        return float(phi[0]) if self.shape == "scalar" and len(phi) == 1 else [float(p) for p in phi]
