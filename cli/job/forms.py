@@ -51,3 +51,13 @@ def mapping(name: str, **entries: Any) -> type[BaseModel]:
 def word(text: str) -> Any:
     """This word and no other."""
     return Literal[text]
+
+
+def names_of(room: str) -> Any:
+    """The name of a kind of a room."""
+    return Literal[catalog.kinds(room)]
+
+
+def some(item: Any) -> Any:
+    """A list of two or more of these."""
+    return Annotated[list[item], MinLen(2)]

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genbo.bilevel.trials import Candidate, Space
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind, read_job, read_text
+from genbo.cli.job.search_misfits import space_of
 from genbo.cli.job.sections.budget import BudgetJob
 from genbo.cli.job.sections.lower import LowerJob
 from genbo.cli.job.sections.search import SearchJob
@@ -156,7 +156,7 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
     if own.tilts and own.keep:
         return "a search over lambda keeps no level"
     options = catalog.options_of("searchers", kind)()
-    space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
+    space = space_of(own)
     wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
     reasons = [options.why_not(space, count) for count in wanted]
     fitting = [count for count, reason in zip(wanted, reasons, strict=True) if reason is None]
