@@ -315,3 +315,38 @@ def test_the_document_the_schema_and_overrides_know_choices(tmp_path):
     set_ = read_job(plain, ["tune.sampler.kind=[ddim, euler]", "tune.guidance.kind=[plain, apg]", "search.pruner=asha"])
     assert [choice.values for choice in set_.choices.values()] == [("ddim", "euler"), ("plain", "apg")]
     assert set_.search is not None and set_.search.pruner is not None and set_.search.pruner.kind == "asha"
+
+
+# -- in a comparison ---------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_gives_every_search_the_same_work(tmp_path):
+    """A pruner makes more candidates of it; none begins another once the work is spent."""
+    from genbo.cli.commands.compare import compared
+    from genbo.cli.plan.entrants import entrants_of
+
+    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 3.0, "bounds": [0, 4]}}
+    work = 24 * 64 * 12
+    budget = {"steps": 400, "samples": 64, "work": work}
+    read = read_job(job(tmp_path, tuned, {"kind": "random", "pruner": "asha"}, budget=budget, evaluate={"samples": 64}))
+    entrants = entrants_of(read, ["random", "grid", "one_point"], tmp_path / "out")
+    assert entrants.work == work and list(entrants.left_out) == ["one_point"]
+    record = compared(read, entrants, 1, tmp_path / "out", common=True, overwrite=False, quiet=True)
+    for entrant in entrants.each:
+        row, one = record.tuners[entrant.name], entrant.job.budget.samples * 2 * 6
+        assert work <= row.work < work + one
+        assert set(row.phi[0]) == {"sampler.steps", "guidance"}
+    assert record.tuners["job"].trials > 2 * record.tuners["random"].trials
+    assert "sampler.steps" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_a_comparison_of_candidates_that_differ_in_cost_needs_a_limit(tmp_path):
+    from genbo.cli.errors import UserMistake
+    from genbo.cli.plan.entrants import entrants_of
+
+    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 3.0, "bounds": [0, 4]}}
+    with pytest.raises(UserMistake, match=r"differ in cost.*set budget\.work"):
+        entrants_of(read_job(job(tmp_path, tuned, "tpe")), ["random"], tmp_path / "out")
+    equal = job(tmp_path, {"sampler.eta": ETAS, "guidance": tuned["guidance"]}, "tpe", steps=20)
+    same = entrants_of(read_job(equal), ["random"], tmp_path / "out")
+    assert [entrant.name for entrant in same.each] == ["job", "random"]
