@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def first_rung(samples: int, reduction: int, least: int | None) -> int:
-    """`least`, or else so many samples that there are three rungs: 1 / reduction^2 of all."""
-    return least or max(FEWEST, samples // reduction**2)
+    """`least`, or else so many that there are three rungs: 1 / reduction^2 of all samples, rounded up."""
+    return least or max(FEWEST, -(-samples // reduction**2))
 
 
 def rungs_from(least: int, reduction: int, samples: int) -> tuple[int, ...]:

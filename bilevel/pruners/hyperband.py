@@ -1,8 +1,8 @@
 """Hyperband: successive halving with several first rungs, for when few samples may mislead.
 
-Li et al. 1603.06560; Optuna's HyperbandPruner. Each candidate belongs to a bracket, drawn by its number and the seed.
-Those of bracket k are first compared at rung k, and with each other alone; those of the last bracket are measured
-on all samples wherever that is a rung, or stopped at the last rung before.
+Li et al. 1603.06560; Optuna's HyperbandPruner. Each candidate belongs to a bracket, which follows from its number and
+the seed. Those of the first bracket are compared at every rung, those of the next from the second rung on, and so on;
+candidates are compared within their bracket alone.
 """
 
 from __future__ import annotations

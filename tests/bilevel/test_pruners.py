@@ -55,6 +55,7 @@ def test_rungs_by_hand():
     assert Asha().rungs(64) == (4, 16, 64)
     assert Asha(reduction=2, least=8).rungs(60) == (8, 16, 32, 60)
     assert Hyperband().rungs(90) == (10, 30, 90)
+    assert Hyperband().rungs(64) == (8, 24, 64)
     assert Asha().rungs(16) == (2, 8, 16)
 
 

@@ -58,7 +58,7 @@ model: {kind: gaussian, sampler: {kind: ddim, steps: 6}, guidance: 2}
 prompts: [right]
 tune: {guidance: {start: 2.0, bounds: [0, 4]}}
 reward: {kind: quadratic, target: 1.0}
-search: {kind: sobol}
+search: {kind: sobol, pruner: median}
 budget: {steps: 4, samples: 16}
 evaluate: {samples: 16}
 output: OUTPUT
