@@ -10,7 +10,7 @@ JOBS ?= examples/guidance.yaml
 # What is quick and broad: the house, the job's grammar, the run folder, every room's contract.
 QUICK ?= tests/test_house.py tests/test_guard.py tests/schedules/test_clock.py tests/schedules/test_schedules_page.py \
 	$(addprefix tests/rooms/test_,every_room.py documents.py estimators.py guidance_rules.py models.py optimizers.py) \
-	$(addprefix tests/rooms/test_,samplers.py searchers.py tunables.py) \
+	$(addprefix tests/rooms/test_,samplers.py searchers.py pruners.py tunables.py) \
 	tests/bilevel/test_verdict.py tests/diffusion/test_guidance.py tests/diffusion/test_sample.py \
 	$(addprefix tests/cli/test_,catalog.py job.py gallery.py prompt_files.py run.py)
 

@@ -7,10 +7,15 @@ and their difference is known much better than either value. `common: false` dra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from genbo.bilevel.problem import Problem, SamplesAt
 from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genbo.diffusion.seed import Batch
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,30 @@ class CandidateValue:
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
         """The scores at u; the gradient and its error, both (P,), are NaN."""
+        return measured(at.u, GrowingScores(problem, problem.value(at.u)).with_more(at.batch))
+
+
+class GrowingScores:
+    """The scores at phi (P,) of a batch that grows; what was drawn of it is not drawn again."""
+
+    def __init__(self, problem: Problem, phi: Tensor) -> None:
+        self.problem, self.phi = problem, phi
+        self._columns: list[Tensor] = []
+
+    def with_more(self, batch: Batch) -> Tensor:
+        """(K, N) of all samples so far, these among them, and as one set for a reward that scores sets."""
         import torch
 
-        scores = problem.scores(problem.value(at.u)[None], at.batch)[:, 0]  # (K, N)
-        unknown = torch.full_like(at.u, torch.nan)
-        return Estimate(unknown, unknown, scores)
+        if len(batch):
+            new = self.problem.columns(self.phi[None], batch)
+            pairs = zip(self._columns, new, strict=True)
+            self._columns = [torch.cat(pair, dim=1) for pair in pairs] if self._columns else new
+        return self.problem.scored(self._columns)[:, 0]
+
+
+def measured(u: Tensor, scores: Tensor) -> Estimate:
+    """The estimate of a search: scores (K, N), and no gradient."""
+    import torch
+
+    unknown = torch.full_like(u, torch.nan)
+    return Estimate(unknown, unknown, scores)

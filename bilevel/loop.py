@@ -37,12 +37,14 @@ class Budget:
         denoiser_calls: network calls after which no further step begins; None for no limit.
         pool: where given, the samples of all steps come from that many, in turn: what belongs to a sample whatever phi
             is, such as a teacher's sample, is then made once. None draws new samples at each step.
+        work: of a search, image forwards plus twice the backwards after which no further candidate begins.
     """
 
     steps: int = 20
     samples: int = 64
     denoiser_calls: int | None = None
     pool: int | None = None
+    work: int | None = None
 
 
 @dataclass(frozen=True)

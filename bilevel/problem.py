@@ -109,6 +109,7 @@ class Problem:
         learning: the lower level, where it trains the network that is sampled.
         judges: score what is drawn and steer nothing; the held-out evaluation alone has any.
         objective: over the prompts, the mean reward of all of them unless it is another.
+        student: whose teachers these are, where it is not `process`: the job's own, where parts of it are chosen.
     """
 
     process: Process
@@ -119,6 +120,7 @@ class Problem:
     learning: Learning | None = field(default=None, compare=False)
     judges: tuple[Reward, ...] = ()
     objective: Objective = MEAN
+    student: Process | None = None
 
     @property
     def reward_weights(self) -> Tensor:
@@ -141,7 +143,8 @@ class Problem:
         """phi at the start, all tunables joined, (P,)."""
         import torch
 
-        return torch.cat([t.first(self.process.steps) for t in self.tunables])
+        none = torch.zeros(0, dtype=torch.float64)  # where choices alone are tuned
+        return torch.cat([none, *(t.first(self.process.steps) for t in self.tunables)])
 
     def coordinates(self, phi: Tensor) -> Tensor:
         """phi (..., P) -> u (..., P), the inverse of `value`; a phi on a bound begins a little inside."""
@@ -154,6 +157,8 @@ class Problem:
     def _each(self, link: str, x: Tensor) -> Tensor:
         import torch
 
+        if not self.tunables:
+            return x
         parts = x.split(self.sizes, dim=-1)
         return torch.cat([getattr(t, link)(part) for t, part in zip(self.tunables, parts, strict=True)], dim=-1)
 
@@ -194,10 +199,14 @@ class Problem:
     def prepare(self, batch: Batch) -> None:
         """Draw the teachers' samples of a whole batch, before it is split among members into small parts."""
         for lesson in {_lesson(reward): None for reward in self.scorers if isinstance(reward, Taught)}:
-            self.teachers.samples(self.process, lesson, batch)
+            self.teachers.samples(self.student or self.process, lesson, batch)
 
     def scores(self, phi: Tensor, batch: Batch) -> Tensor:
         """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
+        return self.scored(self.columns(phi, batch))
+
+    def columns(self, phi: Tensor, batch: Batch) -> list[Tensor]:
+        """What each scorer sees in every sample at phi (M, P): scores (M, N), or features (M, N, D), no gradients."""
         import torch
 
         def one(chunk: Batch) -> list[Tensor]:
@@ -207,9 +216,15 @@ class Problem:
 
         self.prepare(batch)
         parts = self.process.over(batch, one, members=len(phi))
-        joined = [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+        return [torch.cat(column, dim=1) for column in zip(*parts, strict=True)]
+
+    def scored(self, columns: Sequence[Tensor]) -> Tensor:
+        """(K, M, N) in float64 on the CPU, from the `columns` of whole sets of N samples."""
+        import torch
+
         with torch.no_grad():
-            return torch.stack([self.judged([x[m] for x in joined]) for m in range(len(phi))], dim=1).cpu()
+            members = range(len(columns[0]))
+            return torch.stack([self.judged([x[m] for x in columns]) for m in members], dim=1).cpu()
 
     def seen(self, drawn: Drawn) -> list[Tensor]:
         """What each scorer sees in samples, which may be a part of a set: scores (M * N,), or features (M * N, D)."""
@@ -289,7 +304,7 @@ class Problem:
 
         if not isinstance(reward, Taught):
             return reward(drawn.images, drawn.batch.prompts * drawn.members)
-        teachers = self.teachers.samples(self.process, _lesson(reward), drawn.batch)
+        teachers = self.teachers.samples(self.student or self.process, _lesson(reward), drawn.batch)
         if not reward.latent:
             with torch.no_grad():
                 teachers = self.process.model.decode(teachers)
@@ -300,6 +315,8 @@ class Problem:
         """phi (P,) as it can be written down and used: what a tunable has to round is rounded."""
         import torch
 
+        if not self.tunables:
+            return phi
         parts = zip(self.tunables, phi.split(self.sizes), strict=True)
         return torch.cat([tunable.settled(part) for tunable, part in parts])
 

@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from genbo.diffusion.seed import Seed
 
 
-class OptunaSearch:
-    """`sampler` makes one from a seed of 31 bits."""
+WHOLE = 1_000_000  # Optuna's step of a whole trial: it ranks stopped trials by how far they came
 
-    def __init__(self, space: Space, seed: Seed, sampler: Callable[[int], BaseSampler]) -> None:
+
+class OptunaSearch:
+    """`sampler` makes one from a seed of 31 bits.
+
+    `prunes` says whether this sampler learns from trials that were stopped early as such; another one is told of them
+    as of whole trials, whose values are noisier.
+    """
+
+    def __init__(
+        self, space: Space, seed: Seed, sampler: Callable[[int], BaseSampler], *, prunes: bool = False
+    ) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._seed, self._sampler = space, seed, sampler
+        self._space, self._seed, self._sampler, self._prunes = space, seed, sampler, prunes
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler_of(0))
         self._asked: Trial | None = None
         if space.first is not None:
@@ -43,13 +52,16 @@ class OptunaSearch:
         shares = tuple(float(asked[name]) for name in self._space.numbers)
         return Candidate(shares, {name: str(asked[name]) for name in self._space.choices})
 
-    def tell(self, value: float) -> None:
+    def tell(self, value: float, share: float = 1.0) -> None:
         from optuna.trial import TrialState
 
         if self._asked is None:
             raise ValueError("nothing was asked for")
         asked, self._asked = self._asked, None
-        if math.isfinite(value):
+        if math.isfinite(value) and share < 1 and self._prunes:
+            asked.report(value, round(share * WHOLE))
+            self._study.tell(asked, state=TrialState.PRUNED)
+        elif math.isfinite(value):
             self._study.tell(asked, value)
         else:
             self._study.tell(asked, state=TrialState.FAIL)

@@ -61,7 +61,7 @@ class ConsensusSearch:
     def ask(self) -> Candidate:
         return Candidate(tuple(self._x[len(self._values)].tolist()))
 
-    def tell(self, value: float) -> None:
+    def tell(self, value: float, share: float = 1.0) -> None:
         self._values.append(value if math.isfinite(value) else -math.inf)
         if len(self._values) == len(self._x):
             self._move()

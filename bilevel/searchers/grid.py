@@ -20,7 +20,8 @@ class Grid:
     ends: bool = False
 
     def why_not(self, space: Space, trials: int) -> str | None:
-        least = _combinations(space) * 2 ** len(space.numbers) + (space.first is not None)
+        beside = space.first is not None and bool(space.numbers)  # of choices alone, the first is a point of the grid
+        least = _combinations(space) * 2 ** len(space.numbers) + beside
         if trials < least:
             sides = "1 dimension" if space.size == 1 else f"{space.size} dimensions"
             return f"a grid of {sides} needs {least} trials at least; raise the budget, or take gp or tpe"
@@ -28,7 +29,8 @@ class Grid:
 
     def open(self, space: Space, trials: int, seed: Seed) -> Search:
         first = [] if space.first is None else [space.first]
-        return GridSearch(first, points_of(space, trials - len(first), ends=self.ends), seed)
+        points = points_of(space, trials - len(first), ends=self.ends)
+        return GridSearch(first, [point for point in points if point not in first], seed)
 
 
 def points_of(space: Space, trials: int, *, ends: bool = False) -> list[Candidate]:
@@ -78,5 +80,5 @@ class GridSearch:
     def ask(self) -> Candidate:
         return self._points[self._at % len(self._points)]
 
-    def tell(self, value: float) -> None:
+    def tell(self, value: float, share: float = 1.0) -> None:
         self._at += 1

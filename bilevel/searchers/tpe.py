@@ -31,5 +31,8 @@ class Tpe:
         from genbo.bilevel.searchers._optuna import OptunaSearch
 
         return OptunaSearch(
-            space, seed, lambda n: TPESampler(seed=n, n_startup_trials=self.startup, multivariate=self.multivariate)
+            space,
+            seed,
+            lambda n: TPESampler(seed=n, n_startup_trials=self.startup, multivariate=self.multivariate),
+            prunes=True,
         )

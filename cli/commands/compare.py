@@ -83,7 +83,7 @@ def compared(
         runs[entrant.name].append(figures)
         if not quiet:
             print(_line(entrant.name, number, repeats, figures), file=sys.stderr, flush=True)
-    plans = {e.name: (e.job.budget.steps, _samples(e.job)) for e in entrants.each}
+    plans = {e.name: (_trials(e.job, runs[e.name]), _samples(e.job)) for e in entrants.each}
     record = record_of(
         runs,
         plans,
@@ -96,6 +96,12 @@ def compared(
     write_json(place / RECORD, record.document())
     write_page(record, place / PAGE)
     return record
+
+
+def _trials(job: Job, runs: Sequence[Mapping[str, Any]]) -> int:
+    """As planned; of a search that ended when its work was spent, as many as the longest of its runs had."""
+    made = [run["trials"] for run in runs if "trials" in run]
+    return max(made) if job.budget.work is not None and made else job.budget.steps
 
 
 def _samples(job: Job) -> int:

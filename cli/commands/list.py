@@ -15,6 +15,7 @@ WHERE = {
     "estimators": "estimator.kind",
     "optimizers": "optimizer.kind",
     "searchers": "search.kind",
+    "pruners": "search.pruner",
 }
 
 

@@ -81,7 +81,8 @@ def last_lines(document: Document, folder: Path) -> str:
     """The end of `genbo tune`: the verdict, the values, the place of the report."""
     report = RunReport.read(document, folder / "report.json")
     values = [f"{name}: {values_in_full(value)}" for name, value in report.phi.items()]
-    return "\n".join([report.headline, *values, f"report: {folder / 'report.html'}"])
+    chosen = [f"{name}: {record.tuned}" for name, record in report.choices.items()]
+    return "\n".join([report.headline, *chosen, *values, f"report: {folder / 'report.html'}"])
 
 
 def values_in_full(value: PhiValue) -> str:
@@ -133,6 +134,9 @@ def values_table(report: RunReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "start", "tuned", "bounds"):
         table.add_column(name, justify="left" if not name else "right")
+    for name, record in report.choices.items():
+        among = ", ".join(str(row.value) for row in record.values)
+        table.add_row(escape(name), escape(str(record.start)), escape(str(record.tuned)), escape(f"of {among}"))
     for name, value in report.phi.items():
         if value.labels:
             rows = zip(value.labels, *map(_listed, (value.start, value.tuned, value.se)), strict=True)

@@ -32,6 +32,7 @@ ROOMS = {
     "estimators": "genbo.bilevel.estimators",
     "optimizers": "genbo.bilevel.optimizers",
     "searchers": "genbo.bilevel.searchers",
+    "pruners": "genbo.bilevel.pruners",
 }
 DEFAULTS = {
     "models": "diffusers",

@@ -12,6 +12,7 @@ from genbo.bilevel.protocols import cannot_follow, of_rule
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
+from genbo.cli.job.choice_misfits import chosen
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
 from genbo.cli.job.search_misfits import searched
@@ -31,7 +32,7 @@ def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """Every incompatibility in a job whose keys are right by themselves."""
     for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated):
         yield from check(job, root)
-    found = list(two_levels(job, root))
+    found = [*two_levels(job, root), *chosen(job, root, (suits, times, taught, learned))]
     yield from found or [*searched(job, root), *refusals(job, root)]
 
 

@@ -46,3 +46,18 @@ def kind(room: str, name: str, own: dict[str, Any]) -> type[BaseModel]:
 def mapping(name: str, **entries: Any) -> type[BaseModel]:
     """A mapping of these keys and no others."""
     return create_model(name, __config__=catalog.STRICT, **entries)
+
+
+def word(text: str) -> Any:
+    """This word and no other."""
+    return Literal[text]
+
+
+def names_of(room: str) -> Any:
+    """The name of a kind of a room."""
+    return Literal[catalog.kinds(room)]
+
+
+def some(item: Any) -> Any:
+    """A list of two or more of these."""
+    return Annotated[list[item], MinLen(2)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from genbo.cli.job import catalog
+from genbo.cli.job.choice_reading import is_choice
 from genbo.cli.job.yaml_nodes import JobMistakes, Mistake, Node, Place, below, node_of_text
 
 
@@ -25,6 +26,8 @@ def override(root: Node, text: str) -> None:
 def _path_of(key: str, value: Node) -> list[str]:
     """The keys of a dotted path; a key under `tune` may hold a dot itself: tune.guidance.rescale.start."""
     parts = key.split(".")
+    if parts[0] == "tune" and len(parts) == 3 and is_choice(f"{parts[1]}.{parts[2]}"):
+        return ["tune", f"{parts[1]}.{parts[2]}"]
     if parts[0] != "tune" or len(parts) < 3 or parts[1] not in catalog.kinds("tunables"):
         return parts
     own = {option.name for option in catalog.options("tunables", parts[1])}

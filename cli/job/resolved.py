@@ -16,6 +16,8 @@ from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
 from genbo.cli.job import catalog
+from genbo.cli.job.choices import ROOMS, Choice, TuneJob, below, chosen_kind
+from genbo.cli.job.choices import Chosen as Values
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.hardware import likely_half
 from genbo.cli.job.kind import FROZEN, Kind
@@ -51,7 +53,7 @@ class Job(BaseModel):
     version: Literal[1] = 1
     model: ModelJob
     prompt_list: Prompts
-    tune: SkipValidation[dict[str, Tunable]]
+    tuning: SkipValidation[TuneJob]
     reward: tuple[RewardJob, ...]
     objective: Objective = MEAN
     data: Data | None = None
@@ -65,6 +67,26 @@ class Job(BaseModel):
     evaluate: EvaluateJob
     seed: int = 0
     output: str = "runs/tune"
+
+    @property
+    def tune(self) -> dict[str, Tunable]:
+        """The numbers that are tuned, by their keys."""
+        return self.tuning.tunables
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What is chosen beside them, by its key."""
+        return self.tuning.choices
+
+    def variant(self, chosen: Values) -> Job:
+        """The job with these values of its choices in place of its own."""
+        parts = {
+            part: chosen_kind(getattr(self.model, part), room, below(chosen, part)) for part, room in ROOMS.items()
+        }
+        lower, own = self.lower, below(chosen, "lower")
+        if lower is not None and own:
+            lower = lower.model_copy(update={"options": chosen_kind(lower, "lower", own).options})
+        return self.model_copy(update={"model": self.model.model_copy(update=parts), "lower": lower})
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -146,16 +146,20 @@ class Stepping:
     @cached_property
     def _students(self) -> tuple[Cost, Cost]:
         """Of what the first step draws at phi, and every later one."""
-        return self._drawn(first=True), self._drawn(first=False)
+        return self.students(first=True) + self.levels(), self.students(first=False) + self.levels()
 
-    def _drawn(self, *, first: bool) -> Cost:
+    def levels(self) -> Cost:
+        """Of the levels that a step measures at the start."""
+        relative = any(keep.relative_to_start for keep in self.job.keep)
+        return self._cost([self.at_start], self.samples) if relative else Cost()
+
+    def students(self, *, first: bool) -> Cost:
+        """Of what is drawn at phi, in the first step or in a later one."""
         total = Cost()
         for draw in self.draws:
             total += self._cost([self._member(member, first) for member in draw], self.samples, draw == [None])
         if self.differentiated and self.parts:
             total += self._cost([self.at_start if first else self.moved], self.samples) * self.gradient.direct_parts
-        if any(keep.relative_to_start for keep in self.job.keep):
-            total += self._cost([self.at_start], self.samples)
         return total
 
     def tuning(self, steps: int | None = None) -> Cost:

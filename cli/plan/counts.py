@@ -20,6 +20,7 @@ from genbo.cli.job.job import Chosen, Job, likely_device
 from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.plan import warnings
 from genbo.cli.plan.ascent_counts import ROUNDING, Stepping
+from genbo.cli.plan.choice_counts import Trying, differ
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.lambda_counts import PATHS, Searching, held_out_bank
 from genbo.cli.plan.memory import Memory, memory
@@ -163,7 +164,7 @@ def plan(job: Job) -> Plan:
     device = likely_device(job.model.options)
     batch = batch_of(job, device)
     chosen = job.chosen()
-    of = _searching if job.tilts else Stepping
+    of = _searching if job.tilts else Trying if differ(job) else Stepping
     counter, least = (of(job, chosen.options, batch, most=most) for most in (True, False))
     training, tuning, evaluation = counter.training(), counter.tuning(), counter.evaluation()
     at_least = {"training": least.training(), "tuning": least.tuning(), **least.evaluation()}

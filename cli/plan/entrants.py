@@ -5,8 +5,9 @@ Beside the job itself these are searchers, and the estimators of the paper as th
     work = image forwards + 2 x image backwards
 
 A backward pass costs about twice a forward pass. The work is that of the job's own tuning as it is planned; training
-and held-out evaluation, which all tuners share, are not in it. A searcher divides it into trials: `FIRST` and
-`EACH` more for every number, so many that its candidates cover the space, each on as many samples as are left.
+and held-out evaluation, which all tuners share, are not in it. A searcher divides it into trials: `FIRST` and `EACH`
+more for every number and choice, so many that its candidates cover the space, each on as many samples as are left.
+Where candidates differ in cost, `budget.work` is the work of each, and a search ends when it has spent that.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genbo.bilevel.trials import Candidate, Space
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind, read_job, read_text
+from genbo.cli.job.search_misfits import space_of
 from genbo.cli.job.sections.budget import BudgetJob
 from genbo.cli.job.sections.lower import LowerJob
+from genbo.cli.job.sections.model import MAX_STEPS
 from genbo.cli.job.sections.search import SearchJob
 from genbo.cli.job.user_code import Allowed
 from genbo.cli.job.yaml_nodes import node_of_text
+from genbo.cli.plan.choice_counts import differ
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
@@ -78,11 +81,15 @@ def entrants_of(
         UserMistake: where a kind is unknown, none of them can search here, or the job has nothing to compare.
     """
     _comparable(job)
+    if job.budget.work is None and differ(job) and plan(job).least["tuning"] != plan(job).tuning:
+        raise UserMistake(
+            "candidates of this search differ in cost, so its work must be limited to be equal; set budget.work"
+        )
     if not job.budget.steps:
         raise UserMistake("budget.steps is 0, so the job tunes nothing; raise it, or compare fixed values with --phi")
     level = _on_samples(job, _samples(job, share)) if job.tilts else {}
     own = job.model_copy(update={"output": str(output), "budget": _scaled(job, share), **level})
-    work = work_of(plan(own).tuning) if work is None else work
+    work = own.budget.work or work_of(plan(own).tuning) if work is None else work
     entrants, left_out = [Entrant(OWN, own)], dict[str, str]()
     for kind in dict.fromkeys(kinds):  # once, where one is named twice
         known = (*catalog.kinds("searchers"), *PUBLISHED)
@@ -140,6 +147,9 @@ def _scaled(job: Job, share: float) -> BudgetJob:
     samples = max(2, round(budget.samples * part))
     steps = max(1, round(budget.steps * budget.samples * share / samples))
     pool = None if budget.pool is None else max(samples, round(budget.pool * share))
+    work = None if budget.work is None else max(1, round(budget.work * share))
+    if work is not None:  # which ends the search, however many candidates there are
+        return budget.model_copy(update={"work": work})
     return budget.model_copy(update={"steps": steps, "samples": samples, "pool": pool})
 
 
@@ -156,8 +166,10 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
     if own.tilts and own.keep:
         return "a search over lambda keeps no level"
     options = catalog.options_of("searchers", kind)()
-    space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
-    wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
+    space = space_of(own)
+    wanted = [trials] if trials else [n * (FIRST + EACH * space.size) for n in (1, 2, 3)]
+    if common and not space.numbers:  # more candidates than there are would be the same once more
+        wanted = [own.tuning.combinations]
     reasons = [options.why_not(space, count) for count in wanted]
     fitting = [count for count, reason in zip(wanted, reasons, strict=True) if reason is None]
     if not fitting:
@@ -172,6 +184,8 @@ def _published(own: Job, kind: str, work: int) -> Job | str:
 
     Xiao et al. 2025, zeroth-order estimators; adam follows it, as it follows genbo's own.
     """
+    if own.choices:
+        return "it follows a gradient, and this job chooses among values that have none"
     if own.tilts or own.trains:
         return "it follows samples at phi alone, and here a lower level is solved for each"
     options = catalog.options_of("estimators", "zeroth_order")
@@ -184,7 +198,7 @@ def _published(own: Job, kind: str, work: int) -> Job | str:
     )
 
     def of(steps: int) -> Job:
-        given = {"steps": steps, "denoiser_calls": None, "minutes": None}
+        given = {"steps": steps, "denoiser_calls": None, "minutes": None, "work": None}
         return job.model_copy(update={"budget": job.budget.model_copy(update=given)})
 
     few, more = (work_of(plan(of(steps)).tuning) for steps in (1, 2))
@@ -214,6 +228,7 @@ def _with_work(search: Job, trials: int, work: int) -> Job | str:
 
     def of(samples: int) -> Job:
         given: dict[str, object] = {"steps": trials, "pool": None, "denoiser_calls": None, "minutes": None}
+        given |= {"work": None}
         given |= {"precision": None} if search.tilts else {"samples": samples}
         level = _on_samples(search, samples) if search.tilts else {}
         return search.model_copy(update={"budget": search.budget.model_copy(update=given), **level})
@@ -222,4 +237,12 @@ def _with_work(search: Job, trials: int, work: int) -> Job | str:
     if few > work:
         return f"{trials} trials of {FEWEST} samples take {few} units of work, and each tuner may spend {work}"
     each = (more - few) / FEWEST
-    return of(FEWEST + int((work - few) / each))
+    found = of(FEWEST + int((work - few) / each))
+    return _until_spent(found, work) if search.budget.work is not None and search.parameters else found
+
+
+def _until_spent(search: Job, work: int) -> Job:
+    """With as many candidates as the cheapest need to spend the work, which ends the search."""
+    trials, least = search.budget.steps, work_of(plan(search).least["tuning"])
+    steps = min(MAX_STEPS, math.ceil(trials * work / least))
+    return search.model_copy(update={"budget": search.budget.model_copy(update={"steps": steps, "work": work})})

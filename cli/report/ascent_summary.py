@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.cli.report import number_format, worst_prompts
+from genbo.cli.report import choices, number_format, worst_prompts
 from genbo.cli.report.ascent_trust import about_path
 from genbo.cli.report.comparison import by_prompt, row_of, unjudged
 from genbo.cli.report.method import Compared
@@ -123,7 +123,9 @@ class Ascent:
     # -- in words ----------------------------------------------------------------------------------------------
 
     def headline(self, report: RunReport) -> str:
-        changes = ", ".join(instead(name, value) for name, value in report.phi.items())
+        numbers = (instead(name, value) for name, value in report.phi.items())
+        chosen = (choices.instead(name, record) for name, record in report.choices.items())
+        changes = ", ".join([*chosen, *numbers])
         held_out = report.held_out
         if report.status != "done" or held_out is None:
             return f"{changes}, and no verdict: {report.reason or 'the run has not ended'}."

@@ -38,7 +38,7 @@ def _about_candidates(report: RunReport) -> list[Remark]:
     tried = [step for step in report.steps if step.objective is not None and step.status == "ok"]
     found = []
     if tried:
-        at = max(range(len(tried)), key=lambda k: tried[k].objective or 0.0)
+        at = max(range(len(tried)), key=lambda k: (tried[k].samples or 0, tried[k].objective or 0.0))
         best = number_format.with_error(tried[at].value, tried[at].value_se)
         text = f"{number_format.plural(len(tried), 'candidate')} measured; the best was number {at + 1}, with {best}."
         found.append(remark("note", f"{text} A best of many noisy values is too good: rely on the verdict."))

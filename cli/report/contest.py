@@ -49,7 +49,7 @@ class TunerRow(Record):
     peak_bytes: int | None = None
     trials: int | None = None
     samples: int | None = None
-    phi: list[dict[str, Number | Numbers]] = Field(default_factory=list)  # of each repeat
+    phi: list[dict[str, str | bool | Number | Numbers]] = Field(default_factory=list)  # of each repeat
     gains: Numbers = Field(default_factory=list)  # of each repeat
     way: list[WayPoint] = Field(default_factory=list)
     failed: list[str] = Field(default_factory=list)
@@ -305,4 +305,9 @@ def write_page(record: ComparisonRecord, place: Path) -> Path:
 
 def _phis(row: TunerRow) -> list[str]:
     """What each repeat ended at."""
-    return [", ".join(f"{name} {number_format.numbers(value)}" for name, value in phi.items()) for phi in row.phi]
+    return [", ".join(f"{name} {_value(value)}" for name, value in phi.items()) for phi in row.phi]
+
+
+def _value(value: Any) -> str:
+    """A number of phi, or the value of a choice, which is a word or a whole number."""
+    return str(value) if isinstance(value, (str, int)) else number_format.numbers(value)

@@ -76,6 +76,8 @@ class StepRecord(Record):
     grad: list[Number | None] = Field(default_factory=list)
     grad_se: list[Number | None] = Field(default_factory=list)
     objective: Number | None = None  # of a search's candidate: the value less what missed constraints cost
+    choices: dict[str, str | Number | bool] = Field(default_factory=dict)  # what was chosen, of a search with choices
+    rungs: list[Number | None] = Field(default_factory=list)  # its objectives where a pruner looked at it
     width: Number = 0.0  # half the distance in u between the points of a difference; 0 where there is none
     direct: list[Number | None] | None = None  # of a network in training: the sampler's part of the gradient
     indirect: list[Number | None] | None = None  # and the part of the network's answer

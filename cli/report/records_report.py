@@ -19,6 +19,7 @@ from genbo.cli.report.records import (
     StepRecord,
     Verdict,
 )
+from genbo.cli.report.records_choices import ChoiceRecord, RungRow
 from genbo.cli.report.records_search import SearchRecord
 from genbo.cli.run.layout import SCHEMA
 
@@ -65,6 +66,8 @@ class RunReport(Record):
     verdict: Verdict | None = None
     headline: str = ""
     phi: dict[str, PhiValue] = Field(default_factory=dict)
+    choices: dict[str, ChoiceRecord] = Field(default_factory=dict)  # of a search that has any
+    rungs: list[RungRow] = Field(default_factory=list)  # of a search with a pruner, from few samples to all
     answer: AnswerRecord | None = None
     held_out: HeldOutRow | None = None
     rewards: dict[str, RewardRow] = Field(default_factory=dict)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from genbo.cli.report import root_words
+from genbo.cli.job.choices import Value
+from genbo.cli.report import choices, root_words
 from genbo.cli.report.ascent_summary import Ascent, HeldOut, Names
 from genbo.cli.report.method import Method
 from genbo.cli.report.records import AnswerRecord, PhiValue, StepRecord
@@ -37,6 +38,7 @@ class Tuned:
     interval: Sequence[tuple[float, float] | None] | None = None  # of 95 %
     kinds: Sequence[str | None] | None = None  # interior | lower_bound | upper_bound | undetermined | unsettled
     answer: AnswerRecord | None = None  # the key of report.json
+    choices: Mapping[str, Value] = field(default_factory=dict)  # what was chosen, of a search with choices
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Findings:
     notes: Sequence[str] = field(default_factory=tuple)
     search: Searched | None = None  # where lambda was searched for
     left_out: Sequence[str] = ()  # prompts of the evaluation's list that are tuned on too
+    tuned_problem: Problem | None = None  # with what was chosen, where there were choices
 
     @property
     def method(self) -> Method:
@@ -88,7 +91,8 @@ def report_of(found: Findings) -> RunReport:
         reason=found.reason,
         verdict=None if held_out is None else held_out.verdict or None,
         headline="",
-        phi=phi_of(found.problem, found.tuned),
+        phi=phi_of(found.problem, found.tuned, found.tuned_problem),
+        **_searched(found),
         answer=found.tuned.answer,
         held_out=held_out,
         rewards=rewards,
@@ -109,6 +113,13 @@ def report_of(found: Findings) -> RunReport:
     return report
 
 
+def _searched(found: Findings) -> Document:
+    """The keys of a search with choices, and of one with a pruner."""
+    chosen = choices.chosen_of(found.job, found.tuned.choices, found.records)
+    rungs = choices.rungs_of(found.job, found.records)
+    return {**({"choices": chosen} if chosen else {}), **({"rungs": rungs} if rungs else {})}
+
+
 # -- the answer ----------------------------------------------------------------------------------------------
 
 
@@ -117,15 +128,20 @@ def at_start(problem: Problem) -> Tuned:
     return Tuned(problem.first(), [None] * problem.parameters, "start")
 
 
-def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
-    """phi from the usable steps of the path, with its error bar carried through the link by its slope."""
+def tuned_of(
+    problem: Problem, records: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Value]], Problem] | None = None
+) -> Tuned:
+    """phi from the usable steps of the path, with its error bar carried through the link by its slope.
+
+    `at` gives the problem with other choices, where a search has made some.
+    """
     from genbo.bilevel.found import found
 
     usable = [r for r in records if r["status"] == "ok"]
     if not usable:
         return at_start(problem)
     if "objective" in usable[0]:
-        return _best_of(problem, usable)
+        return _best_of(problem, usable, at)
     width = max(r.get("width", 0.0) for r in usable)  # of journals before it was written: none is taken back
     here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")), width=width)
     intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
@@ -133,12 +149,19 @@ def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
 
 
-def _best_of(problem: Problem, trials: Sequence[Mapping[str, Any]]) -> Tuned:
-    """phi of the candidate that did best; how far it is from the optimum is not known, so it has no error bar."""
-    best = max(trials, key=lambda trial: trial["objective"])
-    first = best is trials[0]  # a start on a bound is measured a little inside, and is itself where it stays
-    phi = problem.first() if first else problem.value(_column([best], "u")[0])
-    return Tuned(phi, [None] * problem.parameters, "best")
+def _best_of(
+    problem: Problem, trials: Sequence[Mapping[str, Any]], at: Callable[[Mapping[str, Value]], Problem] | None
+) -> Tuned:
+    """phi and choices of the candidate that did best, of those with the most samples.
+
+    How far it is from the optimum is not known, so it has no error bar.
+    """
+    best = max(trials, key=lambda trial: (trial.get("samples", 0), trial["objective"]))
+    first = best["step"] == 0  # a start on a bound is measured a little inside, and is itself where it stays
+    made = best.get("choices", {})
+    chosen = problem if at is None else at(made)
+    phi = problem.first() if first else chosen.value(_column([best], "u")[0])
+    return Tuned(phi, [None] * problem.parameters, "best", choices=made)
 
 
 def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
@@ -165,14 +188,22 @@ def _finite(numbers: Tensor) -> list[float | None]:
 # -- the key `phi` -------------------------------------------------------------------------------------------
 
 
-def phi_of(problem: Problem, found: Tuned) -> dict[str, PhiValue]:
-    """The tuned value of each tunable beside its start, by its name."""
-    first, pieces, at = problem.first(), {}, 0
-    for tunable, size in zip(problem.tunables, problem.sizes, strict=True):
+def phi_of(problem: Problem, found: Tuned, tuned: Problem | None = None) -> dict[str, PhiValue]:
+    """The tuned value of each tunable beside its start, by its name; `tuned` is the problem with what was chosen."""
+    first, pieces, at, tuned = problem.first(), {}, 0, tuned or problem
+    for before, after, size in zip(problem.tunables, tuned.tunables, problem.sizes, strict=True):
         here = slice(at, at + size)
-        pieces[tunable.name] = _value(tunable, problem.process.steps, first[here], _part(found, here))
+        sides = Placed(before, problem.process.steps), Placed(after, tuned.process.steps)
+        pieces[before.name] = _value(sides, first[here], _part(found, here))
         at += size
     return pieces
+
+
+class Placed(NamedTuple):
+    """A tunable at the start or tuned, and for how many steps of the sampler."""
+
+    tunable: Tunable
+    steps: int
 
 
 def _part(found: Tuned, here: slice) -> Tuned:
@@ -182,9 +213,10 @@ def _part(found: Tuned, here: slice) -> Tuned:
     return Tuned(found.phi[here], found.se[here], found.method, intervals[here], kinds[here])
 
 
-def _value(tunable: Tunable, steps: int, first: Tensor, found: Tuned) -> PhiValue:
+def _value(sides: tuple[Placed, Placed], first: Tensor, found: Tuned) -> PhiValue:
     """Numbers that stay where they start come first in a list, with an error of 0."""
-    start, tuned = tunable.spoken(first), tunable.spoken(found.phi)
+    tunable = sides[0].tunable
+    start, tuned = tunable.spoken(first), sides[1].tunable.spoken(found.phi)
     se, intervals, kinds = found.se, list(found.interval or []), list(found.kinds or [])
     many = isinstance(tuned, list)
     fixed = len(tuned) - len(found.phi) if isinstance(tuned, list) else 0
@@ -199,12 +231,13 @@ def _value(tunable: Tunable, steps: int, first: Tensor, found: Tuned) -> PhiValu
         tuned=tuned,
         bounds=(given[0], given[1]) if isinstance(given, Sequence) and given else None,
         **{name: row if many else row[0] for name, row in rows.items()},
-        **_over_steps(tunable, steps, first, found.phi),
+        **_over_steps(sides, first, found.phi),
     )
 
 
-def _over_steps(tunable: Tunable, steps: int, first: Tensor, phi: Tensor) -> Document:
+def _over_steps(sides: tuple[Placed, Placed], first: Tensor, phi: Tensor) -> Document:
     """The values that the sampler sees, one a step, where the tunable is a schedule; or where its steps stop."""
-    labels = {"labels": tunable.labels} if tunable.labels else {}
-    sides = {"start": tunable.shown(first, steps), "tuned": tunable.shown(phi, steps)}
-    return {**labels, **{f"{side}_{name}": values for side, shown in sides.items() for name, values in shown.items()}}
+    labels = {"labels": sides[0].tunable.labels} if sides[0].tunable.labels else {}
+    start, tuned = (side.tunable.shown(at, side.steps) for side, at in zip(sides, (first, phi), strict=True))
+    by_side = {"start": start, "tuned": tuned}
+    return {**labels, **{f"{side}_{name}": values for side, shown in by_side.items() for name, values in shown.items()}}

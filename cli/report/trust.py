@@ -43,7 +43,8 @@ def about_held_out(report: RunReport) -> list[Remark]:
         found.append(remark("note", f"The interval counts {_few(held_out)}."))
     if nothing_tuned(report.job):
         return found
-    if all(value.start == value.tuned for value in report.phi.values()):
+    moved = [value.start != value.tuned for value in report.phi.values()]
+    if not any([*moved, *(record.start != record.tuned for record in report.choices.values())]):
         searched = any(step.objective is not None for step in report.steps)
         text = "Nothing moved: start and tuned are the same values. " + (
             "No candidate did better than the start; raise budget.steps or budget.samples."

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from genbo.bilevel.loop import State, TuningStep
     from genbo.bilevel.problem import Problem
+    from genbo.cli.job.job import Job
     from genbo.cli.report.held_out_side import Side
     from genbo.cli.report.summary import HeldOut, Names, Tuned
     from genbo.cli.run.chunk_cache import ChunkCache
@@ -45,8 +46,8 @@ def whole(context: Context) -> Generator[Document, None, Document]:
         tuned = summary.last_good(problem, records)
         conclude(context, tuned, None, {**last.state.cost, "elapsed_s": last.elapsed_s}, "diverged", reason)
         raise Diverged(reason)
-    tuned = summary.tuned_of(problem, records)
-    tuned = replace(tuned, phi=problem.settled(tuned.phi))
+    tuned = summary.tuned_of(problem, records, context.assembled.at)
+    tuned = replace(tuned, phi=context.assembled.at(tuned.choices).settled(tuned.phi))
     before, after = sides_of(context, tuned, anew)
     held_out = evaluate(context, (before, after), (problem.first(), tuned.phi), last)
     later = (anew, held_out.start, held_out.tuned)
@@ -88,7 +89,17 @@ def steps_of(a: Assembled, state: State) -> Iterator[TuningStep]:
 
     if a.searcher is None:
         return loop.tune(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, state)
-    return search_loop.tune(a.problem, a.candidate_value, a.searcher, a.prompts, a.budget, a.seed, state)
+    return search_loop.tune(
+        a.problem,
+        a.candidate_value,
+        a.searcher,
+        a.prompts,
+        a.budget,
+        a.seed,
+        state,
+        variants=a.variants,
+        pruner=a.pruner,
+    )
 
 
 def where_it_stood(context: Context) -> Checkpoint:
@@ -113,7 +124,7 @@ def where_it_stood(context: Context) -> Checkpoint:
 def keep(context: Context, step: TuningStep, elapsed_s: float) -> Checkpoint:
     """The step into the journal, then the checkpoint that follows it."""
     run, names = context.run, names_of(context.assembled)
-    record = record_of(step, context.assembled, names, elapsed_s)
+    record = record_of(step, context.assembled, names, elapsed_s) | as_candidate(step, context.job)
     run.journal.append(record)
     last = Checkpoint(step.state, run.journal.mark, elapsed_s)
     run.checkpoints.save(last)
@@ -146,6 +157,20 @@ def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: f
     }
 
 
+def as_candidate(step: TuningStep, job: Job) -> Document:
+    """Of a candidate of a search: what was chosen, and on how many samples it was measured, where these may differ."""
+    from genbo.bilevel.search_loop import Tried
+
+    if not isinstance(step, Tried):
+        return {}
+    found: Document = {}
+    if job.choices:
+        found["choices"] = {name: choice.value(step.words[name]) for name, choice in job.choices.items()}
+    if job.search is not None and job.search.pruner is not None:
+        found |= {"samples": step.samples, "rungs": list(step.rungs)}
+    return found
+
+
 def _parts(step: TuningStep) -> Document:
     """Of a gradient through a network in training: what the sampler does, and what the network answers."""
     if step.indirect is None:
@@ -166,7 +191,8 @@ def gave_up(last: Checkpoint) -> bool:
 
 
 def why_given_up(records: Sequence[Document]) -> str:
-    tried = ", ".join(f"{name} {_short(value)}" for name, value in records[-1]["phi"].items())
+    chosen = [f"{name} {value}" for name, value in records[-1].get("choices", {}).items()]
+    tried = ", ".join([*chosen, *(f"{name} {_short(value)}" for name, value in records[-1]["phi"].items())])
     if "objective" in records[-1]:
         return (
             f"the reward was not finite at any of the first {len(records)} candidates, the last of them {tried}. "
@@ -197,17 +223,18 @@ def sides_of(context: Context, tuned: Tuned, networks: ChunkCache) -> tuple[Prob
     from genbo.cli.stages import pretraining
 
     a = context.assembled
+    judges = a.judge, a.judge_at(tuned.choices)
     if a.problem.learning is None:
-        return a.judge, a.judge
-    learning = pretraining.response_of(context)
+        return judges
     found = []
-    for name, phi in (("start", a.problem.first()), ("tuned", tuned.phi)):
+    for name, judge, phi in zip(("start", "tuned"), judges, (a.problem.first(), tuned.phi), strict=True):
+        learning = pretraining.response_of(judge)
         learner = (
             pretraining.from_scratch(context, networks, phi, f"scratch-{name}")
             if learning.coupled
             else learning.trainer
         )
-        found.append(a.judge.with_model(learner.network(learning.schedule(phi))))
+        found.append(judge.with_model(learner.network(learning.schedule(phi))))
     return found[0], found[1]
 
 

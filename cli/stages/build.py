@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from genbo.cli.job.choices import Chosen
 from genbo.cli.job.job import Job, Kind
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.traits import ModelTraits, Origin
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
     from genbo.bilevel.candidate_value import CandidateValue
     from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Problem
-    from genbo.bilevel.protocols import Estimator, Optimizer, Tunable
+    from genbo.bilevel.protocols import Estimator, Optimizer
     from genbo.bilevel.regularization.tilted import LawEstimator
     from genbo.bilevel.scoring import Reward
     from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.bilevel.training.schedule_response import ScheduleResponse
-    from genbo.bilevel.trials import Searcher
+    from genbo.bilevel.trials import Pruner, Searcher
     from genbo.bilevel.tunables.regularization import Regularization
+    from genbo.bilevel.variants import Variants
     from genbo.diffusion.data import Images, Splits
-    from genbo.diffusion.process import Model, Process
+    from genbo.diffusion.process import Model
     from genbo.diffusion.seed import Seed
     from genbo.schedules.schedule import Schedule
 
@@ -40,6 +42,8 @@ class Assembled:
     estimator_reason: str
     optimizer: Optimizer
     searcher: Searcher | None  # chooses candidates in place of the optimizer
+    pruner: Pruner | None  # and this stops some of them early
+    variants: Variants  # the problem of each combination of choices, the first of them `problem`
     budget: Budget
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -54,6 +58,19 @@ class Assembled:
     lower: Any = None  # a lower solver's options
     lower_rewards: tuple[tuple[float, Reward], ...] = ()
     lower_names: tuple[str, ...] = ()
+
+    def at(self, chosen: Chosen) -> Problem:
+        """The problem with these choices, and the job's own of those that are not named."""
+        from genbo.cli.stages.variants import words_of
+
+        return self.variants.at({**self.variants.first, **words_of(chosen)})
+
+    def judge_at(self, chosen: Chosen) -> Problem:
+        """The same with its judges."""
+        here = self.at(chosen)
+        return replace(
+            self.judge, process=here.process, tunables=here.tunables, student=here.student, learning=here.learning
+        )
 
     @property
     def strength(self) -> Regularization:
@@ -94,11 +111,11 @@ class Loaded:
 
 def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     """Open the model and the rewards, where they are not loaded yet, and put everything together."""
-    from genbo.bilevel.loop import Budget
     from genbo.bilevel.problem import Constraint, Problem
     from genbo.bilevel.protocols import cannot_follow
     from genbo.cli.errors import UserMistake
     from genbo.cli.plan.counts import batch_of
+    from genbo.cli.stages.variants import in_place, variants_of
     from genbo.diffusion.process import process_of
     from genbo.diffusion.seed import Seed
 
@@ -107,7 +124,8 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     loaded = loaded or Loaded()
     model: Model = learning.model() if learning else loaded.model_of(job)
     batch = batch_of(job, model.device.type)
-    _suits(job, model)
+    for chosen_parts in job.tuning.every():
+        _suits(job.variant(chosen_parts), model)
     process = process_of(model, job.model.sampler.options, job.model.guidance.options, batch=batch)
     if learning:
         learning.trainer.meter = process.meter
@@ -118,7 +136,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     chosen = job.chosen(half)
     if reason := cannot_follow(chosen.options, job.facts(half)):
         raise UserMistake(f"estimator: {reason}")
-    tunables = tuple(_of(process, t) for t in job.tune.values())
+    tunables = tuple(in_place(process, t) for t in job.tune.values())
 
     def problem(of: Callable[[Kind[RewardOptions]], Reward]) -> Problem:
         rewards = tuple((r.weight, of(r)) for r in job.reward)
@@ -140,7 +158,9 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
         estimator_reason=chosen.reason,
         optimizer=job.optimizer.options,
         searcher=job.search.options if job.search else None,
-        budget=Budget(job.budget.steps, job.budget.samples, job.budget.denoiser_calls, job.budget.pool),
+        pruner=job.search.pruner.options if job.search and job.search.pruner else None,
+        variants=variants_of(job, steered, (lambda variant: _learning(variant, data)) if data and learning else None),
+        budget=_budget(job),
         prompts=job.prompts,
         held_out=job.held_out,
         held_out_is_fresh_prompts=job.held_out_is_fresh_prompts,
@@ -151,6 +171,19 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
         lower_rewards=tuple((r.weight, opened(r)) for r in below),
         lower_names=tuple(r.name for r in below),
     )
+
+
+def _budget(job: Job) -> Budget:
+    """Of the loop; work is counted from its first step, and training comes before that."""
+    from genbo.bilevel.loop import Budget
+    from genbo.cli.plan.counts import plan
+
+    own, before = job.budget, 0
+    if own.work is not None and job.trains:
+        training = plan(job).training
+        before = training.image_forwards + 2 * training.image_backwards
+    work = None if own.work is None else own.work + before
+    return Budget(own.steps, own.samples, own.denoiser_calls, own.pool, work)
 
 
 def trainer_of(job: Job, data: Splits) -> NetworkTrainer:
@@ -212,16 +245,6 @@ def _suits(job: Job, model: Model) -> None:
     here = declared(ModelTraits, replace(options, pretrained=str(declared(Origin, model).folder)))
     for key, reason in here.misfits(job.model.sampler.options, job.model.guidance.options, frozenset(job.tune)):
         raise UserMistake(f"{key if key == 'tune' else f'model.{key}'}: {reason}")
-
-
-def _of(process: Process, tunable: Tunable) -> Tunable:
-    """The tunable itself, where its options must see the process first."""
-    from genbo.cli.errors import UserMistake
-
-    try:
-        return tunable.of(process)
-    except ValueError as problem:
-        raise UserMistake(f"tune.{tunable.name}: {problem}") from problem
 
 
 def is_half(model: Model) -> bool:

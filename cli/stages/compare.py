@@ -25,7 +25,6 @@ from genbo.cli.stages.context import Context, judges_said
 if TYPE_CHECKING:
     import torch
 
-    from genbo.bilevel.problem import Problem
     from genbo.cli.job.job import Job
     from genbo.cli.report.summary import Tuned
     from genbo.cli.stages.build import Loaded
@@ -99,21 +98,25 @@ def measured(context: Context, points: int) -> Document:
     at = _Evaluated(context)
     if not records:
         return _fixed(context, at)
-    tuned = summary.tuned_of(problem, records)
-    last = _settled(problem, tuned)
-    start, end = at("start", problem.first()), at("tuned", last)
+    choose = context.assembled.at
+    tuned = summary.tuned_of(problem, records, choose)
+    start, end = at("start", summary.at_start(problem)), at("tuned", tuned)
     way = []
     for steps in _stops(records, points):
-        phi = _settled(problem, summary.tuned_of(problem, records[:steps]))
-        scores = end if steps == len(records) else at(f"after-{steps}", phi)
+        so_far = summary.tuned_of(problem, records[:steps], choose)
+        scores = end if steps == len(records) else at(f"after-{steps}", so_far)
         way.append({"work": _spent(context, records[steps - 1]), "gain": (scores - start).mean().item()})
-    return _run(context, problem.spoken(last), at.batch.prompts, start, end, way)
+    here = choose(tuned.choices)
+    values = {**tuned.choices, **here.spoken(here.settled(tuned.phi))}
+    return _run(context, values, at.batch.prompts, start, end, way)
 
 
 def _fixed(context: Context, at: _Evaluated) -> Document:
     """Of values that are given and not tuned: their scores themselves, from nothing."""
+    from genbo.cli.report import summary
+
     problem = context.assembled.problem
-    scores = at("start", problem.first())
+    scores = at("start", summary.at_start(problem))
     return _run(context, problem.spoken(problem.first()), at.batch.prompts, 0 * scores, scores, [])
 
 
@@ -130,6 +133,7 @@ def _run(
     return {
         "phi": dict(phi),
         "work": _spent(context, records[-1]) if records else 0,
+        "trials": len(records),
         "cost": records[-1]["cost"] if records else {"denoiser_calls": 0},
         "elapsed_s": records[-1]["elapsed_s"] if records else 0.0,
         "prompts": list(prompts),
@@ -168,28 +172,27 @@ def of_lambda(context: Context, document: Document) -> Document:
 
 
 class _Evaluated:
-    """Held-out scores of any phi, (N,) of the objective; what the run has drawn already is read."""
+    """Held-out scores of any answer, (N,) of the objective; what the run has drawn already is read."""
 
     def __init__(self, context: Context) -> None:
-        from genbo.cli.report import summary
-        from genbo.cli.stages import ascent, pretraining
+        from genbo.cli.stages import pretraining
         from genbo.diffusion.seed import batch_of
 
         a = context.assembled
         self.context = context
         self.batch = batch_of(a.held_out, context.job.evaluate.samples, a.seed.child("evaluate"))
-        nowhere = pretraining.kept_networks(context)
-        self.sides = ascent.sides_of(context, summary.at_start(a.problem), nowhere)
-        self.known: dict[tuple[float, ...], torch.Tensor] = {}
+        self.nowhere = pretraining.kept_networks(context)
+        self.known: dict[tuple[object, ...], torch.Tensor] = {}
 
-    def __call__(self, name: str, phi: torch.Tensor) -> torch.Tensor:
-
+    def __call__(self, name: str, answer: Tuned) -> torch.Tensor:
+        from genbo.cli.stages import ascent
         from genbo.cli.stages.holdout import evaluate_side
 
-        place = tuple(phi.tolist())
+        context = self.context
+        phi = context.assembled.at(answer.choices).settled(answer.phi)
+        place = (*{**context.job.tuning.starts(), **answer.choices}.values(), *phi.tolist())
         if place not in self.known:
-            context = self.context
-            problem = self.sides[0 if name == "start" else 1]
+            problem = ascent.sides_of(context, answer, self.nowhere)[0 if name == "start" else 1]
             side = evaluate_side(
                 context.run.path / "evaluation",
                 name,
@@ -203,10 +206,6 @@ class _Evaluated:
             weights = problem.reward_weights
             self.known[place] = weights @ side.scores[: len(weights)].double()
         return self.known[place]
-
-
-def _settled(problem: Problem, tuned: Tuned) -> torch.Tensor:
-    return problem.settled(tuned.phi)
 
 
 def _stops(records: Sequence[Mapping[str, Any]], points: int) -> list[int]:

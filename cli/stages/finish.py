@@ -36,9 +36,10 @@ def conclude(
     from genbo.cli.report.html import write_report
 
     run, a = context.run, context.assembled
-    process = process or a.problem.at(tuned.phi)
+    process = process or a.at(tuned.choices).at(tuned.phi)
     found = summary.Findings(
         problem=a.problem,
+        tuned_problem=a.at(tuned.choices),
         names=names_of(a),
         records=run.journal.records,
         tuned=tuned,
@@ -98,8 +99,10 @@ def export_tuned(context: Context, process: Process, document: Document) -> None
     held_out = document["held_out"]
     about = {
         "genbo": version(),
-        "tuned": {name: value["tuned"] for name, value in document["phi"].items()},
-        "start": {name: value["start"] for name, value in document["phi"].items()},
+        **{
+            side: {name: value[side] for name, value in {**document["phi"], **document.get("choices", {})}.items()}
+            for side in ("tuned", "start")
+        },
         "held_out": {key: held_out[key] for key in ("verdict", "difference", "interval", "samples", "prompts")},
         "reproduce": document["reproduce"],
     }

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from genbo.cli.job.choices import PREDICTION, Value
+from genbo.cli.job.job import Job
 from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.run.faults import fault
 from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
@@ -18,6 +20,7 @@ from genbo.cli.stages.context import Context
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genbo.bilevel.problem import Problem
     from genbo.bilevel.training.network_trainer import NetworkTrainer
     from genbo.bilevel.training.schedule_response import ScheduleResponse
     from genbo.schedules.schedule import Schedule
@@ -35,10 +38,20 @@ def kept_networks(context: Context) -> ChunkCache:
 
 
 def before(context: Context, kept: ChunkCache) -> None:
-    """The network trained under the schedule that the job starts at."""
-    learning = response_of(context)
+    """The network trained under the schedule that the job starts at, and one for each prediction to choose from."""
+    learning = response_of(context.assembled.problem)
     pretrain = learning.trainer.options.pretrain
     trained(context, kept, learning.trainer, learning.start, "start", pretrain, "training the network")
+    for value in others(context.job):
+        another = response_of(context.assembled.at({**context.job.tuning.starts(), PREDICTION: value}))
+        what = f"training the network that predicts {value}"
+        trained(context, kept, another.trainer, another.start, f"prediction-{value}", pretrain, what)
+
+
+def others(job: Job) -> list[Value]:
+    """Predictions to choose from beside the job's own."""
+    choice = job.choices.get(PREDICTION)
+    return [] if choice is None else [value for value in choice.values if value != choice.start]
 
 
 def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> NetworkTrainer:
@@ -46,7 +59,7 @@ def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> 
     from genbo.cli.stages.build import trainer_of
 
     assert context.assembled.data is not None
-    learning, options = response_of(context), context.assembled.lower
+    learning, options = response_of(context.assembled.problem), context.assembled.lower
     learner = trainer_of(context.job, context.assembled.data)
     learner.meter = context.assembled.problem.process.meter
     steps = options.pretrain + options.steps_of_update * context.job.budget.steps
@@ -55,10 +68,10 @@ def from_scratch(context: Context, kept: ChunkCache, phi: Tensor, name: str) -> 
     return learner
 
 
-def response_of(context: Context) -> ScheduleResponse:
+def response_of(problem: Problem) -> ScheduleResponse:
     from genbo.bilevel.training.schedule_response import ScheduleResponse
 
-    learning = context.assembled.problem.learning
+    learning = problem.learning
     assert isinstance(learning, ScheduleResponse)
     return learning
 

@@ -83,7 +83,8 @@ HEAD = ("step", "at", "reward", "gradient", "")
 
 def row(record: Record) -> tuple[str, ...]:
     """A step as the cells of `HEAD`; the last says what went wrong, if anything."""
-    at = ", ".join(f"{name} {number_format.numbers(value)}" for name, value in record["phi"].items())
+    chosen = [f"{name} {value}" for name, value in record.get("choices", {}).items()]
+    at = ", ".join([*chosen, *(f"{name} {number_format.numbers(value)}" for name, value in record["phi"].items())])
     grads = record["grad"]
     if all(g is None for g in grads):
         gradient = ""  # a search has none

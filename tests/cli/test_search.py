@@ -13,6 +13,7 @@ from genbo.bilevel.loop import Budget, begin
 from genbo.bilevel.searchers.grid import Grid
 from genbo.bilevel.searchers.random import Random
 from genbo.bilevel.trials import Candidate, NotTheSame
+from genbo.bilevel.variants import Variants
 from genbo.cli.commands.tune import tune
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.plan.counts import plan
@@ -123,13 +124,13 @@ def test_shares_are_linear_in_a_bounded_number_and_its_inverse_is_the_start(tmp_
     for share in (0.25, 0.5, 0.9):
         u = search_loop.coordinates(problem, Candidate((share,)))
         assert problem.value(u).item() == pytest.approx(10 * share)
-    assert search_loop.space_of(problem).first.shares == pytest.approx((0.4,))
+    assert search_loop.space_of(Variants(problem)).first.shares == pytest.approx((0.4,))
 
 
 def test_numbers_without_bounds_are_searched_around_their_start(tmp_path):
     made = job(tmp_path, tune={"timesteps": {"start": "uniform"}})
     problem = assemble(read_job(made)).problem
-    space = search_loop.space_of(problem)
+    space = search_loop.space_of(Variants(problem))
     assert space.first.shares == (0.5, 0.5, 0.5)
     assert torch.allclose(search_loop.coordinates(problem, space.first), begin(problem).u)
     corner = search_loop.coordinates(problem, Candidate((0.0, 1.0, 0.5))) - begin(problem).u
@@ -150,19 +151,18 @@ def test_a_candidate_that_misses_a_constraint_is_not_the_best(tmp_path):
 
 def test_a_trial_that_fails_is_skipped_and_one_without_any_success_ends_the_run(tmp_path, monkeypatch):
     a = assemble(read_job(job(tmp_path)))
-    scores = type(a.problem).scores
+    columns = type(a.problem).columns
 
     def fails_above(limit):
         def broken(self, phi, batch):
-            found = scores(self, phi, batch)
-            return found * (torch.nan if phi.max() > limit else 1.0)
+            return [seen * (torch.nan if phi.max() > limit else 1.0) for seen in columns(self, phi, batch)]
 
         return broken
 
-    monkeypatch.setattr(type(a.problem), "scores", fails_above(5.0))
+    monkeypatch.setattr(type(a.problem), "columns", fails_above(5.0))
     steps = list(search_loop.tune(a.problem, CandidateValue(), Grid(), a.prompts, Budget(9, 16), Seed(0)))
     assert len(steps) == 9 and {step.status for step in steps} == {"ok", "non_finite"}
-    monkeypatch.setattr(type(a.problem), "scores", fails_above(-1.0))
+    monkeypatch.setattr(type(a.problem), "columns", fails_above(-1.0))
     assert len(list(search_loop.tune(a.problem, CandidateValue(), Grid(), a.prompts, Budget(9, 16), Seed(0)))) == 3
 
 

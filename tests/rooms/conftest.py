@@ -22,6 +22,7 @@ ROOMS = {
     "tunable": "genbo.bilevel.tunables",
     "lower_solver": "genbo.bilevel.lower",
     "searcher": "genbo.bilevel.searchers",
+    "pruner": "genbo.bilevel.pruners",
     "estimator": "genbo.bilevel.estimators",
     "optimizer": "genbo.bilevel.optimizers",
 }

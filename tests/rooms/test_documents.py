@@ -73,6 +73,7 @@ def test_there_is_an_example_of_each_that_the_page_promises():
     assert sorted(path.rpartition("/")[0] for path in BLOCKS) == [
         "bilevel/estimators",
         "bilevel/lower",
+        "bilevel/pruners",
         "bilevel/searchers",
         "bilevel/tunables",
         "cli/report/sections",

@@ -60,7 +60,7 @@ model: {kind: gaussian, sampler: {kind: ddim, steps: 6}, guidance: 2}
 prompts: [right]
 tune: {guidance: {start: 2.0, bounds: [0, 4]}}
 reward: {kind: quadratic, target: 1.0}
-search: {kind: sobol}
+search: {kind: sobol, pruner: median}
 budget: {steps: 4, samples: 16}
 evaluate: {samples: 16}
 output: OUTPUT
@@ -136,6 +136,7 @@ def test_the_page_has_an_example_of_each_room_that_it_explains():
     assert sorted(Path(path).parent.as_posix() for path in FILES) == [
         "bilevel/estimators",
         "bilevel/lower",
+        "bilevel/pruners",
         "bilevel/searchers",
         "bilevel/tunables",
         "cli/report/sections",
@@ -147,7 +148,7 @@ def test_the_page_has_an_example_of_each_room_that_it_explains():
 
 def test_every_row_of_the_table_is_a_room_with_files():
     rows = re.findall(r"^\| an? [^|]+ \| `([\w/]+)/` \|", CONTRIBUTING, re.MULTILINE)
-    assert len(rows) == 10
+    assert len(rows) == 11
     for room in rows:
         assert any((ROOT / room).glob("[!_]*.py")), room
 
@@ -156,7 +157,7 @@ def contracts() -> list[str]:
     """What pytest is called with for the tests of `tests/rooms` that are about a file, over the examples alone."""
     classes = [re.search(r"^class (\w+)", text, re.MULTILINE)[1] for text in FILES.values()]  # type: ignore[index]
     chosen = " or ".join([*classes, *(f"{Path(path).stem}" for path in FILES)])
-    names = ("every_room", "rewards", "guidance_rules", "samplers", "tunables", "estimators", "searchers")
+    names = ("every_room", "rewards", "guidance_rules", "samplers", "tunables", "estimators", "searchers", "pruners")
     files = [*(f"tests/rooms/test_{name}.py" for name in names), "tests/bilevel/test_contracts.py"]
     return ["-p", "no:cacheprovider", "-rs", "-k", chosen, *files]
 

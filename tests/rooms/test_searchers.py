@@ -12,20 +12,25 @@ from genbo.bilevel.trials import Candidate, NotTheSame, Searcher, Space, Trial, 
 from genbo.diffusion.seed import Seed
 
 SPACE, TRIALS, FIRST = Space(("a", "b")), 30, Candidate((0.2, 0.9))
-WORDS = Space(("a",), {"kind": ("x", "y")})
+WORDS = Space(("a",), {"kind": ("x", "y")}, Candidate((0.2,), {"kind": "x"}))
+ONLY_WORDS = Space((), {"kind": ("x", "y", "z"), "size": ("1", "2")}, Candidate((), {"kind": "z", "size": "1"}))
+HALVED = (1.0, 0.25, 0.25, 0.5)  # shares of the samples, trial by trial
 
 
 def value(candidate: Candidate) -> float:
-    return -sum((share - 0.4) ** 2 for share in candidate.shares) if candidate.shares[0] <= 0.7 else math.nan
+    if any(share > 0.7 for share in candidate.shares[:1]):
+        return math.nan
+    return -sum((share - 0.4) ** 2 for share in candidate.shares) + (candidate.words.get("kind") == "y")
 
 
-def tried(searcher: Any, space: Space, number: int, seed: int = 0) -> list[Trial]:
+def tried(searcher: Any, space: Space, number: int, seed: int = 0, shares: tuple[float, ...] = (1.0,)) -> list[Trial]:
+    """Trials that are stopped early where their share of the samples, which is taken in turn, is below 1."""
     search, done = searcher.open(space, TRIALS, Seed(seed)), []
-    for _ in range(number):
+    for k in range(number):
         candidate = search.ask()
         assert search.ask() == candidate, "asked again before it is told, it gives the same candidate"
-        done.append(Trial(candidate, value(candidate)))
-        search.tell(done[-1].value)
+        done.append(Trial(candidate, value(candidate), share=shares[k % len(shares)]))
+        search.tell(done[-1].value, done[-1].share)
     return done
 
 
@@ -66,12 +71,19 @@ def test_the_first_candidate_is_where_the_space_says(searcher):
     assert tried(searcher, space, 1)[0].point.shares == pytest.approx(FIRST.shares)
 
 
-def test_resumed_it_goes_on_as_if_it_had_never_stopped(searcher):
-    whole, begun = tried(searcher, SPACE, 8), searcher.open(SPACE, TRIALS, Seed(0))
-    search = resumed(begun, whole[:6])
-    for trial in whole[6:]:
-        assert search.ask().shares == pytest.approx(trial.point.shares)
-        search.tell(trial.value)
+@pytest.mark.parametrize("shares", [(1.0,), HALVED])
+@pytest.mark.parametrize("space", [SPACE, WORDS, ONLY_WORDS], ids=["numbers", "both", "words"])
+def test_resumed_it_goes_on_as_if_it_had_never_stopped(searcher, space, shares):
+    """Stopped after any trial, whole trials or stopped ones, it makes the same trials."""
+    if searcher.why_not(space, TRIALS) is not None:
+        return
+    number = 8
+    whole = tried(searcher, space, number, shares=shares)
+    for stop in range(0, number, 3):
+        search = resumed(searcher.open(space, TRIALS, Seed(0)), whole[:stop])
+        for trial in whole[stop:]:
+            assert search.ask().shares == pytest.approx(trial.point.shares) and search.ask().words == trial.point.words
+            search.tell(trial.value, trial.share)
 
 
 def test_trials_that_are_not_its_own_are_refused(searcher):
@@ -85,4 +97,9 @@ def test_words_are_chosen_from_the_space_or_refused_in_a_sentence(searcher):
         assert "; " in reason, "say what to do instead"
         return
     found = tried(searcher, WORDS, 8)
-    assert {trial.point.words["kind"] for trial in found} <= {"x", "y"}
+    assert {trial.point.words["kind"] for trial in found} == {"x", "y"}
+    assert found[0].point.words == {"kind": "x"} and found[0].point.shares == pytest.approx((0.2,))
+    alone = tried(searcher, ONLY_WORDS, 8)
+    assert alone[0].point == ONLY_WORDS.first
+    for name, words in ONLY_WORDS.choices.items():
+        assert {trial.point.words[name] for trial in alone} <= set(words)

@@ -18,13 +18,16 @@ from genbo.cli.job.yaml_nodes import Node
 MAX_SAMPLES = 1_000_000
 ROUNDS = 4  # of a search for lambda, where the job does not give their number
 FACTOR = r"^[0-9]+(\.[0-9]+)?x$"  # 1.5x
+LATER = ("precision", "work")  # not written where they are not given, as jobs were written before there were any
 OF_THE_LEVEL = ("samples", "pool")  # which a search for lambda has under `lower`
 
 
 class BudgetJob(BaseModel):
-    """`samples` a step; `steps`, `denoiser_calls` or `minutes`, whichever is reached first, ends the tuning.
+    """`samples` a step; `steps`, `denoiser_calls`, `work` or `minutes`, whichever is reached first, ends the tuning.
 
     Without steps nothing is tuned, and the start is evaluated.
+
+    `work` is for a search: image forwards, plus twice the backwards, after which no further candidate begins.
 
     With a `pool` the samples of all steps come from that many, in turn. With `lower:` a step is a round. A search for
     lambda with a `precision` like 1.5x begins with a smaller bank and ends as soon as both ends of lambda's 95 %
@@ -37,6 +40,7 @@ class BudgetJob(BaseModel):
     samples: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] = 64
     pool: Annotated[int, Ge(2), Lt(MAX_SAMPLES + 1)] | None = None
     denoiser_calls: Annotated[int, Ge(1)] | None = None
+    work: Annotated[int, Ge(1)] | None = None
     minutes: Annotated[float, Gt(0)] | None = None
     precision: Annotated[str, Field(pattern=FACTOR)] | None = None
 
@@ -69,7 +73,7 @@ class BudgetSection(Section[BudgetJob]):
 
     def written(self, value: BudgetJob, level: Level) -> Any:
         unused: tuple[str, ...] = OF_THE_LEVEL if level.tilts else ()
-        unused += () if value.precision else ("precision",)  # as jobs were written before there was one
+        unused += tuple(key for key in LATER if getattr(value, key) is None)
         return {key: entry for key, entry in value.model_dump().items() if key not in unused}
 
 

@@ -1,4 +1,4 @@
-"""`tune`: the hyperparameters that are tuned, each with its start and its bounds."""
+"""`tune`: the hyperparameters that are tuned: numbers with their starts and bounds, choices with their values."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from typing import Any
 
 from pydantic import Field
 
-from genbo.cli.job import catalog, forms
+from genbo.cli.job import catalog, choice_reading, forms
+from genbo.cli.job.choices import Choice, TuneJob
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.paths import with_paths
 from genbo.cli.job.reader import Reader
 from genbo.cli.job.section import Entry, Level, Section
-from genbo.cli.job.sections.model import MODEL
+from genbo.cli.job.sections.lower import LOWER
+from genbo.cli.job.sections.model import MAX_STEPS, MODEL
 from genbo.cli.job.yaml_nodes import Node, below, node_of_value
 
 EXAMPLES = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable
 
 
-class TuneSection(Section[dict[str, Any]]):
+class TuneSection(Section[TuneJob]):
     key = "tune"
+    field = "tuning"
     missing = "missing; say what to tune, like tune: {guidance: {start: 1.0}}"
 
-    def read(self, reader: Reader) -> dict[str, Any] | None:
+    def read(self, reader: Reader) -> TuneJob | None:
         MODEL.of(reader)
         node = reader.at("tune")
         if node is None or not reader.mapping(node, "guidance: {start: 1.0}", empty=False):
             return None
         assert isinstance(node.value, dict)
-        found = {key: _tunable(reader, node, key, child) for key, child in node.value.items()}
+        found = {key: _entry(reader, node, key, child) for key, child in node.value.items()}
         _note_no_effect(reader, node, set(found))
-        return found if all(value is not None for value in found.values()) else None
+        if any(value is None for value in found.values()):
+            return None
+        choices = {key: value for key, value in found.items() if isinstance(value, Choice)}
+        return TuneJob({key: value for key, value in found.items() if key not in choices}, choices)
 
     def described(self) -> Entry:
-        """A key for each tunable, and `guidance.<option>` for each number of any rule."""
+        """A key for each tunable, `guidance.<option>` for each number of any rule, and every choice."""
         models = {name: catalog.model_of("tunables", name) for name in catalog.kinds("tunables")}
         entries: dict[str, Any] = {name: (model | None, None) for name, model in models.items()}
         rules = [catalog.hints_of(catalog.options_of("guidance", kind)) for kind in catalog.kinds("guidance")]
@@ -40,10 +46,43 @@ class TuneSection(Section[dict[str, Any]]):
         for option in sorted(numbers - {"weight"}):
             default = Field(default=None, alias=f"guidance.{option}")
             entries[f"guidance_{option}"] = (models["guidance"] | None, default)
+        for name in choice_reading.names():
+            entries[name.replace(".", "_")] = (forms.some(_values_of(name)) | None, Field(default=None, alias=name))
         return forms.mapping("Tune", **entries), ...
 
-    def written(self, value: dict[str, Any], level: Level) -> Any:
-        return {name: catalog.document_of("tunables", tunable) for name, tunable in value.items()}
+    def written(self, value: TuneJob, level: Level) -> Any:
+        numbers = {name: catalog.document_of("tunables", tunable) for name, tunable in value.tunables.items()}
+        return {**numbers, **{name: list(choice.values) for name, choice in value.choices.items()}}
+
+
+def _values_of(name: str) -> Any:
+    """The type of a choice's values, for the schema."""
+    part, _, option = name.partition(".")
+    if option == "kind":
+        return forms.names_of("samplers" if part == "sampler" else part)
+    hints = [
+        catalog.hints_of(catalog.options_of(room, kind)).get(option)
+        for room in ("samplers" if part == "sampler" else "lower",)
+        for kind in catalog.kinds(room)
+    ]
+    return next(catalog.typed(hint) for hint in hints if hint is not None)
+
+
+def _own(reader: Reader) -> choice_reading.Own | None:
+    """The parts of the job that may be chosen; None where the model has a mistake."""
+    model, lower = MODEL.of(reader), LOWER.of(reader)
+    if model is None:
+        return None
+    training = lower if lower is not None and lower.trains else None
+    return choice_reading.Own({"sampler": model.sampler, "guidance": model.guidance}, training, MAX_STEPS)
+
+
+def _entry(reader: Reader, parent: Node, key: str, node: Node) -> Any:
+    """A tunable, or a choice."""
+    if choice_reading.is_choice(key):
+        own = _own(reader)
+        return own and choice_reading.read_choice(reader, own, parent, key, node)
+    return _tunable(reader, parent, key, node)
 
 
 def tunable_options(rule: Kind) -> list[str]:
@@ -71,7 +110,7 @@ def _tunable(reader: Reader, parent: Node, key: str, node: Node) -> Any:
     name, _, option = key.partition(".")
     rule, names = reader.rule, catalog.kinds("tunables")
     if name not in names:
-        message = f"unknown tunable {name!r}{catalog.nearest(name, names)}"
+        message = f"unknown tunable {name!r}{catalog.nearest(key, [*names, *choice_reading.names()])}"
         return reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     if not reader.mapping(node, EXAMPLES.get(name, "start: 1.0, bounds: [0, 20]")):
         return None
