@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from genbo.diffusion.seed import Seed
 
 
+FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One place in a space: shares (P,) in [0, 1], and a word for each choice."""
@@ -85,6 +88,11 @@ def resumed(search: Search, told: Iterable[Trial], tolerance: float = 1e-9) -> S
             raise NotTheSame(f"trial {number} is not the one that this search asks for; start the search anew")
         search.tell(trial.value)
     return search
+
+
+def usual_trials(numbers: int) -> int:
+    """How many candidates cover a space of so many numbers."""
+    return FIRST + EACH * numbers
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

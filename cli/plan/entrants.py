@@ -5,8 +5,8 @@ Beside the job itself these are searchers, and the estimators of the paper as th
     work = image forwards + 2 x image backwards
 
 A backward pass costs about twice a forward pass. The work is that of the job's own tuning as it is planned; training
-and held-out evaluation, which all tuners share, are not in it. A searcher divides it into trials: `FIRST` and
-`EACH` more for every number, so many that its candidates cover the space, each on as many samples as are left.
+and held-out evaluation, which all tuners share, are not in it. A searcher divides it into `usual_trials`, so many that
+its candidates cover the space, each on as many samples as are left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from genbo.bilevel.trials import Candidate, Space
+from genbo.bilevel.trials import Candidate, Space, usual_trials
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind, read_job, read_text
@@ -31,7 +31,6 @@ from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
 OWN = "job"  # the tuner that the job itself names
-FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
 FEWEST = 4  # samples of a trial
 PUBLISHED = {"two_point": "central", "one_point": "one_point"}  # the paper's estimators, by the points of a difference
 
@@ -137,6 +136,8 @@ def _scaled(job: Job, share: float) -> BudgetJob:
     part, budget = math.sqrt(share), job.budget
     if job.tilts:
         return budget
+    if job.search is not None:  # its candidates still cover the space
+        return budget.model_copy(update={"samples": max(FEWEST, round(budget.samples * share))})
     samples = max(2, round(budget.samples * part))
     steps = max(1, round(budget.steps * budget.samples * share / samples))
     pool = None if budget.pool is None else max(samples, round(budget.pool * share))
@@ -157,7 +158,7 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
         return "a search over lambda keeps no level"
     options = catalog.options_of("searchers", kind)()
     space = Space(tuple(map(str, range(own.parameters))), first=Candidate())
-    wanted = [trials] if trials else [n * (FIRST + EACH * own.parameters) for n in (1, 2, 3)]
+    wanted = [trials] if trials else [n * usual_trials(own.parameters) for n in (1, 2, 3)]
     reasons = [options.why_not(space, count) for count in wanted]
     fitting = [count for count, reason in zip(wanted, reasons, strict=True) if reason is None]
     if not fitting:

@@ -24,6 +24,9 @@ def of_ascent(job: Job) -> Iterator[str]:
         yield f"only {job.evaluate.samples} of the {held_out} held-out prompts will be used; raise evaluate.samples"
     if job.search is None and job.budget.steps:
         yield from _better_otherwise(job)
+    if job.search is not None and job.auto_search is not None and job.auto_search[0] == job.search.kind:
+        size = f"{job.budget.steps} candidates of {job.budget.samples} samples"
+        yield f"search: {job.search.kind} is what auto takes here: {size}; write optimizer: newton to follow gradients"
 
 
 def _better_otherwise(job: Job) -> Iterator[str]:
