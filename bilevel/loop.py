@@ -21,6 +21,7 @@ from torch import Tensor
 from genbo.bilevel.emphasis import Emphasis, emphasis_of, updated
 from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
 from genbo.bilevel.protocols import Estimate, Optimizer
+from genbo.bilevel.tunables.guidance import EDGE, NUDGED
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step
@@ -119,9 +120,13 @@ class TuningStep:
 
 
 def begin(problem: Problem) -> State:
-    """The state before the first step."""
+    """The state before the first step; a number on a bound begins inside, where the link is not yet flat."""
     none = torch.zeros(len(problem.constraints), dtype=torch.float64)
-    return State(problem.coordinates(problem.first()), multipliers=none, integral=none)
+    u = problem.coordinates(problem.first())
+    bounded = torch.tensor([b is not None for t in problem.tunables for b in t.bounds_of(problem.process.steps)])
+    on_bound = bounded & (torch.minimum(u.sigmoid(), (-u).sigmoid()) <= EDGE * (1 + 1e-6))
+    nudged = torch.where(u < 0, NUDGED, 1 - NUDGED).to(u).logit()
+    return State(nudged.where(on_bound, u), multipliers=none, integral=none)
 
 
 def tune(
