@@ -76,6 +76,15 @@ class State:
 
 
 @dataclass(frozen=True)
+class Lap:
+    """Candidates `members` (M, P) in u on common samples: how far each is `ahead` of the first, and its error, (M,)."""
+
+    members: Tensor
+    ahead: Tensor
+    ahead_se: Tensor
+
+
+@dataclass(frozen=True)
 class TuningStep:
     """One step: where it stood, what it saw there, and the state that follows.
 
@@ -90,14 +99,16 @@ class TuningStep:
         value_se: its standard error over the samples.
         gaps: each constraint minus its level, (C,); below 0 it is violated.
         multipliers: as they stood in the gradient, (C,).
-        status: "ok"; "non_finite" where a score or the gradient is no number; "flat" where the gradient is exactly 0.
-            The point moves after "ok" alone.
+        status: "ok"; "non_finite" where a score or the gradient is no number; "flat" where the gradient is exactly 0;
+            "raced" where candidates were compared. The point moves after "ok" alone.
         state: what follows, to go on from.
         indirect: the part of `grad` that a network in training answers with, (P,), where there is one.
         apart: the distance of two estimates of that answer, relative to the gradient's length.
         width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
         emphasis: how much each prompt counted, where the objective is not the mean.
         objective: of a search, the value less what missed constraints cost, which it is told.
+        lap: of a race, how its candidates did.
+        not_raced: of the step at which a race could have begun, why there is none.
     """
 
     index: int
@@ -117,6 +128,8 @@ class TuningStep:
     width: float = 0.0
     emphasis: Emphasis | None = None
     objective: float | None = None
+    lap: Lap | None = None
+    not_raced: str | None = None
 
 
 def begin(problem: Problem) -> State:
@@ -155,12 +168,8 @@ def tune(
     Raises:
         TrainingDiverged: where a network that is trained between steps leaves the finite numbers.
     """
-    state = state or begin(problem)
-    meter, learning = problem.process.meter, problem.learning
-    if learning is not None and state.learning:
-        learning.load(state.learning)
-    for name, spent in state.cost.items():
-        setattr(meter, name, spent)
+    state, meter = state or begin(problem), problem.process.meter
+    go_on(problem, state)
     while state.steps < budget.steps and state.wasted < PATIENCE:
         if budget.denoiser_calls is not None and meter.denoiser_calls >= budget.denoiser_calls:
             return
@@ -169,6 +178,14 @@ def tune(
         step = _step(problem, estimator, optimizer, batch, budget, seed.child("tune", state.steps), state, emphasis)
         yield step
         state = step.state
+
+
+def go_on(problem: Problem, state: State) -> None:
+    """Puts the meter, and a network in training, to where a state has them."""
+    if problem.learning is not None and state.learning:
+        problem.learning.load(state.learning)
+    for name, spent in state.cost.items():
+        setattr(problem.process.meter, name, spent)
 
 
 def batch_of_step(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genbo.cli.report import root_words
+from genbo.cli.report import race_words, root_words
 from genbo.cli.report.ascent_summary import Ascent, HeldOut, Names
 from genbo.cli.report.method import Method
 from genbo.cli.report.records import AnswerRecord, PhiValue, StepRecord
@@ -33,7 +33,7 @@ class Tuned:
 
     phi: Tensor
     se: list[float | None]
-    method: str  # root | mean | start | last | curve | best
+    method: str  # root | mean | start | last | curve | best | raced
     interval: Sequence[tuple[float, float] | None] | None = None  # of 95 %
     kinds: Sequence[str | None] | None = None  # interior | lower_bound | upper_bound | undetermined | unsettled
     answer: AnswerRecord | None = None  # the key of report.json
@@ -81,6 +81,7 @@ def report_of(found: Findings) -> RunReport:
         for row in (held_out, *rewards.values(), *keep.values()):
             if row is not None:
                 row.verdict = None
+    race = race_words.record_of(found.records)
     report = RunReport(
         schema=SCHEMA,
         genbo=version(),
@@ -98,6 +99,7 @@ def report_of(found: Findings) -> RunReport:
         estimator=EstimatorRecord.model_validate(dict(found.estimator)),
         steps=[StepRecord.model_validate(dict(record)) for record in found.records],
         search=method.document(),
+        **({} if race is None else {"race": race}),
         trust=[],
         use=Use(),
         job=found.job,
@@ -130,7 +132,9 @@ def tuned_of(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
     here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")), width=width)
     intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
     answer = root_words.record_of(here, root_words.labels_of(problem))
-    return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
+    tuned = Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
+    won = race_words.winner(problem, records)
+    return tuned if won is None else Tuned(won, [None] * problem.parameters, "raced")
 
 
 def _best_of(problem: Problem, trials: Sequence[Mapping[str, Any]]) -> Tuned:
