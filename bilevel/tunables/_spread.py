@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N = TypeVar("N", bound=Any)  # a float, or a tensor with a row a member
-EDGE = 1e-4  # of the range: a start on a bound begins this far inside, where the link still moves
+EDGE = 1e-4  # of the range: a number on a bound is measured this far inside, where it has coordinates
+NUDGED = 1e-2  # of the range: steps along a gradient begin this far inside, where the link still moves
 
 
 @dataclass(frozen=True)
