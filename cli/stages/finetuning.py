@@ -150,7 +150,7 @@ def trained(context: Context, last: Round, lam: float, factor: float, kept: Chun
     write_tensors(place, tensors(training.model), words_now(True))
     now = words_now(True)
     kept.elapsed_s += now["elapsed_s"] - before["elapsed_s"]
-    return training.process
+    return replace(a.problem.process, model=training.model)  # drawn by the job's own sampler
 
 
 def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, Any] | None) -> Training:
@@ -159,8 +159,8 @@ def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, A
     assert context.job.finetune is not None
     options: Finetune = context.job.finetune.options
     seed = a.seed.child("finetune")
-    if options.method == "gradient":
-        return options.gradient(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
+    if options.method != "weighted":
+        return options.by_reward(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
     bank = bank_at(last.banks, lam)
     return options.tilted(a.problem.process, a.prompts, bank, lam, seed, state=begun)
 
