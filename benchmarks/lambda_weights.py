@@ -26,13 +26,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.lambda_baselines import LastSteps, Policy
+from benchmarks.lambda_weights_table import METHODS, Scores, table
 from benchmarks.paper_table import Cell, spent
 from genbo.bilevel.lower.finetune import Finetune, noisy
 from genbo.bilevel.lower.reweight import Reweight
@@ -42,21 +43,18 @@ from genbo.bilevel.regularization.curve import matched, optimum, trace
 from genbo.bilevel.scoring import Weighted, total
 from genbo.bilevel.training.finetuning import Training
 from genbo.bilevel.training.memoryless import memoryless, sample_with_path_kl
-from genbo.bilevel.verdict import Comparison, compare
 from genbo.cli.job.job import read_job
-from genbo.cli.report import number_format
 from genbo.cli.run.tensors import read_tensors, write_tensors
 from genbo.cli.stages.build import Assembled, assemble
 from genbo.diffusion.path_kl import sample_with_kl
 from genbo.diffusion.process import Process
-from genbo.diffusion.sample import Rows, sample
+from genbo.diffusion.sample import sample
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 REWARDS = {
     "aesthetic": "{kind: aesthetic, pretrained: emoji-style}",
     "both": "[{kind: aesthetic, pretrained: emoji-style}, {kind: compressibility, weight: 2}]",
 }
-METHODS = ("adjoint", "adjoint-0.1", "adjoint-10", "draft", "policy", "policy-0.1", "weighted", "gradient")
 LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)  # shares of the work at which a baseline is looked at
 KL_OF_THE_PAPER_CASE = 0.33  # where no lambda is best
 
@@ -72,9 +70,9 @@ class Sizes:
     held_out: int = 8
     paths: int = 256
     fine: int = 20
-    steps: int = 80
+    steps: int = 60
     rows: int = 64
-    path_steps: int = 20
+    path_steps: int = 10
     lr: float = 1e-3
     rank: int = 16
     last: int = 2
@@ -84,99 +82,7 @@ class Sizes:
 QUICK = Sizes(4, prompts=2, held_out_prompts=2, tuned=2, held_out=1, paths=2, fine=4, steps=2, rows=2, path_steps=4)
 
 
-# -- baselines ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LastSteps:
-    """Minus the mean of r2, with gradients through the last steps of the process' own sampler."""
-
-    prompts: Sequence[str]
-    reward: Weighted
-    last: int
-    rows: int
-    seed: Seed
-
-    def backward(self, process: Process, step: int) -> float:
-        loss, batch = 0.0, batch_of(self.prompts, self.rows, self.seed.child("draws", step))
-        for chunk in batch.chunks(process.batch):
-            rows = Rows(process, chunk)
-            x, memory, state = rows.first(), (), None
-            for i in range(rows.steps):
-                with torch.set_grad_enabled(i >= rows.steps - self.last):
-                    x, memory, state = rows.step(i, x, memory, state, rows.fresh())
-            images = process.model.decode(x)
-            process.meter.reward_images += len(images)
-            live = -total(self.reward, images, chunk.prompts).sum() / self.rows
-            live.backward()
-            loss += live.item()
-        return loss
-
-
-@dataclass(frozen=True)
-class Policy:
-    """KL(path || path of p0) - E[r2] / lambda by the score of the path: r2 above its prompt's mean, times log p."""
-
-    base: Process
-    prompts: Sequence[str]
-    reward: Weighted
-    usual: Mapping[str, float]
-    lam: float
-    rows: int
-    seed: Seed
-
-    def backward(self, process: Process, step: int) -> float:
-        loss, batch = 0.0, batch_of(self.prompts, self.rows, self.seed.child("draws", step))
-        for chunk in batch.chunks(process.batch):
-            states = self._path(process, chunk)
-            with torch.no_grad():
-                r = total(self.reward, process.model.decode(states[-1]), chunk.prompts)
-                process.meter.reward_images += len(r)
-            better = (r - torch.tensor([self.usual[p] for p in chunk.prompts], device=r.device)) / self.lam
-            own, base = Rows(process, chunk), Rows(self.base, chunk)
-            for i in range(own.steps):
-                live = self._one_step(own, base, i, states, better).sum() / self.rows
-                live.backward()
-                loss += live.item()
-        return loss
-
-    def _path(self, process: Process, chunk: Batch) -> list[Tensor]:
-        rows = Rows(process, chunk)
-        with torch.no_grad():
-            states = [rows.first()]
-            for i in range(rows.steps):
-                states.append(rows.step(i, states[-1], (), None, rows.fresh())[0])
-        return states
-
-    def _one_step(self, own: Rows, base: Rows, i: int, states: Sequence[Tensor], better: Tensor) -> Tensor:
-        with torch.no_grad():
-            there = base.denoise(i, states[i], None)
-            mean_0, scale = self.base.sampler.transition(own.at(i), states[i], there.x_0, there.eps)  # type: ignore[attr-defined]
-        now = own.denoise(i, states[i], None)
-        mean, _ = self.base.sampler.transition(own.at(i), states[i], now.x_0, now.eps)  # type: ignore[attr-defined]
-        drawn = scale > 0
-        unit = torch.where(drawn, scale, 1.0).double()
-
-        def square(x: Tensor) -> Tensor:
-            return (x.double() / unit).square().where(drawn, 0.0).flatten(1).sum(1) / 2
-
-        return better * square(states[i + 1] - mean) + square(mean - mean_0)
-
-
 # -- what is measured --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Both rewards (N,) on fresh seeds of the tuning prompts, and the same on the held-out ones where it was asked."""
-
-    r1: Tensor
-    r2: Tensor
-    held_r1: Tensor
-    held_r2: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        return vars(self)
 
 
 @dataclass
@@ -203,14 +109,14 @@ class Bench:
 
     @cached_property
     def bank(self) -> Bank:
-        file = self.folder / "bank.safetensors"
-        found = read_tensors(file, {"sizes": asdict(self.sizes)})
+        file, words = self.folder / "bank.safetensors", {"samples": self.sizes.bank, "prompts": len(self.prompts)}
+        found = read_tensors(file, words)
         if found is None:
             own = (self.process, self.prompts, self.a.problem.rewards, self.a.lower_rewards)
             new = Sampled(*own, Seed(0).child("bank"), samples_too=True).draw(0, self.sizes.bank, None)
             assert new.x is not None
             found = {"r1": new.r1, "r2": new.r2, "x": new.x.contiguous()}
-            write_tensors(file, found, {"sizes": asdict(self.sizes)})
+            write_tensors(file, found, words)
         return Bank(found["r1"], found["r2"], torch.zeros_like(found["r1"]), found["x"])
 
     @cached_property
@@ -394,117 +300,6 @@ def run(asked: argparse.Namespace, sizes: Sizes) -> None:
 
 def _laws(bench: Bench) -> Cell:
     return {"laws": {f"{factor:g}": bench.law(factor) for factor in (1.0, 0.1, 10.0)}}
-
-
-# -- the table ---------------------------------------------------------------------------------------------------------
-
-
-class OneSeed:
-    """What was kept of a seed, read again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.about = self.cell("about")
-        sizes = self.about["sizes"]
-        self.prompts = [c for c in range(sizes["prompts"]) for _ in range(sizes["tuned"])]
-        self.held = [c for c in range(sizes["held_out_prompts"]) for _ in range(sizes["held_out"])]
-
-    def cell(self, name: str) -> Cell:
-        found: Cell = json.loads((self.folder / f"{name}.json").read_text())
-        return found
-
-    def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.json").is_file()
-
-    def scores(self, name: str) -> Scores:
-        found = read_tensors(self.folder / f"{name}.safetensors", {})
-        assert found is not None
-        return Scores(**found)
-
-    def row(self, name: str) -> Cell:
-        cell, law = self.cell(name), self.about["laws"]["1"]
-        start, now = self.scores("start"), self.scores(name)
-        gain = _compared(start.r2, now.r2, self.prompts)
-        told = {k: cell[k] for k in ("lam", "work", "seconds", "peak_gib", "steps", "kl", "kl_se", "kl_ddim")}
-        told |= {"share": gain.difference / law["r2"], "kl_over_law": cell["kl"] / law["kl"], "r2": _told(gain)}
-        told["r1"] = _told(_compared(start.r1, now.r1, self.prompts))
-        told["held_r2"] = _told(_compared(start.held_r2, now.held_r2, self.held, fresh=True))
-        told["held_r1"] = _told(_compared(start.held_r1, now.held_r1, self.held, fresh=True))
-        if name != "adjoint" and self.has("adjoint"):
-            ours = self.scores("adjoint")
-            told["r2_from_adjoint"] = _told(_compared(ours.r2, now.r2, self.prompts))
-            told["r1_from_adjoint"] = _told(_compared(ours.r1, now.r1, self.prompts))
-            if cell["looks"]:
-                told["r1_at_our_r2"] = self._matched(name, cell, start, ours)
-        return told
-
-    def _matched(self, name: str, cell: Cell, start: Scores, ours: Scores) -> Cell | None:
-        """A baseline's r1 less ours at our r2, between the two looks that hold it; None where it is never reached."""
-        points = [start, *(self.scores(f"{name}@{n + 1}") for n in range(len(cell["looks"])))]
-        level = ours.r2.mean()
-        for a, b in pairwise(points):
-            low, high = a.r2.mean(), b.r2.mean()
-            if low <= level <= high and high > low:
-                t = (level - low) / (high - low)
-                return _told(_compared(ours.r1, (1 - t) * a.r1 + t * b.r1, self.prompts))
-        return None
-
-
-def _compared(before: Tensor, after: Tensor, prompts: Sequence[int], *, fresh: bool = False) -> Comparison:
-    return compare(before, after, [str(c) for c in prompts], fresh_prompts=fresh)
-
-
-def _told(found: Comparison) -> Cell:
-    return {"difference": found.difference, "interval": list(found.interval)}
-
-
-def table(out: Path) -> str:
-    """Markdown, and table.json beside it."""
-    text, document = [], {}
-    for folder in sorted(path for path in out.iterdir() if path.is_dir()):
-        seeds = {path.name: OneSeed(path) for path in sorted(folder.glob("seed-*")) if (path / "about.json").is_file()}
-        rows = {n: {m: s.row(m) for m in METHODS if s.has(m)} for n, s in seeds.items()}
-        document[folder.name] = {n: {"about": s.about, "rows": rows[n]} for n, s in seeds.items()}
-        text += [f"## r2 = {folder.name}", "", *(_law_line(n, s) for n, s in seeds.items()), "", HEAD, RULE]
-        text += [_line(n, m, row) for m in METHODS for n in rows for row in [rows[n].get(m)] if row]
-        text.append("")
-    (out / "table.json").write_text(json.dumps(document, indent=1))
-    found = "\n".join(text)
-    (out / "table.md").write_text(found)
-    return found
-
-
-TITLES = (
-    *("method", "seed", "share of the law's r2", "r2, tuned prompts", "r1, tuned", "r2, held-out", "r1, held-out"),
-    *("path KL / law's", "r2 from adjoint", "r1 from adjoint", "r1 at adjoint's r2", "network rows", "seconds", "GiB"),
-)
-HEAD = "| " + " | ".join(TITLES) + " |"
-RULE = "|" + "---|" * len(TITLES)
-
-
-def _law_line(name: str, seed: OneSeed) -> str:
-    laws = (
-        f"at {factor} lambda r2 {law['r2']:+.3f}, r1 {law['r1']:+.4f}, KL {law['kl']:.3g} ({law['verdict']})"
-        for factor, law in seed.about["laws"].items()
-    )
-    return f"- {name}: lambda {seed.about['lam']:.3g} ({seed.about['kind']}); the law " + "; ".join(laws)
-
-
-def _line(seed: str, method: str, row: Cell) -> str:
-    def change(key: str) -> str:
-        found = row.get(key)
-        return "" if found is None else number_format.change(found["difference"], tuple(found["interval"]))
-
-    reached = "never reached" if "r1_at_our_r2" in row and row["r1_at_our_r2"] is None else change("r1_at_our_r2")
-    cells = [
-        method,
-        seed.removeprefix("seed-"),
-        f"{row['share']:.2f}",
-        *map(change, ("r2", "r1", "held_r2", "held_r1")),
-    ]
-    cells += [f"{row['kl_over_law']:.2f}", change("r2_from_adjoint"), change("r1_from_adjoint"), reached]
-    cells += [f"{row['work']:,}", f"{row['seconds']:.0f}", f"{row['peak_gib']:.1f}"]
-    return "| " + " | ".join(cells) + " |"
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ class Searching:
         options: Finetune = self.job.finetune.options
         laws, pairs = 1 + len(self.job.finetune.also), min(self.job.evaluate.samples, PAIRS)
         tuned = self.drawn(pairs)
-        paths = self.drawn(min(pairs, PATHS), self._noisy, scored=False) * 2  # the tuned and the pretrained network
+        paths = self.drawn(min(pairs, PATHS), scored=False) * 2  # the tuned and the pretrained network
         seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
         if self.job.data is not None and self.job.data.of_model:
             seen += self.drawn(pairs, scored=False)

@@ -178,19 +178,18 @@ def side_of(context: Context, process: Process, name: str, judge: Problem, batch
 
 
 def path_kl(context: Context, process: Process, factor: float, batch: Batch, kept: ChunkCache) -> tuple[float, float]:
-    """Mean KL of the paths from those of the pretrained model, under DDIM with eta = 1, and its standard error."""
+    """Mean KL of the memoryless paths from those of the pretrained model, and its standard error."""
     import torch
 
-    from genbo.bilevel.lower.finetune import noisy
+    from genbo.bilevel.training.memoryless import memoryless, sample_with_path_kl
     from genbo.cli.plan.counts import PATHS
-    from genbo.diffusion.path_kl import sample_with_kl
 
-    base, tuned = noisy(context.assembled.problem.process), noisy(process)
+    base, tuned = memoryless(context.assembled.problem.process), memoryless(process)
     few = type(batch)(batch.prompts[:PATHS], batch.seeds[:PATHS])
 
     def part(chunk: Batch) -> Tensor:
         with torch.no_grad():
-            return sample_with_kl(tuned, base, chunk)[1].cpu()
+            return sample_with_path_kl(tuned, base, chunk)[1].cpu()
 
     def one(chunk: Batch) -> Mapping[str, Tensor]:
         return {"kl": torch.cat(list(base.over(chunk, part)))}
