@@ -31,6 +31,8 @@ def test_answers_are_judged_by_the_curve(tmp_path):
     line = {"problem": "guidance", "method": "grid", "share": 1, "seed": 0, "phi": [2.25], "start": [1.0]}
     at_top, beside = ahead.by_curve([line, {**line, "phi": [4.5]}], place)
     assert at_top["best"] - at_top["gain"] == pytest.approx(0.0, abs=1e-3)
+    (without,) = ahead.by_curve([{key: line[key] for key in line if key != "start"}], place)
+    assert without["gain"] == at_top["gain"]
     assert at_top["gain"] - beside["gain"] == pytest.approx(math.log(2) ** 2 / 10, abs=1e-3)
 
 
