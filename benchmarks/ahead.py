@@ -318,6 +318,15 @@ def _best(lines: Sequence[Line]) -> float:
     return max(max(line["gain"], line.get("best", line["gain"])) for line in lines)
 
 
+def _start_of(problem: str) -> float:
+    """The example's own, for runs that were written down without it."""
+    from genbo.cli.job.job import read_job
+
+    job = read_job(ROOT / "examples" / PROBLEMS[problem].example)
+    ((start,),) = (tunable.numbers(job.steps) for tunable in job.tune.values())
+    return start
+
+
 def by_curve(lines: Sequence[Line], place: Path) -> list[Line]:
     """The same runs, with gains by the true curve."""
     from benchmarks.ahead_curve import read
@@ -329,7 +338,7 @@ def by_curve(lines: Sequence[Line], place: Path) -> list[Line]:
         if "failed" in line:
             found.append(line)
             continue
-        start = value(line["start"][0])
+        start = value(line["start"][0] if "start" in line else _start_of(line["problem"]))
         found.append({**line, "gain": value(line["phi"][0]) - start, "best": top - start})
     return found
 

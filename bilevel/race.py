@@ -34,7 +34,7 @@ from genbo.diffusion.seed import Seed
 
 FEWEST = 5  # steps of a budget in which there is room for a race
 PART = 10  # the steps over this are raced, one at least
-CLEAR = 3.0  # standard errors by which a gain is beyond doubt
+CLEAR = 2.0  # standard errors by which a gain is clear
 SURE = 2.5  # standard errors by which a candidate must be ahead of the answer
 APART = 0.05  # in u: candidates that are nearer to each other are one
 ASIDE = 1e-5  # in u: a place where the weight may be 1 is measured this far from it, so all candidates cost the same

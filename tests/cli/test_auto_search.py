@@ -29,3 +29,13 @@ def test_with_less_work_a_search_has_as_many_candidates(tmp_path):
     own, rival = entrants_of(job, ["gp"], tmp_path, share=0.25).each
     assert (own.job.budget.steps, own.job.budget.samples) == (16, 96)
     assert (rival.job.budget.steps, rival.job.budget.samples) == (16, 96)
+
+
+def test_check_names_a_start_on_a_bound():
+    """A search measures a bound as it is, so only steps along a gradient begin inside."""
+    root = Path(__file__).parents[2] / "examples" / "guidance.yaml"
+    on, inside = (plan(read_job(root, [f"tune.guidance.start={start}"])).warnings for start in (0, 1))
+    assert any("the start is on a bound" in note for note in on)
+    assert not any("on a bound" in note for note in inside)
+    searched = read_job(root, ["tune.guidance.start=0", "search=gp"])
+    assert not any("on a bound" in note for note in plan(searched).warnings)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from genbo.bilevel.optimizers.adam import Adam
+from genbo.cli.commands import show
 from genbo.cli.commands.tune import tune
 from genbo.cli.job.job import read_job
 from genbo.cli.plan.counts import plan
@@ -46,7 +47,7 @@ def astray(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a_run_that_goes_astray_ends_at_its_start_and_costs_what_was_planned(tmp_path, astray):
+def test_a_run_that_goes_astray_ends_at_its_start_and_costs_what_was_planned(tmp_path, astray, capsys):
     result = tune(job(tmp_path)).result()
     steps, document = lines(tmp_path), result.document
     assert [step["status"] for step in steps] == ["ok"] * 18 + ["raced"] * 2
@@ -54,6 +55,7 @@ def test_a_run_that_goes_astray_ends_at_its_start_and_costs_what_was_planned(tmp
     assert document["race"]["raced"] and "the start is" in document["race"]["text"]
     assert any("takes its place" in remark["text"] for remark in document["trust"])
     assert "the start is" in (tmp_path / "run" / "report.html").read_text()
+    assert show.run(tmp_path / "run") == 0 and "takes its place" in " ".join(capsys.readouterr().out.split())
     total = plan(read_job(job(tmp_path))).total
     counts = ("denoiser_calls", "reward_images")
     assert [document["cost"][name] for name in counts] == [getattr(total, name) for name in counts]
