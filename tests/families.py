@@ -76,7 +76,8 @@ def vae(channels: int = 4, **config: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 32),
+        block_out_channels=(16, 16),
+        norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=channels,
@@ -90,11 +91,12 @@ def unet(**config: Any) -> Any:
 
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 64),
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=8,
+        attention_head_dim=2,  # which diffusers takes for the number of heads
         **config,
     )
 
@@ -255,7 +257,7 @@ def pixels(classes: int | None = None) -> Any:
 
     return UNet2DModel(
         sample_size=8,
-        block_out_channels=(32, 32),
+        block_out_channels=(16, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
