@@ -106,14 +106,16 @@ class Rows:
         self.prompts = [batch.prompts[i] for i in sample_of_row.tolist()]
         self.sample_of_row = sample_of_row.to(model.device)
         self.cond, self.both = _conditions(process, batch, self.sample_of_row, bool(self.guided.any()))
-        self.noise = Noise(batch.seeds, model.shape)
+        self.noise = Noise(batch.seeds, model.shape, 1 + self.steps * process.sampler.stochastic)
 
     # -- noise -------------------------------------------------------------------------------------------------------
 
     def first(self, start: Tensor | None = None) -> Tensor:
-        """x_T, from noise that is given (N, *shape) or from each sample's own, which is drawn in any case."""
-        own = self.noise.draw()
-        return self._spread(own if start is None else start) * self.process.grid.noise_scale
+        """x_T, from noise that is given (N, *shape) or from each sample's own. Later draws do not depend on which."""
+        if start is None or self.process.sampler.stochastic:
+            own = self.noise.draw()
+            start = own if start is None else start
+        return self._spread(start) * self.process.grid.noise_scale
 
     def fresh(self) -> Tensor | None:
         """The noise of the next step, where the sampler wants any."""

@@ -7,11 +7,14 @@ difference can be given the same noise.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+IN_ORDER = 15  # numbers that torch draws at once as it draws them one by one; of more it makes whole vectors
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,37 @@ def batch_of(prompts: Sequence[str], samples: int, seed: Seed, *, shuffle: bool 
 
 
 class Noise:
-    """Standard normal draws in float32 on the CPU, one generator a sample; `draw` gives the next (N, *shape)."""
+    """Standard normal draws in float32 on the CPU, each sample's from its own seed; `draw` gives the next (N, *shape).
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    Args:
+        seeds: One for each sample.
+        shape: The shape of one sample's draw.
+        draws: How many draws there will be at most; IndexError beyond them. Their numbers do not depend on it.
+    """
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], draws: int = 1) -> None:
+        self.seeds, self.shape, self.draws, self.left = seeds, shape, draws, draws
+        self.numbers = math.prod(shape)
+        # Draws of few numbers are made several at a time, since most of the cost of each is the call.
+        self.at_once = max(1, min(draws, IN_ORDER // max(self.numbers, 1)))
+        self.ahead: list[Tensor] = []
+        self.generators: list[torch.Generator] = []
 
     def draw(self) -> Tensor:
-        noise = torch.empty(len(self.generators), *self.shape)
-        for row, generator in zip(noise, self.generators, strict=True):
-            torch.randn(self.shape, generator=generator, out=row)
-        return noise
+        if not self.left:
+            raise IndexError(f"no more than {self.draws} draws of noise were asked for")
+        self.left -= 1
+        if not self.ahead:
+            noise = torch.empty(len(self.seeds), self.at_once * self.numbers)
+            for row, generator in zip(noise.unbind(), self._generators(), strict=True):
+                row.normal_(generator=generator)
+            self.ahead = [part.reshape(len(self.seeds), *self.shape) for part in noise.chunk(self.at_once, dim=1)]
+        return self.ahead.pop(0)
+
+    def _generators(self) -> Iterable[torch.Generator]:
+        """One for each sample. Where all draws are made at once, a single generator serves the samples in turn."""
+        if self.draws == self.at_once:
+            one = torch.Generator("cpu")
+            return (one.manual_seed(seed) for seed in self.seeds)
+        self.generators = self.generators or [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
+        return self.generators

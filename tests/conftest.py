@@ -72,12 +72,16 @@ def nothing_from_elsewhere() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What was imported for the tests stays to their end, so no search for garbage looks at it again."""
+    """What was imported for the tests stays to their end, so no search for garbage looks at it again.
+
+    Later searches are seldom: a test leaves little, and most of what it leaves goes without one.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(20_000, 50, 100)
         gc.enable()
 
 

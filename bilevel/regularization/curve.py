@@ -16,7 +16,7 @@ are several, the highest F has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -271,17 +271,32 @@ def falling_root(
 ) -> tuple[float, int]:
     """Where g falls through 0 between low and high, and how often g was asked.
 
-    By bisection of the logarithm until both are within the tolerance, and on a line through g there.
+    In the logarithm, by interpolation that is truncated and projected (Oliveira & Takahashi 2020,
+    doi:10.1145/3423597), until both ends are within the tolerance, and on a line through g there. A smooth g is asked
+    a few times, and no g much oftener than by bisection.
     """
-    evaluations, at = 0, dict[float, float]()
-    while math.log(high / low) > tolerance:
-        middle, evaluations = math.sqrt(low * high), evaluations + 1
-        at[middle] = g(middle)
-        low, high = (middle, high) if at[middle] > 0 else (low, middle)
-    if low not in at or high not in at or not math.isfinite(at[low] - at[high]):
-        return math.sqrt(low * high), evaluations
-    share = at[low] / (at[low] - at[high])
-    return low * (high / low) ** share, evaluations
+    a, b = math.log(low), math.log(high)
+    first, at = b - a, dict[float, float]()
+    most = math.ceil(math.log2(max(first / tolerance, 1.0))) + 1
+    while b - a > tolerance:
+        x = middle = (a + b) / 2
+        if (line := _on_the_line(at, a, b)) is not None:
+            away = math.copysign(1.0, middle - line)
+            shift = max(0.2 / first * (b - a) ** 2, tolerance / 2)  # past the root, so that the other end moves too
+            x = line + away * shift if shift <= abs(middle - line) else middle
+            slack = tolerance * 2.0 ** (most - len(at) - 1) - (b - a) / 2
+            x = x if abs(x - middle) <= slack else middle - away * slack
+        at[x] = g(math.exp(x))
+        a, b = (x, b) if at[x] > 0 else (a, x)
+    line = _on_the_line(at, a, b)
+    return math.exp((a + b) / 2 if line is None else line), len(at)
+
+
+def _on_the_line(at: Mapping[float, float], a: float, b: float) -> float | None:
+    """Where the line through the values at both ends is 0; None where one of them is not known."""
+    if a not in at or b not in at or not math.isfinite(at[a] - at[b]):
+        return None
+    return a + (b - a) * at[a] / (at[a] - at[b])
 
 
 def matched(solve: SolveLaw, of: Callable[[Law], Measured], level: float, bounds: tuple[float, float]) -> float | None:

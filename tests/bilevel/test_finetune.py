@@ -34,6 +34,7 @@ from genbo.diffusion.seed import Batch, Seed, batch_of
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic
 from tests.bilevel.tilted import WORLDS, World
+from tests.families import stable_diffusion
 
 SEED = Seed(3)
 
@@ -324,7 +325,21 @@ def test_a_reward_without_gradient_is_told_from_the_options():
 @pytest.fixture(scope="module")
 def drawn(tiny_sd):
     """A tiny network's process, samples, and how bright each is."""
-    model = Diffusers(pretrained=str(tiny_sd), device="cpu").open()
+    return drawn_from(tiny_sd)
+
+
+@pytest.fixture(scope="module")
+def drawn_wide(tmp_path_factory):
+    """The same of a network that a few samples can teach something."""
+    folder = tmp_path_factory.mktemp("wide-sd")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stable_diffusion(wide=True).save_pretrained(folder, safe_serialization=True)
+    return drawn_from(folder)
+
+
+def drawn_from(folder):
+    model = Diffusers(pretrained=str(folder), device="cpu").open()
     process, prompts = process_of(model, Dpmpp(steps=4), Plain(weight=1.5)), ("a dog", "a cat")
     bright = Linear(direction=0.01).open()
     bank = Sampled(process, prompts, [(1.0, bright)], [(1.0, bright)], SEED, samples_too=True).draw(0, 16, None)
@@ -391,9 +406,9 @@ def test_a_bank_with_a_sample_that_is_no_number_is_noticed(drawn):
 
 
 @pytest.mark.parametrize("method", ["weighted", "gradient"])
-def test_a_tuned_network_draws_more_of_what_was_rewarded(drawn, method):
+def test_a_tuned_network_draws_more_of_what_was_rewarded(request, method):
     """On fresh seeds, each image against the same seed's before."""
-    process, prompts, bank, bright = drawn
+    process, prompts, bank, bright = request.getfixturevalue("drawn_wide" if method == "weighted" else "drawn")
     lam, few = float(bank.r2.std()) / 2, {"steps": 25, "lr": 1e-3} if method == "weighted" else {"steps": 6, "lr": 3e-3}
     chosen = options(method=method, adapter="full", samples=4, **few)
     solver = chosen.solver(process, prompts, [(1.0, bright)], [(1.0, bright)], SEED, bank)

@@ -93,10 +93,10 @@ def test_each_point_asks_the_solver_once():
 
 
 @pytest.mark.parametrize("start", [(0.1, 200.0), (0.06, 5.0), (0.6, 0.7)])
-def test_bisection_takes_few_evaluations_from_anywhere(start):
+def test_a_root_takes_few_evaluations_from_anywhere(start):
     lam, evaluations = falling_root(lambda x: Covariance()(exactly(1.5), x).mean, *start)
     assert lam == pytest.approx(2 / 3, rel=1e-4)
-    assert evaluations <= 17
+    assert evaluations <= 14  # of bisection 17
 
 
 def rewarded(r1_of_r2, noise: float = 0.0) -> Rewards:

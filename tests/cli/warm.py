@@ -5,6 +5,7 @@ answers with the child's pid; asked to "wait", with its exit status when it ends
 that killed it).
 """
 
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ for name in OTHERS:
     import_module(name)
 import_module("genbo.cli.report.html").page()  # which compiles the template
 os.fsync = lambda descriptor: None  # what a killed process wrote is there without
+gc.collect()
+gc.freeze()  # or each child's search for garbage copies all that was imported
 
 
 def child(order: dict) -> None:

@@ -98,8 +98,9 @@ def exported(process: Process, folder: Path) -> dict[str, Any]:
 
 
 def writing(case: table.Case) -> Iterator[Any]:
-    """What a folder is written from: the family, the sampler, and every setting and option by itself."""
-    yield from (case.family, repr(case.sampler), case.guidance > 1, *case.settings)
+    """What a folder is written from: the family, the kind of sampler, and every setting and option by itself."""
+    kind = type(case.sampler), getattr(case.sampler, "eta", None), getattr(case.sampler, "variance", None)
+    yield from (case.family, kind, case.guidance > 1, *case.settings)
     yield from (name for name, _ in case.options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from genbo.diffusion.guidance.plain import Plain
@@ -30,3 +31,16 @@ def test_gradients_reach_the_given_noise():
         (grad,) = torch.autograd.grad(sample(process, BATCH, start=z, checkpoint=checkpoint).sum(), z)
         moved = sample(process, BATCH, start=z + 1) - sample(process, BATCH, start=z)
         torch.testing.assert_close(grad, moved)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (7, 1, 1), (3, 5, 1), (1, 4, 4), (3, 5, 5)], ids=str)
+@pytest.mark.parametrize("draws", [1, 2, 20])
+def test_noise_is_each_seeds_own_draw_by_draw(shape, draws):
+    """Several draws are made at once where they are small, and of the same numbers."""
+    generators = [torch.Generator().manual_seed(seed) for seed in BATCH.seeds]
+    noise = Noise(BATCH.seeds, shape, draws)
+    for _ in range(draws):
+        expected = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        torch.testing.assert_close(noise.draw(), expected, rtol=0, atol=0)
+    with pytest.raises(IndexError, match=f"no more than {draws} draws"):
+        noise.draw()

@@ -29,12 +29,20 @@ class Beside:
         return self.reward.beside(images, teacher.expand_as(images))
 
 
+@pytest.fixture(scope="module")
+def opened() -> dict[type[Any], Any]:
+    """Each reward, opened once: no test changes it."""
+    return {}
+
+
 @pytest.fixture
-def reward(reward_class, example):
+def reward(reward_class, example, opened):
     if declared(RewardTraits, reward_class).of_sets:
         pytest.skip("is of all samples together: see below")
-    opened = example(reward_class).open("cpu")
-    return Beside(opened) if isinstance(opened, Taught) else opened
+    if reward_class not in opened:
+        one = example(reward_class).open("cpu")
+        opened[reward_class] = Beside(one) if isinstance(one, Taught) else one
+    return opened[reward_class]
 
 
 @pytest.fixture
