@@ -167,6 +167,39 @@ def test_left_at_any_trial_and_resumed_it_makes_the_same_trials(tmp_path, pruned
     assert [{n: t[n] for n in names} for t in lines(tmp_path)] == [{n: t[n] for n in names} for t in lines(place)]
 
 
+def test_killed_between_two_rungs_it_goes_on_with_the_whole_candidate(tmp_path, pruned, monkeypatch):
+    """What the candidate under way had drawn is drawn once more, and counted once."""
+    from genbo.bilevel.pruners._optuna import OptunaPruning
+
+    place, document = pruned
+    looks = sum(len(trial["rungs"]) for trial in lines(place)[:3]) + 1  # the fourth trial, at its first rung
+    stops, seen = OptunaPruning.stops, [0]
+
+    def killed(self, value, samples):
+        seen[0] += 1
+        if seen[0] == looks:
+            raise KeyboardInterrupt
+        return stops(self, value, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OptunaPruning, "stops", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(_pruned_job(tmp_path)).result()
+    assert len(lines(tmp_path)) == 3
+    rest = tune(_pruned_job(tmp_path), resume=True).result().document
+    assert rest["choices"] == document["choices"] and rest["rungs"] == document["rungs"]
+    counts = ("denoiser_calls", "image_forwards", "reward_images")
+    assert [rest["cost"][name] for name in counts] == [document["cost"][name] for name in counts]
+
+
+def test_choices_alone_are_best_tried_by_a_grid(tmp_path):
+    notes = {
+        kind: plan(read_job(job(tmp_path, {"sampler.eta": ETAS}, kind, steps=2))).warnings for kind in ("grid", "gp")
+    }
+    assert any("search: grid tries each once" in note for note in notes["gp"])
+    assert not any("tries each once" in note for note in notes["grid"])
+
+
 def test_a_teacher_is_the_jobs_own_whatever_is_chosen(tmp_path):
     """More steps are nearer to the teacher of many steps, whose samples are drawn once, by the job's own sampler."""
     reward = {"kind": "teacher", "steps": 24, "space": "latents"}
