@@ -25,7 +25,7 @@ def of_ascent(job: Job) -> Iterator[str]:
     if job.search is None and job.budget.steps:
         yield from _better_otherwise(job)
     if job.choices and not job.parameters and job.search is not None and job.search.kind != "grid":
-        yield f"choices alone are tuned, and {job.search.kind} may try a combination twice; search: grid tries each once"
+        yield f"choices alone are tuned: {job.search.kind} may try one twice, and search: grid tries each once"
 
 
 def _better_otherwise(job: Job) -> Iterator[str]:
