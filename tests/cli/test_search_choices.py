@@ -350,6 +350,27 @@ def test_the_document_the_schema_and_overrides_know_choices(tmp_path):
     assert set_.search is not None and set_.search.pruner is not None and set_.search.pruner.kind == "asha"
 
 
+def test_time_steps_start_where_each_sampler_has_them(tmp_path):
+    """Numbers without bounds are searched around the start of the sampler that was chosen with them."""
+    from genbo.bilevel.loop import begin
+    from genbo.bilevel.search_loop import coordinates
+    from genbo.bilevel.trials import Candidate
+
+    tuned = {"sampler.kind": ["ddim", "dpmpp"], "timesteps": {"start": "uniform"}}
+    made = job(tmp_path, tuned, "random", steps=4)
+    made["model"]["sampler"]["steps"] = 4
+    found = tune(made).result()
+    a = assemble(read_job(made))
+    for kind in ("ddim", "dpmpp"):
+        problem = a.at({"sampler.kind": kind})
+        middle = Candidate((0.5,) * problem.parameters)
+        assert torch.allclose(coordinates(problem, middle), begin(problem).u)
+        assert problem.process.sampler.steps == 4
+    assert len(lines(tmp_path)) == 4 and found.document["status"] == "done"
+    best = max(lines(tmp_path), key=lambda trial: trial["objective"])
+    assert found.document["choices"]["sampler.kind"]["tuned"] == best["choices"]["sampler.kind"]
+
+
 # -- in a comparison ---------------------------------------------------------------------------------------------------
 
 

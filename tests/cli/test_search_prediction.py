@@ -97,3 +97,8 @@ def test_a_network_that_is_trained_for_its_schedule_takes_no_choice(tmp_path):
     lower = {"kind": "denoising", "pretrain": PRETRAIN, "batch": BATCH, "noise_levels": "schedule", "steps": 2}
     with pytest.raises(JobMistakes, match="every candidate would need a network of its own"):
         read_job(job(tmp_path, lower=lower))
+
+
+def test_a_reward_of_sets_takes_no_pruner(tmp_path):
+    with pytest.raises(JobMistakes, match=r"mmd scores all samples together.*take another reward"):
+        read_job(job(tmp_path, search={"kind": "random", "pruner": "hyperband"}))
