@@ -101,6 +101,30 @@ def test_a_candidate_costs_what_its_steps_cost_and_the_plan_holds_both_ends(chos
     assert cost["image_forwards"] == spent[-1] + 512 * (STEPS[0] + found.document["choices"]["sampler.steps"]["tuned"])
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"work": 600}, {"work": 1}, {"denoiser_calls": 50}, {"work": 10**9}],
+    ids=["none", "work", "little work", "calls", "much work"],
+)
+@pytest.mark.parametrize("search", ["random", {"kind": "random", "pruner": "asha"}, {"kind": "tpe", "common": False}])
+def test_what_is_spent_lies_between_the_ends_of_the_plan(tmp_path, search, limits):
+    """Also where the teachers' samples, and a level that is relative to the start, are drawn beside the candidates."""
+    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 1.0, "bounds": [0, 4]}}
+    more = {
+        "reward": {"kind": "teacher", "steps": 8, "space": "latents"},
+        "keep": [{"kind": "quadratic", "target": [TARGET], "at_least": "start"}],
+        "budget": {"steps": 12, "samples": 32, **limits},
+        "evaluate": {"samples": 16},
+    }
+    made = job(tmp_path, tuned, search, **more)
+    planned, cost = plan(read_job(made)), tune(made).result().document["cost"]
+    for name in ("denoiser_calls", "image_forwards", "image_backwards", "reward_images"):
+        assert getattr(planned.total_at_least, name) <= cost[name] <= getattr(planned.total, name)
+    count = len(lines(tmp_path))
+    assert count == 12 if not limits or limits.get("work") == 10**9 else count < 12
+    assert count == 1 or limits.get("work") != 1
+
+
 def test_choices_that_cost_the_same_have_an_exact_plan(tmp_path):
     made = job(tmp_path, {"sampler.eta": ETAS}, steps=2)
     planned = plan(read_job(made))
