@@ -195,6 +195,7 @@ def overrides(bench: Bench, seed: int) -> list[str]:
         f"reward={{kind: kid, features: {bench.features}}}",
         f"budget={{steps: {sizes.tune_steps}, samples: {sizes.samples}}}",
         "evaluate={samples: 32}",
+        "optimizer=adam",  # gradients, as the paper has it: auto would take a search
     ]
 
 

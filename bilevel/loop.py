@@ -21,6 +21,7 @@ from torch import Tensor
 from genbo.bilevel.emphasis import Emphasis, emphasis_of, updated
 from genbo.bilevel.problem import Problem, SampleEstimator, SamplesAt
 from genbo.bilevel.protocols import Estimate, Optimizer
+from genbo.bilevel.tunables.guidance import EDGE, NUDGED
 from genbo.diffusion.seed import Batch, Seed, batch_of
 
 PROPORTIONAL, INTEGRAL = 1.0, 0.15  # price of a constraint one standard deviation short, at once and each step
@@ -77,6 +78,15 @@ class State:
 
 
 @dataclass(frozen=True)
+class Lap:
+    """Candidates `members` (M, P) in u on common samples: how far each is `ahead` of the first, and its error, (M,)."""
+
+    members: Tensor
+    ahead: Tensor
+    ahead_se: Tensor
+
+
+@dataclass(frozen=True)
 class TuningStep:
     """One step: where it stood, what it saw there, and the state that follows.
 
@@ -91,14 +101,16 @@ class TuningStep:
         value_se: its standard error over the samples.
         gaps: each constraint minus its level, (C,); below 0 it is violated.
         multipliers: as they stood in the gradient, (C,).
-        status: "ok"; "non_finite" where a score or the gradient is no number; "flat" where the gradient is exactly 0.
-            The point moves after "ok" alone.
+        status: "ok"; "non_finite" where a score or the gradient is no number; "flat" where the gradient is exactly 0;
+            "raced" where candidates were compared. The point moves after "ok" alone.
         state: what follows, to go on from.
         indirect: the part of `grad` that a network in training answers with, (P,), where there is one.
         apart: the distance of two estimates of that answer, relative to the gradient's length.
         width: half the stretch of u over which each coordinate of `grad` is an average; 0 for a derivative.
         emphasis: how much each prompt counted, where the objective is not the mean.
         objective: of a search, the value less what missed constraints cost, which it is told.
+        lap: of a race, how its candidates did.
+        not_raced: of the step at which a race could have begun, why there is none.
     """
 
     index: int
@@ -118,12 +130,19 @@ class TuningStep:
     width: float = 0.0
     emphasis: Emphasis | None = None
     objective: float | None = None
+    lap: Lap | None = None
+    not_raced: str | None = None
 
 
 def begin(problem: Problem) -> State:
-    """The state before the first step."""
+    """The state before the first step; a number on a bound begins inside, where the link is not yet flat."""
     none = torch.zeros(len(problem.constraints), dtype=torch.float64)
-    return State(problem.coordinates(problem.first()), multipliers=none, integral=none)
+    u = problem.coordinates(problem.first())
+    pairs = [b for t in problem.tunables for b in t.bounds_of(problem.process.steps)]
+    bounded = torch.tensor([pair is not None for pair in pairs], dtype=torch.bool)  # also where there are none
+    on_bound = bounded & (torch.minimum(u.sigmoid(), (-u).sigmoid()) <= EDGE * (1 + 1e-6))
+    nudged = torch.where(u < 0, NUDGED, 1 - NUDGED).to(u).logit()
+    return State(nudged.where(on_bound, u), multipliers=none, integral=none)
 
 
 def tune(
@@ -152,12 +171,8 @@ def tune(
     Raises:
         TrainingDiverged: where a network that is trained between steps leaves the finite numbers.
     """
-    state = state or begin(problem)
-    meter, learning = problem.process.meter, problem.learning
-    if learning is not None and state.learning:
-        learning.load(state.learning)
-    for name, spent in state.cost.items():
-        setattr(meter, name, spent)
+    state, meter = state or begin(problem), problem.process.meter
+    go_on(problem, state)
     while state.steps < budget.steps and state.wasted < PATIENCE:
         if budget.denoiser_calls is not None and meter.denoiser_calls >= budget.denoiser_calls:
             return
@@ -166,6 +181,14 @@ def tune(
         step = _step(problem, estimator, optimizer, batch, budget, seed.child("tune", state.steps), state, emphasis)
         yield step
         state = step.state
+
+
+def go_on(problem: Problem, state: State) -> None:
+    """Puts the meter, and a network in training, to where a state has them."""
+    if problem.learning is not None and state.learning:
+        problem.learning.load(state.learning)
+    for name, spent in state.cost.items():
+        setattr(problem.process.meter, name, spent)
 
 
 def batch_of_step(

@@ -178,6 +178,8 @@ class Facts:
         coupled: whether the sampled network is trained for phi, so that it answers a change of it.
         slope: where lambda is tuned, the estimator that its lower solver is followed by.
         constrained: whether rewards are kept at levels, whose multipliers change the objective at every step.
+        schedule: whether a noise schedule is tuned alone, by numbers within bounds, of a network that serves them all.
+        candidates: how many samples each candidate of a usual search would have for the work of the gradients.
     """
 
     parameters: int
@@ -187,6 +189,8 @@ class Facts:
     coupled: bool = False
     slope: str | None = None
     constrained: bool = False
+    schedule: bool = False
+    candidates: int = 0
 
     @property
     def tilted(self) -> bool:
@@ -283,6 +287,9 @@ class Chooser(Protocol):
 
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
         """The kind of an estimator, its options, and the reason in a sentence."""
+
+    def search(self, facts: Facts) -> tuple[str, str] | None:
+        """The kind of a searcher that is better than any gradient there, and the reason; None elsewhere."""
 
 
 def cannot_follow(estimator: Estimator[Any, Any, Any], facts: Facts) -> str | None:

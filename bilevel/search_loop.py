@@ -57,20 +57,25 @@ def space_of(variants: Variants) -> Space:
     problem = variants.start
     steps = problem.process.steps
     names = [f"{t.name}[{k}]" for t in problem.tunables for k in range(t.size(steps))]
-    first = Candidate(tuple(_shares(problem, begin(problem).u).tolist()), dict(variants.first))
+    first = Candidate(tuple(_shares(problem, _start(problem)).tolist()), dict(variants.first))
     return Space(tuple(names), dict(variants.choices), first)
 
 
 def coordinates(problem: Problem, candidate: Candidate) -> Tensor:
     """u (P,) of a candidate."""
     share = torch.tensor(candidate.shares, dtype=torch.float64).clamp(INSIDE, 1 - INSIDE)
-    start = begin(problem).u
+    start = _start(problem)
     return share.logit().where(_bounded(problem), start + REACH * (2 * share - 1))
+
+
+def _start(problem: Problem) -> Tensor:
+    """u (P,) of the start, a number on a bound as near to it as it can be measured."""
+    return problem.coordinates(problem.first())
 
 
 def _shares(problem: Problem, u: Tensor) -> Tensor:
     """The inverse of `coordinates`, (P,) in [0, 1]."""
-    return u.sigmoid().where(_bounded(problem), (u - begin(problem).u) / (2 * REACH) + 0.5).clamp(0, 1)
+    return u.sigmoid().where(_bounded(problem), (u - _start(problem)) / (2 * REACH) + 0.5).clamp(0, 1)
 
 
 def _bounded(problem: Problem) -> Tensor:

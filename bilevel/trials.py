@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from genbo.diffusion.seed import Seed
 
 
+FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One place in a space: shares (P,) in [0, 1], and a word for each choice."""
@@ -140,6 +143,11 @@ def replayed(pruning: Pruning, rungs: Sequence[int], told: Iterable[Trial]) -> P
         if stopped != [False] * (len(stopped) - early) + [True] * early:
             raise NotTheSame(f"trial {number} is not stopped where it was before; start the search anew")
     return pruning
+
+
+def usual_trials(numbers: int) -> int:
+    """How many candidates cover a space of so many numbers."""
+    return FIRST + EACH * numbers
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:

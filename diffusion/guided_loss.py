@@ -66,10 +66,16 @@ def predicted_eps(process: Process, drawn: Draw) -> Tensor:
 
     A rule with a memory of earlier steps (apg with momentum) is asked as if each step were the first.
     """
-    here, x = at_levels(process, drawn.level), drawn.x
-    rows = Rows(here, Batch(drawn.prompts, (0,) * len(drawn)), paired=True)
-    alpha, sigma = (t.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) for t in (here.grid.alpha_t, here.grid.sigma_t))
-    x_t = alpha * x + sigma * drawn.eps
+    x, grid = drawn.x, process.grid
+    alpha, sigma = (
+        t[0, drawn.level].to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) for t in (grid.alpha_t, grid.sigma_t)
+    )
+    return eps_in(process, alpha * x + sigma * drawn.eps, drawn.prompts, drawn.level)
+
+
+def eps_in(process: Process, x_t: Tensor, prompts: Sequence[str], level: Tensor) -> Tensor:
+    """The noise that the process says is in x_t (B, *shape), each at a step of its own, level (B,), as above."""
+    rows = Rows(at_levels(process, level), Batch(tuple(prompts), (0,) * len(prompts)), paired=True)
     return rows.denoise(0, x_t.to(process.model.device, process.model.dtype), None).eps
 
 

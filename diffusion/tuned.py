@@ -82,8 +82,8 @@ def beyond_diffusers(process: Process) -> list[str]:
 
 def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
     if model.prompted(process.sampler) is None:
-        name = type(model.pipeline).__name__
-        yield f"the call of {name} draws otherwise by {kind_of(process.sampler)}, or takes no class"
+        known = ", or takes no class" if process.sampler.traits.in_diffusers else ""
+        yield f"the call of {type(model.pipeline).__name__} draws otherwise by {kind_of(process.sampler)}{known}"
     if "timesteps" in said and model.arguments(process.sampler, process.grid) is None:
         yield "its call cannot be told these time steps"
 
@@ -206,7 +206,8 @@ class TunedPipeline:
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
-    Raises `Refused` where the folder is not one, or was written by a newer genbo.
+    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, or was written by a
+    newer genbo.
     """
     from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
@@ -216,6 +217,11 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
     if not (folder / "genbo.json").exists() and (folder / "tuned" / "genbo.json").exists():
         folder = folder / "tuned"
     document = _read(folder)
+    if not {"model", "noise_schedule"} & set(document) and not (folder / "model_index.json").exists():
+        raise Refused(
+            f"{folder} holds no pipeline to load: what was tuned here is an exact world, which has none; its numbers "
+            "are in genbo.json, to be written into a job that samples from it"
+        )
     kept = {name: document[name] for name in KEPT_OPTIONS if document.get(name) is not None}
     options = Blackbox if document.get("model") == "blackbox" else Diffusers
     model = options(

@@ -19,6 +19,7 @@ PAGE = FILE.read_text(encoding="utf-8")
 START, END = "<!-- tree -->\n\n```text\n", "```\n\n<!-- end of tree -->"
 COLUMN, WIDTH = 30, 120
 IN_FULL = re.compile(r"(cli|bilevel)(/[^/]+)?|cli/job/sections")  # folders whose files have a line each
+ROOMS = {"bilevel/estimators", "bilevel/lower", "bilevel/optimizers", "bilevel/searchers", "bilevel/tunables"}
 DATA = {"bundled", "old_runs"}  # folders whose own folders have no line
 WRITE = "write it with `GENBO_WRITE_PAGE=1 pytest tests/test_architecture.py`, then shorten the new lines"
 
@@ -82,12 +83,14 @@ def tree(words: Mapping[str, str]) -> Iterator[str]:
 
 
 def test_the_tree_is_that_of_the_repository():
+    """But for a file that was added to a room, which need not have a line: its own first line is its help."""
     if os.environ.get("GENBO_WRITE_PAGE"):
         before, rest = PAGE.split(START)
         _, after = rest.split(END)
         FILE.write_text(before + START + "\n".join(tree(written())) + "\n" + END + after, encoding="utf-8")
         return
-    has, wanted = list(written()), places(tracked())
+    has = list(written())
+    wanted = [place for place in places(tracked()) if place in has or str(PurePosixPath(place).parent) not in ROOMS]
     missing = "\n".join(line(place, first_sentence(place)) for place in wanted if place not in has)
     gone = "\n".join(line(place, "") for place in has if place not in wanted)
     assert not missing, f"docs/architecture.md has no line for\n{missing}\n{WRITE}"

@@ -1,4 +1,9 @@
-"""Chooses the estimator that was measured to be the most accurate for the job, and gives the reason."""
+"""Chooses the estimator that was measured to be the most accurate for the job, and gives the reason.
+
+A search takes its place where it was measured to be ahead of every gradient. For a noise schedule of few numbers the
+best values lie along a curved ridge that is nearly level and ends at a bound. Gradients reach the ridge in a few steps
+and stay there, because the slope along it is less than their noise; candidates on the same samples tell its ends apart.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,25 @@ SLOPES = {
     "value_gap": "two lower levels, the second with the upper reward let in: what trained weights can be asked",
     "difference": "this lower level does not end in the tilt, so only two of its solves tell its slope",
 }
+SEARCHED = 3  # numbers of a schedule up to which a search covers their ranges
+ENOUGH = 64  # samples that a candidate needs
 FEW = 8  # parameters up to which differences beat a backward pass at an equal number of samplings
 
 
 @dataclass(frozen=True)
 class Auto:
+    def search(self, facts: Facts) -> tuple[str, str] | None:
+        """The kind of a searcher that was ahead of gradients on such a problem, and the reason; None elsewhere."""
+        if not facts.schedule or facts.coupled or facts.constrained:
+            return None
+        if facts.parameters > SEARCHED or facts.candidates < ENOUGH:
+            return None
+        number = f"{facts.parameters} number{'s' * (facts.parameters > 1)} of a noise schedule"
+        return "gp", (
+            f"{number}: the best values lie along a level ridge that ends at a bound, and there candidates on "
+            "common samples were ahead of gradients"
+        )
+
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
         """The name of an estimator, its options, and the reason in a sentence."""
         if facts.slope is not None:

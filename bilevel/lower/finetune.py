@@ -2,11 +2,13 @@
 
     weighted    sum_i w_i E |eps(x_t) - eps|^2 over samples x_i of the pretrained model; w_i their weights at lambda
     gradient    KL(path || path of the pretrained model) - E[r2] / lambda, by gradients of r2 through every step
+    adjoint     the same problem by regression: adjoint matching, see `bilevel.training.adjoint`
 
-The minimiser of either is p_lambda, where the network can say it. `weighted` takes any reward and asks the network for
-nothing but denoising; what it can reach is what the samples hold. `gradient` wants a differentiable reward and is not
-bound to samples that are there already; it never cuts the chain of steps short, and each costs a network pass there,
-two back, and one of the pretrained model.
+The minimiser of each is p_lambda, where the network can say it. `weighted` takes any reward and asks the network for
+nothing but denoising; what it can reach is what the samples hold. The two others want a differentiable reward and are
+not bound to samples that are there already. `gradient` never cuts the chain of steps short, and each costs a network
+pass there, two back, and one of the pretrained model. `adjoint` goes back through the pretrained model alone, has far
+less noise, and wants no more memory than one prediction.
 
 As a lower level (`solver`): the law at lambda is measured on the tuned process' own samples, its KL along their paths
 under DDIM with eta = 1 (`diffusion.path_kl`). Let in the upper reward, and z is trained on from y with the same draws,
@@ -18,6 +20,7 @@ so the value gap's two terms share all their noise. This is the paper's general 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Model, Process
     from genbo.diffusion.seed import Batch, Seed
 
-WORLD_ROWS = {"weighted": 16384, "gradient": 512}  # of a step
+WORLD_ROWS = {"weighted": 16384, "gradient": 512, "adjoint": 256}  # of a step
+WORLD_LR = 0.15  # of a regression that has an exact world's few numbers to find
+WORLD_LEVELS = 40  # of a path that an exact world is matched on
 WORLD_STEPS = 160  # of a path whose KL is measured: 5 % too much is left of it
 HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
 
@@ -47,10 +52,11 @@ HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
 class Finetune:
     """`samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
     network, and every number of an exact world, those by L-BFGS. `anchor` takes the pretrained model's own error on the
-    samples out of the weighted loss.
+    samples out of the weighted loss. `path_steps` are those of the paths that `adjoint` trains on, by default the
+    sampler's own, and `clip` the longest adjoint that counts as it is, in medians; exact worlds clip none.
     """
 
-    method: Literal["weighted", "gradient"] = "weighted"
+    method: Literal["weighted", "gradient", "adjoint"] = "weighted"
     adapter: Literal["auto", "lora", "full"] = "auto"
     rank: Annotated[int, Ge(1)] = 16
     layers: Literal["attention", "all"] = "all"
@@ -59,6 +65,8 @@ class Finetune:
     batch: Annotated[int, Ge(1)] = 32
     lr: Annotated[float, Gt(0)] = 1e-3
     anchor: bool = True
+    path_steps: Annotated[int, Ge(2)] | None = None
+    clip: Annotated[float, Gt(0)] = 4.0
     traits: ClassVar[LowerTraits] = LowerTraits(
         finds="law",
         estimator="value_gap",
@@ -75,8 +83,8 @@ class Finetune:
     def why_not(self, model: Any, *rewards: Any) -> str | None:
         """None, or a sentence; the last of the rewards are those of the lower level."""
         lower = rewards[-1] if rewards else ()
-        if self.method == "gradient" and not all(reward.differentiable for _, reward in lower):
-            return "finetune with method: gradient needs a differentiable lower reward; use method: weighted"
+        if self.method != "weighted" and not all(reward.differentiable for _, reward in lower):
+            return f"finetune with method: {self.method} needs a differentiable lower reward; use method: weighted"
         return None
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -152,6 +160,42 @@ class Finetune:
         training = self._training(noisy(process), loss, seed, start and noisy(start), state)
         return training
 
+    def adjoint(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        reward: Weighted,
+        lam: float,
+        seed: Seed,
+        *,
+        start: Process | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Training:
+        """Training by adjoint matching, on paths of the memoryless sampler."""
+        from genbo.bilevel.training.adjoint import Match
+        from genbo.bilevel.training.memoryless import memoryless
+
+        world = is_world(process.model)
+        base = memoryless(process, WORLD_LEVELS if world else self.path_steps)
+        clip = math.inf if world else self.clip
+        loss = Match(base, prompts, reward, lam, self._rows(process), seed, clip)
+        return self._training(base, loss, seed, start, state)
+
+    def by_reward(
+        self,
+        process: Process,
+        prompts: Sequence[str],
+        reward: Weighted,
+        lam: float,
+        seed: Seed,
+        *,
+        start: Process | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Training:
+        """The training of a method that learns from the reward's gradients, and not from samples."""
+        train = self.adjoint if self.method == "adjoint" else self.gradient
+        return train(process, prompts, reward, lam, seed, start=start, state=state)
+
     def train(
         self,
         process: Process,
@@ -176,7 +220,9 @@ class Finetune:
         own = self.adapted(process, seed)
         if start is not None:
             restore(own.model, tensors(start.model))  # type: ignore[arg-type]
-        return Training(own, loss, Pace(self.steps, self.lr, newton=is_world(process.model)), state)
+        world, adjoint = is_world(process.model), self.method == "adjoint"
+        pace = Pace(self.steps, WORLD_LR if world else self.lr, newton=world and not adjoint)
+        return Training(own, loss, pace, state)
 
     def _rows(self, process: Process) -> int:
         """Of a step. An exact world is cheap, and its draws stay the same: there are many."""
@@ -260,16 +306,18 @@ class TrainedLaws:
     def tuned(self, lam: float, gamma: float | None = None) -> Process:
         """The process that was trained at lambda: y, or with gamma z, from y."""
         if (lam, gamma) not in self.trained:
-            self.trained[lam, gamma] = self.training(lam, gamma).run()
+            trained = self.training(lam, gamma).run()
+            paths = self.options.method == "adjoint"  # whose own sampler is for training alone
+            self.trained[lam, gamma] = replace(self.process, model=trained.model) if paths else trained
         return self.trained[lam, gamma]
 
     def training(self, lam: float, gamma: float | None = None) -> Training:
         """The training at lambda, before it is run; z wants y to have been trained."""
         y = None if gamma is None else self.tuned(lam)
-        if self.options.method == "gradient":
+        if self.options.method != "weighted":
             let_in = [] if gamma is None else [(weight / gamma, reward) for weight, reward in self.upper]
             reward = [*self.lower, *let_in]
-            return self.options.gradient(self.process, self.prompts, reward, lam, self.seed, start=y)
+            return self.options.by_reward(self.process, self.prompts, reward, lam, self.seed, start=y)
         assert self.bank is not None
         return self.options.tilted(self.process, self.prompts, self.bank, lam, self.seed, gamma=gamma, start=y)
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N = TypeVar("N", bound=Any)  # a float, or a tensor with a row a member
-EDGE = 1e-4  # of the range: a start on a bound begins this far inside, where the link still moves
+EDGE = 1e-4  # of the range: a number on a bound is measured this far inside, where it has coordinates
+NUDGED = 1e-2  # of the range: steps along a gradient begin this far inside, where the link still moves
 
 
 @dataclass(frozen=True)
@@ -99,4 +100,4 @@ class OverSteps(TunableDefaults):
         return {"over_steps": self.over_steps(phi[None], steps)[0].tolist()} if len(phi) > 1 else {}
 
     def spoken(self, phi: Tensor) -> float | list[float]:
-        return float(phi[0]) if self.shape == "scalar" else [float(p) for p in phi]
+        return float(phi[0]) if self.shape == "scalar" and len(phi) == 1 else [float(p) for p in phi]

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.bilevel.tunables._spread import EDGE, Knots, OverSteps
+from genbo.bilevel.tunables._spread import EDGE, NUDGED, Knots, OverSteps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from genbo.diffusion.process import Process
 
-__all__ = ["EDGE", "Guidance", "Knots"]
+__all__ = ["EDGE", "NUDGED", "Guidance", "Knots"]
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,8 @@ def words(hint: Any) -> str:
         return f"{{{words(args[0])}: {words(args[1])}}}"
     if is_dataclass(hint):
         return f"{{{', '.join(f'{f.name}: {words(hints_of(hint)[f.name])}' for f in fields(hint))}}}"  # type: ignore[arg-type]
-    return {float: "number", int: "whole number", str: "text", bool: "true | false", type(None): "null"}.get(
-        hint, str(hint)
-    )
+    plain = {float: "number", int: "whole number", str: "text", bool: "true | false", type(None): "null"}
+    return "a value" if hint is Any else plain.get(hint, str(hint))
 
 
 _SIGNS = {Gt: ">", Ge: ">=", Lt: "<", Le: "<="}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from genbo.cli.job.auto_search import with_search
 from genbo.cli.job.compatibility import misfits
 from genbo.cli.job.grammar import SECTIONS
 from genbo.cli.job.known_prompts import note_unknown_prompts, note_unread_prompts
@@ -35,7 +36,7 @@ def read(reader: Reader) -> Job | None:
     values = {section.field: section.of(reader) for section in SECTIONS}
     if reader.mistakes or any(values[s.field] is None for s in SECTIONS if not s.optional):
         return None
-    job = Job.model_construct(None, **values)
+    job = with_search(Job.model_construct(None, **values), root)
     for node, message, where in misfits(job, root):
         reader.note(node, message, where=where)
     return None if reader.mistakes else job

@@ -15,6 +15,7 @@ from pydantic import BaseModel, SkipValidation
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.objective import MEAN, Objective
 from genbo.bilevel.protocols import Chooser, Estimator, Facts, Optimizer, Tunable
+from genbo.bilevel.trials import usual_trials
 from genbo.cli.job import catalog
 from genbo.cli.job.choices import ROOMS, Choice, TuneJob, below, chosen_kind
 from genbo.cli.job.choices import Chosen as Values
@@ -168,12 +169,33 @@ class Job(BaseModel):
             differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),
             differentiable_model=self.model.traits.differentiable,
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
+            schedule=self._is_of_schedule,
+            candidates=self.work_of_samples // usual_trials(self.parameters),
         )
+
+    @property
+    def auto_search(self) -> tuple[str, str] | None:
+        """The kind of the searcher that auto takes for such a job, and the reason; None where it follows a gradient."""
+        return self.estimator.options.search(self.facts()) if isinstance(self.estimator.options, Chooser) else None
+
+    @property
+    def _is_of_schedule(self) -> bool:
+        """Whether the numbers of a noise schedule, each within bounds, are all that is tuned."""
+        bounds = [pair for tunable in self.tune.values() for pair in tunable.bounds_of(self.steps)]
+        return self.trains and set(self.tune) == {"noise_schedule"} and None not in bounds
+
+    @property
+    def work_of_samples(self) -> int:
+        """How many samplings the budget buys: a search takes one of each sample, a coordinate of a gradient two."""
+        each = 1 if self.search is not None else 2 * self.parameters
+        return self.budget.steps * self.budget.samples * each
 
     def chosen(self, half_precision: bool | None = None) -> Chosen:
         """The estimator itself where the job names one, else what `auto` chooses."""
         if self.search is not None and not self.tilts:
-            return Chosen("value", self.search.value, "a search needs no gradient")
+            found = self.auto_search
+            reason = found[1] if found and found[0] == self.search.kind else "a search needs no gradient"
+            return Chosen(self.search.kind, self.search.value, reason)
         if not isinstance(self.estimator.options, Chooser):
             return Chosen(self.estimator.kind, self.estimator.options, "the job says so")
         name, options, reason = self.estimator.options.choose(self.facts(half_precision))

@@ -14,7 +14,7 @@ from typing import Any
 
 from genbo.bilevel.problem import calls, samples_per_call
 from genbo.bilevel.protocols import GradientCost, of_rule
-from genbo.bilevel.tunables.guidance import EDGE
+from genbo.bilevel.tunables.guidance import EDGE, NUDGED
 from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.lambda_counts import opinions
@@ -112,10 +112,17 @@ class Stepping:
                 return 0.0
             if index < size:
                 low, high = of_rule(tunable).bounds
-                edge = EDGE * (high - low)
-                return float(min(max(tunable.numbers(self.steps)[index], low + edge), high - edge))
+                return self._begun(tunable.numbers(self.steps)[index], low, high)
             index -= size
         raise IndexError(index)
+
+    def _begun(self, number: float, low: float, high: float) -> float:
+        """Where a number begins: a search measures a bound a little inside, steps along a gradient farther inside."""
+        edge = EDGE * (high - low)
+        inside = float(min(max(number, low + edge), high - edge))
+        if self.job.search is not None or inside == number:
+            return inside
+        return low + NUDGED * (high - low) if number < inside else high - NUDGED * (high - low)
 
     # -- what it costs -------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ Beside the job itself these are searchers, and the estimators of the paper as th
     work = image forwards + 2 x image backwards
 
 A backward pass costs about twice a forward pass. The work is that of the job's own tuning as it is planned; training
-and held-out evaluation, which all tuners share, are not in it. A searcher divides it into trials: `FIRST` and `EACH`
-more for every number and choice, so many that its candidates cover the space, each on as many samples as are left.
-Where candidates differ in cost, `budget.work` is the work of each, and a search ends when it has spent that.
+and held-out evaluation, which all tuners share, are not in it. A searcher divides it into `usual_trials`, so many that
+its candidates cover the space of numbers and choices, each on as many samples as are left. Where candidates differ in
+cost, `budget.work` is the work of each, and a search ends when it has spent that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from genbo.bilevel.trials import usual_trials
 from genbo.cli.errors import UserMistake
 from genbo.cli.job import catalog
 from genbo.cli.job.job import Job, Kind, read_job, read_text
@@ -34,7 +35,6 @@ from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.counts import plan
 
 OWN = "job"  # the tuner that the job itself names
-FIRST, EACH = 8, 4  # trials of a search: at least, and more for each number
 FEWEST = 4  # samples of a trial
 PUBLISHED = {"two_point": "central", "one_point": "one_point"}  # the paper's estimators, by the points of a difference
 
@@ -140,16 +140,20 @@ def _values_in(file: Path) -> dict[str, object]:
 
 
 def _scaled(job: Job, share: float) -> BudgetJob:
-    """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps."""
+    """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps.
+
+    Of a search the samples alone, so that its candidates still cover the space, or the work that ends it.
+    """
     part, budget = math.sqrt(share), job.budget
     if job.tilts:
         return budget
+    if budget.work is not None:
+        return budget.model_copy(update={"work": max(1, round(budget.work * share))})
+    if job.search is not None:
+        return budget.model_copy(update={"samples": max(FEWEST, round(budget.samples * share))})
     samples = max(2, round(budget.samples * part))
     steps = max(1, round(budget.steps * budget.samples * share / samples))
     pool = None if budget.pool is None else max(samples, round(budget.pool * share))
-    work = None if budget.work is None else max(1, round(budget.work * share))
-    if work is not None:  # which ends the search, however many candidates there are
-        return budget.model_copy(update={"work": work})
     return budget.model_copy(update={"steps": steps, "samples": samples, "pool": pool})
 
 
@@ -167,7 +171,7 @@ def _searcher(own: Job, kind: str, work: int, trials: int | None, common: bool) 
         return "a search over lambda keeps no level"
     options = catalog.options_of("searchers", kind)()
     space = space_of(own)
-    wanted = [trials] if trials else [n * (FIRST + EACH * space.size) for n in (1, 2, 3)]
+    wanted = [trials] if trials else [n * usual_trials(space.size) for n in (1, 2, 3)]
     if common and not space.numbers:  # more candidates than there are would be the same once more
         wanted = [own.tuning.combinations]
     reasons = [options.why_not(space, count) for count in wanted]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genbo.bilevel.lower.finetune import WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.lower.finetune import WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
 from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_parts
@@ -190,8 +190,8 @@ class Searching:
         assert self.job.finetune is not None
         options: Finetune = self.job.finetune.options
         laws, pairs = 1 + len(self.job.finetune.also), min(self.job.evaluate.samples, PAIRS)
-        tuned = self.drawn(pairs, self._noisy if options.method == "gradient" else None)
-        paths = self.drawn(min(pairs, PATHS), self._noisy, scored=False) * 2  # the tuned and the pretrained network
+        tuned = self.drawn(pairs)
+        paths = self.drawn(min(pairs, PATHS), scored=False) * 2  # the tuned and the pretrained network
         seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
         if self.job.data is not None and self.job.data.of_model:
             seen += self.drawn(pairs, scored=False)
@@ -205,6 +205,8 @@ class Searching:
     def _look(self, options: Finetune) -> Cost:
         """Of a loss and its gradient."""
         rows = self._rows(options)
+        if options.method == "adjoint":
+            return self._match(rows, options)
         if options.method == "gradient":
             path = self.drawn(rows, self._noisy)
             later = rows * sum(1 + guided for guided in self._noisy[1:])  # the first step begins from noise alone
@@ -216,6 +218,16 @@ class Searching:
         networks, own = calls(rows, 1, self.batch, 1), rows + self._guided_of(rows)
         anchor = Cost(networks, own) if options.anchor else Cost()
         return Cost(networks, own, 0, own) + anchor
+
+    def _match(self, rows: int, options: Finetune) -> Cost:
+        """Of a path there, of the pretrained chain there and back beside it, and of its regression there and back."""
+        steps = WORLD_LEVELS if self.is_world else options.path_steps
+        same = len(set(self.guided)) == 1
+        guided = self.guided if steps is None or not same else [self.guided[0]] * steps
+        path = self.drawn(rows, guided)
+        regression = calls(rows * len(guided), 1, self.batch, 1)
+        passes = (2 * path.denoiser_calls + regression, 3 * path.image_forwards)
+        return Cost(*passes, rows, 2 * path.image_forwards)
 
     def _guided_of(self, rows: int) -> int:
         """Of rows whose steps are drawn at even distances from a random start, those that are guided."""

@@ -23,9 +23,23 @@ def of_ascent(job: Job) -> Iterator[str]:
         held_out = len(set(job.held_out))
         yield f"only {job.evaluate.samples} of the {held_out} held-out prompts will be used; raise evaluate.samples"
     if job.search is None and job.budget.steps:
+        yield from _on_a_bound(job)
         yield from _better_otherwise(job)
     if job.choices and not job.parameters and job.search is not None and job.search.kind != "grid":
         yield f"choices alone are tuned: {job.search.kind} may try one twice, and search: grid tries each once"
+    if job.search is not None and job.auto_search is not None and job.auto_search[0] == job.search.kind:
+        size = f"{job.budget.steps} candidates of {job.budget.samples} samples"
+        yield f"search: {job.search.kind} is what auto takes here: {size}; write optimizer: newton to follow gradients"
+
+
+def _on_a_bound(job: Job) -> Iterator[str]:
+    """Numbers of the guidance that start on a bound, where they hardly move."""
+    from genbo.bilevel.tunables.guidance import NUDGED, Guidance
+
+    for name, tunable in job.tune.items():
+        if isinstance(tunable, Guidance) and set(tunable.bounds) & set(tunable.numbers(job.steps)):
+            part = f"{NUDGED:.0%} of the range"
+            yield f"tune.{name}: the start is on a bound; the first step stands {part} inside, where it can move"
 
 
 def _better_otherwise(job: Job) -> Iterator[str]:

@@ -24,6 +24,7 @@ def about_path(report: RunReport) -> list[Remark]:
         return [*_about_candidates(report), *_about_bounds(report)]
     return [
         *_about_steps(report),
+        *_about_race(report),
         *about_parts(report),
         *root_words.remarks(report),
         *_about_bounds(report),
@@ -101,6 +102,13 @@ def _last_gradients(ratios: Sequence[float], report: RunReport) -> list[Remark]:
     if last < CLEAR + 1:
         return [remark("good", f"The last gradients are within {figure} of zero: the path has settled.")]
     return [remark("note", f"The last gradients are still {figure} from zero: more budget.steps may gain more.")]
+
+
+def _about_race(report: RunReport) -> list[Remark]:
+    """Candidates that were compared at the end; a race that was not needed is no news."""
+    if report.race is None or not report.race.raced:
+        return []
+    return [remark("note", f"{report.race.text[0].upper()}{report.race.text[1:]}.")]
 
 
 # -- a network in training -------------------------------------------------------------------------------------

@@ -82,7 +82,8 @@ class StepRecord(Record):
     direct: list[Number | None] | None = None  # of a network in training: the sampler's part of the gradient
     indirect: list[Number | None] | None = None  # and the part of the network's answer
     apart: Number | None = None  # relative distance of the gradients at gamma and 2 gamma
-    status: str = "ok"  # ok | flat | non_finite | unusable
+    race: dict[str, Any] = Field(default_factory=dict)  # members, ahead and ahead_se of a lap; or why it is needless
+    status: str = "ok"  # ok | flat | non_finite | raced | unusable
     kind: str | None = None
     verdict: str | None = None
     log_se: Number | None = None

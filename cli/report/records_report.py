@@ -47,6 +47,13 @@ class EstimatorRecord(Record):
     reason: str | None = None
 
 
+class RaceRecord(Record):
+    """Whether the last steps compared candidates; `text` is what came of it, or why not."""
+
+    raced: bool
+    text: str
+
+
 class Use(Record):
     """What to paste."""
 
@@ -77,6 +84,7 @@ class RunReport(Record):
     estimator: EstimatorRecord | None = None
     steps: list[StepRecord] = Field(default_factory=list)
     search: SearchRecord | None = None
+    race: RaceRecord | None = None  # of the last steps of a climb; none where an earlier genbo wrote none
     trust: list[Remark] = Field(default_factory=list)
     use: Use = Field(default_factory=Use)
     job: dict[str, Any] = Field(default_factory=dict)

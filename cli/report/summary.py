@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genbo.cli.job.choices import Value
-from genbo.cli.report import choices, root_words
+from genbo.cli.report import choices, race_words, root_words
 from genbo.cli.report.ascent_summary import Ascent, HeldOut, Names
 from genbo.cli.report.method import Method
 from genbo.cli.report.records import AnswerRecord, PhiValue, StepRecord
@@ -34,7 +34,7 @@ class Tuned:
 
     phi: Tensor
     se: list[float | None]
-    method: str  # root | mean | start | last | curve | best
+    method: str  # root | mean | start | last | curve | best | raced
     interval: Sequence[tuple[float, float] | None] | None = None  # of 95 %
     kinds: Sequence[str | None] | None = None  # interior | lower_bound | upper_bound | undetermined | unsettled
     answer: AnswerRecord | None = None  # the key of report.json
@@ -92,7 +92,7 @@ def report_of(found: Findings) -> RunReport:
         verdict=None if held_out is None else held_out.verdict or None,
         headline="",
         phi=phi_of(found.problem, found.tuned, found.tuned_problem),
-        **_searched(found),
+        **_where_there_are(found),
         answer=found.tuned.answer,
         held_out=held_out,
         rewards=rewards,
@@ -113,11 +113,14 @@ def report_of(found: Findings) -> RunReport:
     return report
 
 
-def _searched(found: Findings) -> Document:
-    """The keys of a search with choices, and of one with a pruner."""
-    chosen = choices.chosen_of(found.job, found.tuned.choices, found.records)
-    rungs = choices.rungs_of(found.job, found.records)
-    return {**({"choices": chosen} if chosen else {}), **({"rungs": rungs} if rungs else {})}
+def _where_there_are(found: Findings) -> Document:
+    """The keys of a search with choices, of one with a pruner, and of a race."""
+    keys = {
+        "choices": choices.chosen_of(found.job, found.tuned.choices, found.records),
+        "rungs": choices.rungs_of(found.job, found.records),
+        "race": race_words.record_of(found.records),
+    }
+    return {key: record for key, record in keys.items() if record}
 
 
 # -- the answer ----------------------------------------------------------------------------------------------
@@ -146,7 +149,9 @@ def tuned_of(
     here = found(problem, *(_column(usable, name) for name in ("u", "grad", "grad_se")), width=width)
     intervals = [(low, high) if math.isfinite(high - low) else None for low, high in here.interval.tolist()]
     answer = root_words.record_of(here, root_words.labels_of(problem))
-    return Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
+    tuned = Tuned(here.phi, _finite(here.se), here.method, intervals, list(here.kinds), answer)
+    won = race_words.winner(problem, records)
+    return tuned if won is None else Tuned(won, [None] * problem.parameters, "raced")
 
 
 def _best_of(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from genbo.bilevel.loop import State, TuningStep
     from genbo.bilevel.problem import Problem
+    from genbo.bilevel.race import Past
     from genbo.cli.job.job import Job
     from genbo.cli.report.held_out_side import Side
     from genbo.cli.report.summary import HeldOut, Names, Tuned
@@ -70,7 +71,7 @@ def climb(context: Context) -> Generator[Document, None, Checkpoint]:
     run.last_step = last.state.steps
     context.screen.begin(run.journal.records)
     began = time.monotonic() - last.elapsed_s
-    steps = steps_of(context.assembled, last.state)
+    steps = steps_of(context.assembled, last.state, run.journal.records)
     context.stop_if_asked()
     while not out_of_time(context, last):
         step = next(steps, None)
@@ -83,12 +84,12 @@ def climb(context: Context) -> Generator[Document, None, Checkpoint]:
     return last
 
 
-def steps_of(a: Assembled, state: State) -> Iterator[TuningStep]:
-    """Steps along the gradient, or candidates of a search, from a state on."""
-    from genbo.bilevel import loop, search_loop
+def steps_of(a: Assembled, state: State, records: Sequence[Document] = ()) -> Iterator[TuningStep]:
+    """Steps along the gradient, or candidates of a search, from a state on; the records are of the steps before."""
+    from genbo.bilevel import race, search_loop
 
     if a.searcher is None:
-        return loop.tune(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, state)
+        return race.tune(a.problem, a.estimator, a.optimizer, a.prompts, a.budget, a.seed, state, _past(records))
     return search_loop.tune(
         a.problem,
         a.candidate_value,
@@ -100,6 +101,24 @@ def steps_of(a: Assembled, state: State) -> Iterator[TuningStep]:
         variants=a.variants,
         pruner=a.pruner,
     )
+
+
+def _past(records: Sequence[Document]) -> Past:
+    """What the race of the last steps must know of the journal."""
+    import torch
+
+    from genbo.bilevel.race import COLUMNS, Past
+
+    usable = [record for record in records if record["status"] == "ok"]
+    columns = {name: [_row(record.get(name, 0.0)) for record in usable] for name in COLUMNS if usable}
+    raced = [record["race"]["members"] for record in records if "members" in record.get("race", {})]
+    members = torch.tensor(raced[0], dtype=torch.float64) if raced else None
+    return Past({name: torch.tensor(rows, dtype=torch.float64) for name, rows in columns.items()}, members)
+
+
+def _row(found: Any) -> list[float]:
+    """A number or a list as a row, 0 where it is not known."""
+    return [0.0 if x is None else float(x) for x in (found if isinstance(found, list) else [found])]
 
 
 def where_it_stood(context: Context) -> Checkpoint:
@@ -151,6 +170,7 @@ def record_of(step: TuningStep, assembled: Assembled, names: Names, elapsed_s: f
         **({"width": step.width} if step.width else {}),
         **({} if step.objective is None else {"objective": step.objective}),
         **_parts(step),
+        **_raced(step),
         "status": step.status,
         "cost": step.state.cost,
         "elapsed_s": round(elapsed_s, 3),
@@ -177,6 +197,14 @@ def _parts(step: TuningStep) -> Document:
         return {}
     direct = step.grad - step.indirect
     return {"direct": direct.tolist(), "indirect": step.indirect.tolist(), "apart": step.apart}
+
+
+def _raced(step: TuningStep) -> Document:
+    """Of a lap of a race; or why there is none, at the step where it could have begun."""
+    if step.lap is not None:
+        lap = {name: getattr(step.lap, name).tolist() for name in ("members", "ahead", "ahead_se")}
+        return {"race": lap}
+    return {} if step.not_raced is None else {"race": {"needless": step.not_raced}}
 
 
 def out_of_time(context: Context, last: Checkpoint) -> bool:

@@ -150,7 +150,7 @@ def trained(context: Context, last: Round, lam: float, factor: float, kept: Chun
     write_tensors(place, tensors(training.model), words_now(True))
     now = words_now(True)
     kept.elapsed_s += now["elapsed_s"] - before["elapsed_s"]
-    return training.process
+    return replace(a.problem.process, model=training.model)  # drawn by the job's own sampler
 
 
 def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, Any] | None) -> Training:
@@ -159,8 +159,8 @@ def training_at(context: Context, last: Round, lam: float, begun: Mapping[str, A
     assert context.job.finetune is not None
     options: Finetune = context.job.finetune.options
     seed = a.seed.child("finetune")
-    if options.method == "gradient":
-        return options.gradient(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
+    if options.method != "weighted":
+        return options.by_reward(a.problem.process, a.prompts, a.lower_rewards, lam, seed, state=begun)
     bank = bank_at(last.banks, lam)
     return options.tilted(a.problem.process, a.prompts, bank, lam, seed, state=begun)
 
@@ -178,19 +178,18 @@ def side_of(context: Context, process: Process, name: str, judge: Problem, batch
 
 
 def path_kl(context: Context, process: Process, factor: float, batch: Batch, kept: ChunkCache) -> tuple[float, float]:
-    """Mean KL of the paths from those of the pretrained model, under DDIM with eta = 1, and its standard error."""
+    """Mean KL of the memoryless paths from those of the pretrained model, and its standard error."""
     import torch
 
-    from genbo.bilevel.lower.finetune import noisy
+    from genbo.bilevel.training.memoryless import memoryless, sample_with_path_kl
     from genbo.cli.plan.counts import PATHS
-    from genbo.diffusion.path_kl import sample_with_kl
 
-    base, tuned = noisy(context.assembled.problem.process), noisy(process)
+    base, tuned = memoryless(context.assembled.problem.process), memoryless(process)
     few = type(batch)(batch.prompts[:PATHS], batch.seeds[:PATHS])
 
     def part(chunk: Batch) -> Tensor:
         with torch.no_grad():
-            return sample_with_kl(tuned, base, chunk)[1].cpu()
+            return sample_with_path_kl(tuned, base, chunk)[1].cpu()
 
     def one(chunk: Batch) -> Mapping[str, Tensor]:
         return {"kl": torch.cat(list(base.over(chunk, part)))}

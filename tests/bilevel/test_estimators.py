@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -231,6 +231,15 @@ def test_members_of_a_batch_do_not_touch_each_other():
         for n in range(7):
             alone = p.scores(phi[m : m + 1], Batch(batch.prompts[n : n + 1], batch.seeds[n : n + 1]))
             torch.testing.assert_close(together[:, m, n], alone[:, 0, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_auto_takes_a_search_for_few_numbers_of_a_schedule_and_gradients_elsewhere():
+    """Where the search would have too few samples, or the objective moves, it follows gradients too."""
+    facts = Facts(2, schedule=True, candidates=384)
+    kind, reason = Auto().search(facts) or ("", "")
+    assert kind == "gp" and "2 numbers of a noise schedule" in reason
+    others = [{"schedule": False}, {"coupled": True}, {"constrained": True}, {"candidates": 63}, {"parameters": 4}]
+    assert [Auto().search(replace(facts, **other)) for other in others] == [None] * 5
 
 
 @pytest.mark.parametrize(

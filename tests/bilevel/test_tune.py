@@ -349,3 +349,13 @@ def test_weight_one_costs_one_row():
     p = replace(p, process=process_of(WORLD.open(), Ddim(steps=STEPS), Plain(weight=2.0), batch=4096))
     list(draw(p, torch.tensor([2.0], dtype=torch.float64), batch))
     assert p.process.meter.image_forwards == 2 * 10 * STEPS
+
+
+@pytest.mark.parametrize("start", [0.0, 10.0])
+def test_a_start_on_a_bound_begins_where_it_can_move(start):
+    """From 1e-4 of the range inside, where the link is flat, it would still be near the bound after twelve steps."""
+    steps = run(problem(start), steps=12)
+    assert abs(steps[0].phi.item() - start) == pytest.approx(0.1)
+    assert abs(steps[-1].phi.item() - start) > 1.2
+    inside = run(problem(0.5), steps=1)[0].phi.item()
+    assert inside == pytest.approx(0.5)

@@ -63,14 +63,19 @@ class CosineRamp:
 
 @pytest.fixture
 def cosine_ramp(tmp_path: Path) -> Iterator[None]:
-    """The file as if it stood in its room."""
+    """The file as if it stood in its room, before one there of the same name."""
     places = list(guidance.__path__)
     folder = tmp_path / "guidance"
     folder.mkdir()
     (folder / "cosine_ramp.py").write_text(RULE, encoding="utf-8")
-    guidance.__path__ = [*places, str(folder)]
+    guidance.__path__ = [str(folder), *places]
+    _forget()
     yield
     guidance.__path__ = places
+    _forget()
+
+
+def _forget() -> None:
     sys.modules.pop(f"{ROOM}.cosine_ramp", None)
     class_of.cache_clear()
     catalog.model_of.cache_clear()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from genbo.bilevel.regularization.bank import bank_of
+from genbo.bilevel.training.memoryless import memoryless, sample_with_path_kl
 from genbo.cli.plan.counts import PATHS
 from genbo.cli.report.held_out_side import Side
 from genbo.cli.report.tuned_weights import Finetuned, Weights
@@ -18,7 +19,6 @@ from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.stages.finetuning import bank_at, path_kl
 from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
-from genbo.diffusion.path_kl import sample_with_kl
 from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.seed import Batch
@@ -52,7 +52,7 @@ def test_the_error_of_a_kl_is_its_spread_over_the_root_of_the_paths(tmp_path):
     base, tuned = process(0.0, 0.7), process(0.6, 0.4)
     kl, se = followed(base, tuned, tmp_path, PATHS + 40)
     with torch.no_grad():
-        each = sample_with_kl(tuned, base, Batch(("a",) * PATHS, tuple(range(PATHS))))[1]
+        each = sample_with_path_kl(memoryless(tuned), memoryless(base), Batch(("a",) * PATHS, tuple(range(PATHS))))[1]
     assert kl == pytest.approx(each.mean().item()), "no more paths than planned are followed"
     assert se == pytest.approx(each.std().item() / math.sqrt(PATHS))
 

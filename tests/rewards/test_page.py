@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from importlib import import_module
 from inspect import getdoc
 from pathlib import Path
 
 import pytest
 
-from tests.rooms.conftest import files
+from tests.rooms.conftest import files, options_class
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
+ROWS = {
+    kind for row in PAGE.splitlines() if row.startswith("| `") for kind in re.findall(r"`(\w+)`", row.split("|")[1])
+}
+
+
+def test_every_row_is_of_a_reward():
+    assert set(files("reward")) >= ROWS
+
+
 @pytest.mark.parametrize("kind", files("reward"))
-def test_every_reward_has_a_row(kind):
-    rows = [row.split("|")[1] for row in PAGE.splitlines() if row.startswith("| `")]
-    assert any(f"`{kind}`" in row for row in rows)
+def test_a_reward_with_weights_has_a_row_that_says_under_which_licence(kind):
+    """One without weights says all there is to say in its own first line."""
+    weighty = {"pretrained", "features", "file"} & {field.name for field in fields(options_class("reward", kind))}
+    assert kind in ROWS or not weighty, f"docs/rewards.md: give `{kind}` a row, with the licence of its weights"
 
 
 @pytest.mark.parametrize(("kind", "block"), [("hps", 0), ("image_reward", 1), ("external", 2)])

@@ -52,6 +52,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "ImageReward": {"pretrained": "tiny_image_reward"},
     "InceptionScore": {"features": "fashion-features"},
     "PrecisionRecall": {"features": "fashion-features"},
+    "Penalty": {"h": 0.05},  # the wide default of both smooths on purpose
+    "ZerothOrder": {"h": 0.05},
     "Pickscore": {"pretrained": "tiny_pickscore"},
     "Resnet18": {"pretrained": "random_resnet18"},
 }

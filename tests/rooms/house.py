@@ -11,14 +11,17 @@ WHOLE = ("bundled", "__pycache__")  # folders of data, linked as they are, and w
 
 
 def house_with(folder: Path, added: Mapping[str, str]) -> Path:
-    """A folder for PYTHONPATH whose `genbo` has these files beside its own; paths as in the repository."""
+    """A folder for PYTHONPATH whose `genbo` has these files beside its own; paths as in the repository.
+
+    A file stands in the place of one of the repository that has its name.
+    """
     for file in (ROOT / "api").iterdir():
         _link(file, folder / "genbo" / file.name)
     for room in ROOMS:
         _links(ROOT / room, folder / "genbo" / room)
     for path, text in added.items():
         new = folder / "genbo" / path
-        assert not new.exists(), f"{path} is there already"
+        new.unlink(missing_ok=True)
         new.write_text(text, encoding="utf-8")
     return folder
 

@@ -18,7 +18,7 @@ import torch
 
 from genbo.bilevel.estimators.reverse_mode import ReverseMode
 from genbo.diffusion.guidance.plain import Plain
-from genbo.diffusion.kinds import class_of
+from genbo.diffusion.kinds import class_name
 from genbo.diffusion.models.mixture import Mixture
 from genbo.diffusion.process import process_of
 from genbo.diffusion.sample import sample
@@ -35,7 +35,7 @@ METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def added(tmp_path: Path) -> Iterator[Any]:
-    """The class of one example, imported as if its file stood in its room."""
+    """The class of one example, imported as if its file stood in its room, before one there of the same name."""
     undo = []
 
     def put(path: str) -> type[Any]:
@@ -45,15 +45,17 @@ def added(tmp_path: Path) -> Iterator[Any]:
         room = import_module("genbo." + ".".join(Path(path).parts[:-1]))
         places = list(room.__path__)
         name = f"{room.__name__}.{file.stem}"
-        room.__path__ = [*places, str(file.parent)]
-        undo.append((room, places, name))
-        found: type[Any] = class_of(room.__name__, file.stem)
+        room.__path__ = [str(file.parent), *places]
+        undo.append((room, places, name, sys.modules.pop(name, None)))
+        found: type[Any] = getattr(import_module(name), class_name(file.stem))
         return found
 
     yield put
-    for room, places, name in undo:
+    for room, places, name, own in undo:
         room.__path__ = places
         sys.modules.pop(name, None)
+        if own is not None:
+            sys.modules[name] = own
 
 
 def run_all(contract: ModuleType, **given: Any) -> int:

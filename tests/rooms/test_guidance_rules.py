@@ -123,6 +123,12 @@ def test_the_plan_sees_the_weights_of_the_run(rule_class):
         assert planned == pytest.approx(effective_weights(rule, table)[0].tolist(), abs=1e-10)
 
 
+def test_one_step_is_enough(rule_class):
+    """A share of the way that divides by `steps - 1` has none."""
+    options = {name: value[:, :1] for name, value in tables(rule_class()).items()}
+    assert effective_weights(rule_class(), options).isfinite().all()
+
+
 def test_state_is_kept_for_momentum_alone(rule_class):
     rule = rule_class()
     one = torch.ones(1, *SHAPE, dtype=torch.float64)

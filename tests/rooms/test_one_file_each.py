@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from genbo.cli.report import html
+from genbo.cli.report.records_report import RunReport
+from genbo.cli.run.status import read_report
 from genbo.diffusion.kinds import class_of, kinds
 from tests.rooms.house import ROOT, house_with
 
@@ -127,7 +129,7 @@ def test_the_house_is_this_one_with_the_files_added(house):
     program = "import genbo.diffusion.kinds as k; print(k.__file__, *k.kinds('genbo.diffusion.samplers'))"
     file, *samplers = run(house, "-c", program).split()
     assert Path(file).is_relative_to(house)
-    assert set(samplers) == {"ddim", "ddpm", "dpmpp", "euler", "taylor"}
+    assert set(samplers) == {*kinds("genbo.diffusion.samplers"), "taylor"}
 
 
 def test_the_page_has_an_example_of_each_room_that_it_explains():
@@ -218,6 +220,17 @@ def test_every_section_has_its_template_and_an_order_of_its_own(kind):
     assert (ROOT / "cli" / "report" / "sections" / f"{kind}.html.j2").is_file()
     orders = [class_of(html.SECTIONS, name).order for name in kinds(html.SECTIONS)]
     assert orders.count(class_of(html.SECTIONS, kind).order) == 1
+
+
+@pytest.mark.parametrize("run", [None, *sorted(path.parent.name for path in OLD_RUN.parent.glob("*/report.json"))])
+@pytest.mark.parametrize("kind", kinds(html.SECTIONS))
+def test_a_section_is_shown_or_left_out_whatever_the_report_has(kind, run):
+    """Of a report of nothing, and of runs of every sort; the template may read all that it is given."""
+    report = RunReport() if run is None else RunReport.read(read_report(OLD_RUN.parent / run) or {}, Path(run))
+    view = class_of(html.SECTIONS, kind)().view(report)
+    if view is not None:
+        assert not {"d", "words"} & set(view), "these are the report and its labels"
+        assert len(list(html.sections(report))) >= 1
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -75,6 +75,13 @@ def test_any_precision_of_image_is_scored_in_single_or_double(reward, images, dt
     torch.testing.assert_close(scores.float(), reward(images, PROMPTS), atol=tolerance, rtol=tolerance)
 
 
+def test_prompts_are_read_where_it_says_so(reward, reward_class, example, images):
+    """What does not say `reads_prompts` scores images without prompts, and counts no tokens."""
+    others = tuple(f"another {prompt} altogether" for prompt in PROMPTS[::-1])
+    if not declared(RewardTraits, example(reward_class)).reads_prompts:
+        assert torch.equal(reward(images, others), reward(images, PROMPTS))
+
+
 def test_opened_and_unopened_say_the_same_of_gradients(reward, reward_class):
     assert reward.differentiable is declared(RewardTraits, reward_class).differentiable
 
@@ -107,6 +114,17 @@ def test_gradients_reach_each_image_from_its_own_row_alone(reward, images):
         assert grad.isfinite().all() and grad[row].any()
         others = torch.cat([grad[:row], grad[row + 1 :]])
         assert not others.any()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_an_image_of_one_colour_has_a_score_and_a_finite_gradient(reward, level):
+    """A sampler can make one, and one number that is not finite spoils the whole batch's gradient."""
+    images = torch.full((1, 3, 24, 24), level, requires_grad=True)
+    score = reward(images, PROMPTS[:1])
+    assert score.isfinite().all()
+    if reward.differentiable:
+        (grad,) = torch.autograd.grad(score.sum(), images)
+        assert grad.isfinite().all()
 
 
 def test_the_gradient_points_upwards(reward, images):

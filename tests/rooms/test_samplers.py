@@ -115,6 +115,19 @@ def test_gradients_are_finite_down_to_no_noise_at_all(sampler_class):
             assert grad is None or grad.isfinite().all()
 
 
+def test_gradients_go_through_the_memory(sampler_class):
+    """Of the end of three steps in everything that each of them was given, against central differences."""
+    for sampler in variants(sampler_class):
+        noise = normal(9) if sampler.stochastic else None
+        direction = normal(10)
+
+        def along(*given: Tensor, sampler: Any = sampler, noise: Any = noise, direction: Tensor = direction) -> Tensor:
+            return (walk(sampler, 0, list(zip(*[iter(given)] * 3, strict=True)), noise) * direction).sum()
+
+        live = [normal(i).requires_grad_() for i in range(9)]
+        assert torch.autograd.gradcheck(along, live, eps=1e-6, atol=1e-5, rtol=1e-4)
+
+
 def test_levels_have_finite_gradients_down_to_no_noise_at_all(sampler_class):
     for sampler in variants(sampler_class):
         noise = normal(9) if sampler.stochastic else None

@@ -58,6 +58,13 @@ def test_candidates_are_of_the_space_and_depend_on_the_seed_alone(searcher):
     assert all(map(same, found, tried(searcher, SPACE, 10)))
 
 
+def test_candidates_stay_inside_the_space_to_the_end(searcher):
+    """Begun in a corner, where each step can lead outside."""
+    corner = Candidate((0.0, 1.0))
+    for trial in tried(searcher, Space(SPACE.numbers, first=corner), TRIALS):
+        assert all(0 <= share <= 1 for share in trial.point.shares)
+
+
 def test_the_first_candidate_is_where_the_space_says(searcher):
     space = Space(SPACE.numbers, first=FIRST)
     assert searcher.why_not(space, TRIALS) is None

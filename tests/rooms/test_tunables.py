@@ -55,7 +55,7 @@ def tunables(tunable_class, example) -> list[Any]:
 @pytest.fixture
 def options_of_the_rule(tunables) -> list[Any]:
     """Those that stand in the guidance rule; lambda acts through the lower level instead."""
-    found = [tunable for tunable in tunables if hasattr(tunable, "option")]
+    found = [tunable for tunable in tunables if tunable.rule_option is not None]
     return found or pytest.skip("has no place in the guidance rule")
 
 
@@ -141,8 +141,8 @@ def test_embedding_touches_nothing_but_its_own_place(options_of_the_rule):
         after = tunable.embed(before, tunable.value(at_random(tunable, 1.0)))
         assert after is not before and after.members == 5
         changed = [name for name, value in after.options.items() if value is not before.options[name]]
-        assert changed == [tunable.option]
-        assert after.options[tunable.option].shape == (5, STEPS)
+        assert changed == [tunable.rule_option]
+        assert after.options[tunable.rule_option].shape == (5, STEPS)
         assert all(torch.equal(before.options[name], value) for name, value in kept.items())
         assert after.grid is before.grid and after.rule is before.rule and after.meter is before.meter
 
@@ -150,16 +150,27 @@ def test_embedding_touches_nothing_but_its_own_place(options_of_the_rule):
 def test_every_parameter_reaches_the_process(options_of_the_rule):
     for tunable in options_of_the_rule:
         phi = tunable.value(at_random(tunable, 1.0)).requires_grad_()
-        (grad,) = torch.autograd.grad(tunable.embed(process(), phi).options[tunable.option].sum(), phi)
+        (grad,) = torch.autograd.grad(tunable.embed(process(), phi).options[tunable.rule_option].sum(), phi)
         assert (grad > 0).all()
 
 
 def test_the_plan_sees_without_torch_what_the_process_holds(options_of_the_rule):
+    """At the start, and where all numbers differ."""
     for tunable in options_of_the_rule:
-        numbers = tunable.numbers(STEPS)
-        assert numbers == tunable.first(STEPS).tolist()
-        table = tunable.embed(process(), tunable.first(STEPS)[None]).options[tunable.option][0]
-        assert tunable.spread(numbers, STEPS) == pytest.approx(table.tolist(), rel=1e-12)
+        assert tunable.numbers(STEPS) == tunable.first(STEPS).tolist()
+        for phi in (tunable.first(STEPS), tunable.value(at_random(tunable, 1.0))[0]):
+            table = tunable.embed(process(), phi[None]).options[tunable.rule_option][0]
+            assert tunable.spread(phi.tolist(), STEPS) == pytest.approx(table.tolist(), rel=1e-12)
+
+
+def test_its_name_is_that_of_its_file(tunable_class, tunables):
+    """Its key under `tune:`; what acts on one of several options says which after a full stop."""
+    assert {tunable.name.partition(".")[0] for tunable in tunables} == {tunable_class.__module__.rpartition(".")[2]}
+
+
+def test_every_number_has_a_label_or_none_has(tunables):
+    for tunable in tunables:
+        assert len(tunable.labels) in (0, tunable.size(STEPS))
 
 
 def test_what_is_spoken_is_a_start(tunables):
