@@ -138,7 +138,8 @@ def begin(problem: Problem) -> State:
     """The state before the first step; a number on a bound begins inside, where the link is not yet flat."""
     none = torch.zeros(len(problem.constraints), dtype=torch.float64)
     u = problem.coordinates(problem.first())
-    bounded = torch.tensor([b is not None for t in problem.tunables for b in t.bounds_of(problem.process.steps)])
+    pairs = [b for t in problem.tunables for b in t.bounds_of(problem.process.steps)]
+    bounded = torch.tensor([pair is not None for pair in pairs], dtype=torch.bool)  # also where there are none
     on_bound = bounded & (torch.minimum(u.sigmoid(), (-u).sigmoid()) <= EDGE * (1 + 1e-6))
     nudged = torch.where(u < 0, NUDGED, 1 - NUDGED).to(u).logit()
     return State(nudged.where(on_bound, u), multipliers=none, integral=none)

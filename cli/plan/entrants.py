@@ -140,18 +140,20 @@ def _values_in(file: Path) -> dict[str, object]:
 
 
 def _scaled(job: Job, share: float) -> BudgetJob:
-    """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps."""
+    """Fewer steps and fewer samples a step, in equal parts; a pool in proportion to the samples of all steps.
+
+    Of a search the samples alone, so that its candidates still cover the space, or the work that ends it.
+    """
     part, budget = math.sqrt(share), job.budget
     if job.tilts:
         return budget
-    if job.search is not None:  # its candidates still cover the space
+    if budget.work is not None:
+        return budget.model_copy(update={"work": max(1, round(budget.work * share))})
+    if job.search is not None:
         return budget.model_copy(update={"samples": max(FEWEST, round(budget.samples * share))})
     samples = max(2, round(budget.samples * part))
     steps = max(1, round(budget.steps * budget.samples * share / samples))
     pool = None if budget.pool is None else max(samples, round(budget.pool * share))
-    work = None if budget.work is None else max(1, round(budget.work * share))
-    if work is not None:  # which ends the search, however many candidates there are
-        return budget.model_copy(update={"work": work})
     return budget.model_copy(update={"steps": steps, "samples": samples, "pool": pool})
 
 

@@ -25,6 +25,8 @@ def of_ascent(job: Job) -> Iterator[str]:
     if job.search is None and job.budget.steps:
         yield from _on_a_bound(job)
         yield from _better_otherwise(job)
+    if job.choices and not job.parameters and job.search is not None and job.search.kind != "grid":
+        yield f"choices alone are tuned: {job.search.kind} may try one twice, and search: grid tries each once"
     if job.search is not None and job.auto_search is not None and job.auto_search[0] == job.search.kind:
         size = f"{job.budget.steps} candidates of {job.budget.samples} samples"
         yield f"search: {job.search.kind} is what auto takes here: {size}; write optimizer: newton to follow gradients"

@@ -56,7 +56,7 @@ def instead(name: str, record: ChoiceRecord) -> str:
     """`Sampler kind dpmpp instead of ddim`, or that it stays."""
     what = spoken_name(name)
     if record.tuned == record.start:
-        return f"{what} {record.start}, as at the start"
+        return f"{what} {record.start} (as at the start)"
     return f"{what} {record.tuned} instead of {record.start}"
 
 

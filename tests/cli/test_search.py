@@ -245,6 +245,12 @@ def test_a_search_over_lambda_takes_the_best_of_its_candidates(tmp_path, common)
     [
         ({"keep": [{"kind": "linear", "direction": [1.0, 0.0], "at_least": 0.1}]}, "keeps no level"),
         ({"budget": {"steps": 9, "precision": "1.5x"}}, "ends after budget.steps candidates"),
+        ({"budget": {"steps": 9, "work": 99}}, "limits a search whose candidates differ in cost"),
+        ({"search": {"kind": "grid", "pruner": "asha"}}, "share one bank, so none is stopped early"),
+        (
+            {"tune": {"regularization": {"start": 3.0, "bounds": [0.3, 10]}, "sampler.steps": [16, 32]}},
+            "lambda is searched for alone; choose this in a job of its own",
+        ),
     ],
 )
 def test_what_a_search_over_lambda_refuses(tmp_path, more, words):

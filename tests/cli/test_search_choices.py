@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from genbo.cli.commands.tune import tune
-from genbo.cli.job.job import JobMistakes, read_job
-from genbo.cli.job.schema import job_schema
+from genbo.cli.job.job import read_job
 from genbo.cli.plan.counts import plan
 from genbo.cli.stages.build import assemble
 from tests.oracles import levels
@@ -101,6 +100,30 @@ def test_a_candidate_costs_what_its_steps_cost_and_the_plan_holds_both_ends(chos
     assert cost["image_forwards"] == spent[-1] + 512 * (STEPS[0] + found.document["choices"]["sampler.steps"]["tuned"])
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {"work": 600}, {"work": 1}, {"denoiser_calls": 50}, {"work": 10**9}],
+    ids=["none", "work", "little work", "calls", "much work"],
+)
+@pytest.mark.parametrize("search", ["random", {"kind": "random", "pruner": "asha"}, {"kind": "tpe", "common": False}])
+def test_what_is_spent_lies_between_the_ends_of_the_plan(tmp_path, search, limits):
+    """Also where the teachers' samples, and a level that is relative to the start, are drawn beside the candidates."""
+    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 1.0, "bounds": [0, 4]}}
+    more = {
+        "reward": {"kind": "teacher", "steps": 8, "space": "latents"},
+        "keep": [{"kind": "quadratic", "target": [TARGET], "at_least": "start"}],
+        "budget": {"steps": 12, "samples": 32, **limits},
+        "evaluate": {"samples": 16},
+    }
+    made = job(tmp_path, tuned, search, **more)
+    planned, cost = plan(read_job(made)), tune(made).result().document["cost"]
+    for name in ("denoiser_calls", "image_forwards", "image_backwards", "reward_images"):
+        assert getattr(planned.total_at_least, name) <= cost[name] <= getattr(planned.total, name)
+    count = len(lines(tmp_path))
+    assert count == 12 if not limits or limits.get("work") == 10**9 else count < 12
+    assert count == 1 or limits.get("work") != 1
+
+
 def test_choices_that_cost_the_same_have_an_exact_plan(tmp_path):
     made = job(tmp_path, {"sampler.eta": ETAS}, steps=2)
     planned = plan(read_job(made))
@@ -165,6 +188,39 @@ def test_left_at_any_trial_and_resumed_it_makes_the_same_trials(tmp_path, pruned
     assert {key: rest[key] for key in same} == {key: document[key] for key in same}
     names = ("phi", "choices", "objective", "samples", "rungs", "cost")
     assert [{n: t[n] for n in names} for t in lines(tmp_path)] == [{n: t[n] for n in names} for t in lines(place)]
+
+
+def test_killed_between_two_rungs_it_goes_on_with_the_whole_candidate(tmp_path, pruned, monkeypatch):
+    """What the candidate under way had drawn is drawn once more, and counted once."""
+    from genbo.bilevel.pruners._optuna import OptunaPruning
+
+    place, document = pruned
+    looks = sum(len(trial["rungs"]) for trial in lines(place)[:3]) + 1  # the fourth trial, at its first rung
+    stops, seen = OptunaPruning.stops, [0]
+
+    def killed(self, value, samples):
+        seen[0] += 1
+        if seen[0] == looks:
+            raise KeyboardInterrupt
+        return stops(self, value, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OptunaPruning, "stops", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(_pruned_job(tmp_path)).result()
+    assert len(lines(tmp_path)) == 3
+    rest = tune(_pruned_job(tmp_path), resume=True).result().document
+    assert rest["choices"] == document["choices"] and rest["rungs"] == document["rungs"]
+    counts = ("denoiser_calls", "image_forwards", "reward_images")
+    assert [rest["cost"][name] for name in counts] == [document["cost"][name] for name in counts]
+
+
+def test_choices_alone_are_best_tried_by_a_grid(tmp_path):
+    notes = {
+        kind: plan(read_job(job(tmp_path, {"sampler.eta": ETAS}, kind, steps=2))).warnings for kind in ("grid", "gp")
+    }
+    assert any("search: grid tries each once" in note for note in notes["gp"])
+    assert not any("tries each once" in note for note in notes["grid"])
 
 
 def test_a_teacher_is_the_jobs_own_whatever_is_chosen(tmp_path):
@@ -246,107 +302,22 @@ def test_a_pipeline_draws_by_what_was_chosen(tmp_path, tiny_sd):
     assert f"num_inference_steps={best['sampler.steps']}" in str(found.document["use"]["diffusers"])
 
 
-@pytest.mark.parametrize(
-    ("tuned", "more", "words"),
-    [
-        ({"sampler.kind": ["ddim", "dpmpp"], "sampler.eta": [0, 1]}, {}, "dpmpp has no option 'eta'; take dpmpp out"),
-        ({"sampler.kind": ["ddim", "dpmp"]}, {}, "did you mean 'dpmpp'"),
-        (
-            {"sampler.kind": ["euler", "dpmpp"]},
-            {},
-            "own ddim, which is not in the list; add it, or set model.sampler.k",
-        ),
-        ({"sampler.kind": "dpmpp"}, {}, "a list of two values or more"),
-        ({"sampler.steps": [3]}, {}, "not a list of 1"),
-        ({"sampler.steps": [3, 3]}, {}, "in the list twice"),
-        ({"sampler.steps": [3, 20000]}, {}, "at most 10000 steps"),
-        ({"sampler.eta": [0, 2]}, {}, "less than or equal to 1"),
-        ({"sampler.etas": [0, 1]}, {}, "did you mean 'sampler.eta'"),
-        ({"lower.prediction": ["epsilon", "sample"]}, {}, "network that the job trains"),
-        ({"sampler.steps": [3, 6]}, {"search": None}, "a gradient cannot follow a choice; add search"),
-        ({"sampler.steps": [3, 6]}, {"budget": {"steps": 5, "samples": 8}}, "2 combinations.*set it to 2"),
-        ({"sampler.steps": list(range(3, 600))}, {}, "more than 500; shorten"),
-        ({"sampler.steps": [3, 6], "guidance": {"start": 1.0, "shape": "per_step"}}, {}, "knots, or delete this"),
-        (
-            {"sampler.steps": [3, 2], "guidance": {"start": 1.0, "shape": {"knots": 3}}},
-            {},
-            "with 2 steps, tune.guidance",
-        ),
-        ({"sampler.kind": ["ddim", "dpmpp"]}, {"search": "cmaes"}, "not over sampler.kind; take tpe"),
-        ({"sampler.kind": ["ddim", "dpmpp"]}, {"search": "consensus"}, "not over sampler.kind; take tpe"),
-        (
-            {"sampler.kind": ["ddim", "ddpm"]},
-            {"reward": {"kind": "teacher", "steps": 9}, "budget": {"steps": 2, "samples": 8}},
-            "with sampler.kind ddpm: teacher compares",
-        ),
-        ({"guidance": {"start": 1.0}}, {"search": {"kind": "tpe", "pruner": "ash"}}, "did you mean 'asha'"),
-        (
-            {"guidance": {"start": 1.0}},
-            {"search": {"kind": "tpe", "pruner": {"kind": "asha", "least": 999}}},
-            "raise budget.samples, or lower least",
-        ),
-        ({"guidance": {"start": 1.0}}, {"search": None, "budget": {"work": 99}}, "limits a search"),
-    ],
-)
-def test_what_cannot_be_chosen_is_refused_with_the_remedy(tmp_path, tuned, more, words):
-    with pytest.raises(JobMistakes, match=words):
-        read_job(job(tmp_path, tuned, **more))
+def test_time_steps_start_where_each_sampler_has_them(tmp_path):
+    """Numbers without bounds are searched around the start of the sampler that was chosen with them."""
+    from genbo.bilevel.loop import begin
+    from genbo.bilevel.search_loop import coordinates
+    from genbo.bilevel.trials import Candidate
 
-
-def test_an_option_of_one_rule_alone_cannot_be_tuned_beside_both(tmp_path):
-    made = job(tmp_path, {"guidance.kind": ["plain", "rescaled"], "guidance.rescale": {"start": 0.5}}, "tpe")
-    made["model"]["guidance"] = {"kind": "rescaled", "weight": 2.0}
-    with pytest.raises(JobMistakes, match="the guidance rule plain has no option 'rescale'; take plain out of"):
-        read_job(made)
-
-
-def test_the_document_the_schema_and_overrides_know_choices(tmp_path):
-    from jsonschema import Draft7Validator
-
-    tuned = {"sampler.kind": ["ddim", "dpmpp"], "sampler.steps": [3, 6], "guidance": {"start": 1.0}}
-    made = job(tmp_path, tuned, {"kind": "tpe", "pruner": {"kind": "hyperband", "reduction": 2}})
-    read = read_job(made)
-    assert read_job(read.document()) == read and read.document()["tune"]["sampler.kind"] == ["ddim", "dpmpp"]
-    valid = Draft7Validator(job_schema())
-    assert not list(valid.iter_errors(made))
-    for wrong in ({"sampler.kind": ["ddim", "dpmp"]}, {"sampler.kind": ["ddim"]}, {"sampler.steps": [3, 0]}):
-        assert list(valid.iter_errors({**made, "tune": wrong}))
-    plain = job(tmp_path, {"guidance": {"start": 1.0}}, "tpe")
-    set_ = read_job(plain, ["tune.sampler.kind=[ddim, euler]", "tune.guidance.kind=[plain, apg]", "search.pruner=asha"])
-    assert [choice.values for choice in set_.choices.values()] == [("ddim", "euler"), ("plain", "apg")]
-    assert set_.search is not None and set_.search.pruner is not None and set_.search.pruner.kind == "asha"
-
-
-# -- in a comparison ---------------------------------------------------------------------------------------------------
-
-
-def test_a_comparison_gives_every_search_the_same_work(tmp_path):
-    """A pruner makes more candidates of it; none begins another once the work is spent."""
-    from genbo.cli.commands.compare import compared
-    from genbo.cli.plan.entrants import entrants_of
-
-    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 3.0, "bounds": [0, 4]}}
-    work = 24 * 64 * 12
-    budget = {"steps": 400, "samples": 64, "work": work}
-    read = read_job(job(tmp_path, tuned, {"kind": "random", "pruner": "asha"}, budget=budget, evaluate={"samples": 64}))
-    entrants = entrants_of(read, ["random", "grid", "one_point"], tmp_path / "out")
-    assert entrants.work == work and list(entrants.left_out) == ["one_point"]
-    record = compared(read, entrants, 1, tmp_path / "out", common=True, overwrite=False, quiet=True)
-    for entrant in entrants.each:
-        row, one = record.tuners[entrant.name], entrant.job.budget.samples * 2 * 6
-        assert work <= row.work < work + one
-        assert set(row.phi[0]) == {"sampler.steps", "guidance"}
-    assert record.tuners["job"].trials > 2 * record.tuners["random"].trials
-    assert "sampler.steps" in (tmp_path / "out" / "comparison.html").read_text()
-
-
-def test_a_comparison_of_candidates_that_differ_in_cost_needs_a_limit(tmp_path):
-    from genbo.cli.errors import UserMistake
-    from genbo.cli.plan.entrants import entrants_of
-
-    tuned = {"sampler.steps": [3, 6], "guidance": {"start": 3.0, "bounds": [0, 4]}}
-    with pytest.raises(UserMistake, match=r"differ in cost.*set budget\.work"):
-        entrants_of(read_job(job(tmp_path, tuned, "tpe")), ["random"], tmp_path / "out")
-    equal = job(tmp_path, {"sampler.eta": ETAS, "guidance": tuned["guidance"]}, "tpe", steps=20)
-    same = entrants_of(read_job(equal), ["random"], tmp_path / "out")
-    assert [entrant.name for entrant in same.each] == ["job", "random"]
+    tuned = {"sampler.kind": ["ddim", "dpmpp"], "timesteps": {"start": "uniform"}}
+    made = job(tmp_path, tuned, "random", steps=4)
+    made["model"]["sampler"]["steps"] = 4
+    found = tune(made).result()
+    a = assemble(read_job(made))
+    for kind in ("ddim", "dpmpp"):
+        problem = a.at({"sampler.kind": kind})
+        middle = Candidate((0.5,) * problem.parameters)
+        assert torch.allclose(coordinates(problem, middle), begin(problem).u)
+        assert problem.process.sampler.steps == 4
+    assert len(lines(tmp_path)) == 4 and found.document["status"] == "done"
+    best = max(lines(tmp_path), key=lambda trial: trial["objective"])
+    assert found.document["choices"]["sampler.kind"]["tuned"] == best["choices"]["sampler.kind"]
