@@ -27,7 +27,7 @@ def use_of(process: Process, folder: str) -> Document:
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
     stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
     prompt = model.prompted(process.sampler)
-    hidden = prompt is None or ("timesteps" in said and stops is None)
+    hidden = prompt is None or process.steer is not None or ("timesteps" in said and stops is None)
     arguments = None if hidden else diffusers_arguments(said, stops, model.names)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
     beside = [f"{name}={getattr(model.options, name)!r}" for name in KEPT_OPTIONS if getattr(model.options, name)]
@@ -49,7 +49,7 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     told = "".join(f", {name}={value}" for name, value in traits.call(process.sampler).items() if value)
     call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{told}).images"
     plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
-    ddim = traits.in_diffusers and traits.levels_of == "ddim"
+    ddim = process.steer is None and traits.in_diffusers and traits.levels_of == "ddim"
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
 
 
