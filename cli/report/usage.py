@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.json_files import Document
 from genbo.diffusion.kinds import class_of
+from genbo.rewards._traits import RunsCode
 
 if TYPE_CHECKING:
     from genbo.diffusion.network import Network
@@ -35,13 +36,20 @@ def use_of(process: Process, folder: str) -> Document:
         beside += [f"{name}={value!r}" for name, value in model.of_size.items()]
     call = ", ".join(filter(None, [prompt, arguments, *beside]))
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
-    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
+    own = f"import genbo\n\npipeline = {load_of(process, folder)}\nimages = pipeline([prompt], samples=4, seed=0)"
     return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
+
+
+def load_of(process: Process, folder: str) -> str:
+    """The call that loads the folder; a steer by the user's own code runs only what it is handed."""
+    rewards = process.steer.rewards if process.steer is not None else ()
+    code = [str(one.options.path) for one in rewards if isinstance(one.options, RunsCode)]
+    return f'genbo.load("{folder}", allow_code={code!r})' if code else f'genbo.load("{folder}")'
 
 
 def use_of_network(network: Network, process: Process, folder: str) -> Document:
     """The same of a network of one's own: a DDIMPipeline, which takes no classes."""
-    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline({{}}, samples=16, seed=0)'
+    own = f"import genbo\n\npipeline = {load_of(process, folder)}\nimages = pipeline({{}}, samples=16, seed=0)"
     if network.classes:
         return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
     load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
