@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+ROUNDING = 1e-9  # as near to 1 as a guidance weight must be for its unconditional half to be left out
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,15 @@ class Process:
         if self.steer is None:
             raise ValueError("nothing is steered here, so there is no strength to set")
         return replace(self, steer=replace(self.steer, strength=value))
+
+
+def image_cost(process: Process) -> dict[str, int]:
+    """What one image costs by itself, member 0's, with the names of `Meter`; its reward at the end is not counted."""
+    weight = effective_weights(process.rule, process.options)[0]
+    once = process.steps + int(((weight - 1).abs() > ROUNDING).sum())
+    looks, passes = (0, 0) if process.steer is None else process.steer.looks(process.steps)
+    calls = {"denoiser_calls": process.steps * (1 + passes), "image_forwards": once * (1 + passes)}
+    return {**calls, "reward_images": looks, "image_backwards": once * max(passes, 1) if looks else 0}
 
 
 def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int = 32) -> Process:

@@ -28,12 +28,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from genbo.diffusion.prediction import Prediction
-from genbo.diffusion.process import Condition, Memory, Process, Step, Whole, effective_weights
+from genbo.diffusion.process import ROUNDING, Condition, Memory, Process, Step, Whole, effective_weights
 from genbo.diffusion.room import NoRoom, is_out_of_memory
 from genbo.diffusion.seed import Batch, Noise
 from genbo.diffusion.steer import Steer, Tangent
 
-ROUNDING = 1e-9
 TINY = 1e-30  # a mean square that is taken for 0
 
 

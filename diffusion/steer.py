@@ -51,6 +51,11 @@ class SteeringRule(Protocol):
         """
 
 
+def looks(rule: SteeringRule, steps: int) -> tuple[int, int]:
+    """`Steer.looks` of a rule alone, for the plan, which is made before anything is opened."""
+    return (rule.passes, rule.passes) if rule.passes else (steps, 0)
+
+
 @dataclass(frozen=True)
 class Climbed:
     """A reward that is climbed, opened, with its weight; and its options, without which it cannot be stored."""
@@ -67,6 +72,13 @@ class Steer:
     rewards: tuple[Climbed, ...]
     strength: Tensor
     rule: SteeringRule
+
+    def looks(self, steps: int) -> tuple[int, int]:
+        """How often the reward of a sample is looked at on its way of so many steps, and the passes beside the first.
+
+        A pass is a sampling that goes back through the network at every step; without any, the first one does.
+        """
+        return looks(self.rule, steps)
 
     def total(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The weighted sum of the rewards of each image, (B,) in float64."""

@@ -13,7 +13,7 @@ from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.models.mixture import Mixture
 from genbo.diffusion.path_kl import sample_with_kl
-from genbo.diffusion.process import Process, process_of
+from genbo.diffusion.process import Process, image_cost, process_of
 from genbo.diffusion.room import NoRoom
 from genbo.diffusion.sample import Rows, sample
 from genbo.diffusion.samplers.ddim import Ddim
@@ -224,6 +224,9 @@ def test_a_pass_is_a_sampling_more_and_one_scored_image(passes):
         "reward_images": 4 * looks,
         "image_backwards": rows * max(1, passes),
     }
+    alone = by(mixed(), curved, 1.0, Target(0.7, passes))
+    drawn(alone, BATCH.part(slice(0, 1)))
+    assert image_cost(alone) == alone.meter.as_dict(), "which is what the report says of an image"
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------------
