@@ -177,6 +177,8 @@ class Facts:
         half_precision: whether the network computes in fp16 or bf16.
         coupled: whether the sampled network is trained for phi, so that it answers a change of it.
         slope: where lambda is tuned, the estimator that its lower solver is followed by.
+        steered: whether samples are steered by a reward's gradient, so that a derivative needs the second one of the
+            network and of that reward.
         constrained: whether rewards are kept at levels, whose multipliers change the objective at every step.
     """
 
@@ -187,6 +189,7 @@ class Facts:
     coupled: bool = False
     slope: str | None = None
     constrained: bool = False
+    steered: bool = False
 
     @property
     def tilted(self) -> bool:
@@ -194,6 +197,7 @@ class Facts:
         return self.slope is not None
 
 
+STEERED = "where samples are steered the network would need a second derivative; use estimator: zeroth_order"
 LAW_ONLY = "this estimator is the gradient of tune: regularization only; use estimator: auto"
 SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: auto"
 

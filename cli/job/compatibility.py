@@ -17,6 +17,7 @@ from genbo.cli.job.resolved import Job
 from genbo.cli.job.search_misfits import searched
 from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.job.sections.prompts import NO_PROMPT
+from genbo.cli.job.steer_misfits import steered
 from genbo.cli.job.yaml_nodes import Node
 from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.kinds import declared
@@ -29,7 +30,7 @@ Misfit = tuple[Node, str, str | None]
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """Every incompatibility in a job whose keys are right by themselves."""
-    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated):
+    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated, steered):
         yield from check(job, root)
     found = list(two_levels(job, root))
     yield from found or [*searched(job, root), *refusals(job, root)]
@@ -261,8 +262,8 @@ def opinions(job: Job, root: Node) -> Iterator[Misfit]:
             f"judges {message}; take lower: {{kind: reweight}}, or delete them",
             None,
         )
-    followed = [reward for reward in job.reward if reward.weight]
-    for key, rewards in (("reward", followed), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())):
+    tuned = {"reward": [reward for reward in job.reward if reward.weight], "model.steer": job.steering}
+    for key, rewards in (tuned | {"keep": job.keep, "lower": job.lower.reward if job.lower else ()}).items():
         for number, judge in enumerate(judges):
             if any(is_same(judge, reward) for reward in rewards):
                 message = f"the job is tuned with this reward, under {key}: a judge must be one that tuning never uses"

@@ -83,6 +83,8 @@ def inputs_of(assembled: Assembled) -> Document:
     parts |= dict(zip((*assembled.reward_names, *assembled.constraint_names), problem.scorers, strict=True))
     below = (reward for _, reward in assembled.lower_rewards)
     parts |= {f"lower.{name}": reward for name, reward in zip(assembled.lower_names, below, strict=True)}
+    steer = problem.process.steer
+    parts |= {f"steer.{k}": one.reward for k, one in enumerate(steer.rewards)} if steer else {}
     lora = declared(Origin, problem.process.model).lora_file
     merged = {"lora": {lora.name: sha256_of(lora)}} if lora else {}
     return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}, **merged}

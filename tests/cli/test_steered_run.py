@@ -29,9 +29,9 @@ WORLD: dict[str, Any] = {
     "prompts": ["a"],
     "tune": {"regularization": {"start": 3.0, "bounds": [0.3, 20]}},
     "reward": R1,
-    "lower": {"kind": "guided", "reward": R2, "samples": 2000, "most": None},
+    "lower": {"kind": "guided", "reward": R2, "samples": 1000, "most": None},
     "budget": {"steps": 3},
-    "evaluate": {"samples": 2000},
+    "evaluate": {"samples": 1000},
     "output": "run",
 }
 EMOJI: dict[str, Any] = {
@@ -72,9 +72,8 @@ def test_on_a_gaussian_steering_has_all_of_the_law_and_stands_in_the_report(work
     assert tuned["steer"]["reward"] == [{**R2, "weight": 1.0, "files": {}}]
     assert tuned["steer"]["rule"] == {"kind": "tilt", "most": None}
     assert abs(found["share"] - 1) < 3 * found["share_se"] < 0.6
-    assert found["law_r2"] == pytest.approx(1 / lam, abs=0.25) and found["kl"] == pytest.approx(
-        found["law_kl"], rel=0.4
-    )
+    assert found["law_r2"] == pytest.approx(1 / lam, abs=0.25)
+    assert found["kl"] is None, "a deterministic path has none"
     assert found["cost"] == {
         "denoiser_calls": 40,
         "image_forwards": 40,

@@ -14,6 +14,7 @@ from genbo.cli.job.section import Entry, Level, Section
 from genbo.cli.job.sections.model import MODEL
 from genbo.cli.job.yaml_nodes import Node, below, node_of_value
 
+KEYS = {"steer.strength": "steer_strength"}  # of a tunable that is written otherwise than its file is called
 EXAMPLES = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable
 
 
@@ -34,7 +35,9 @@ class TuneSection(Section[dict[str, Any]]):
     def described(self) -> Entry:
         """A key for each tunable, and `guidance.<option>` for each number of any rule."""
         models = {name: catalog.model_of("tunables", name) for name in catalog.kinds("tunables")}
-        entries: dict[str, Any] = {name: (model | None, None) for name, model in models.items()}
+        entries: dict[str, Any] = {
+            name: (model | None, Field(default=None, alias=written_as(name))) for name, model in models.items()
+        }
         rules = [catalog.hints_of(catalog.options_of("guidance", kind)) for kind in catalog.kinds("guidance")]
         numbers = {name for hints in rules for name, hint in hints.items() if catalog.words(hint).startswith("number")}
         for option in sorted(numbers - {"weight"}):
@@ -44,6 +47,11 @@ class TuneSection(Section[dict[str, Any]]):
 
     def written(self, value: dict[str, Any], level: Level) -> Any:
         return {name: catalog.document_of("tunables", tunable) for name, tunable in value.items()}
+
+
+def written_as(kind: str) -> str:
+    """The key of a kind of tunable."""
+    return next((key for key, name in KEYS.items() if name == kind), kind)
 
 
 def tunable_options(rule: Kind) -> list[str]:
@@ -68,9 +76,10 @@ def _note_no_effect(reader: Reader, node: Node, keys: set[str]) -> None:
 
 def _tunable(reader: Reader, parent: Node, key: str, node: Node) -> Any:
     """The tunable of one key: `name`, or `guidance.<option>`."""
-    name, _, option = key.partition(".")
+    name, _, option = KEYS.get(key, key).partition(".")
     rule, names = reader.rule, catalog.kinds("tunables")
-    if name not in names:
+    if name not in names or key in KEYS.values():
+        names = tuple(written_as(each) for each in names)
         message = f"unknown tunable {name!r}{catalog.nearest(name, names)}"
         return reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     if not reader.mapping(node, EXAMPLES.get(name, "start: 1.0, bounds: [0, 20]")):
