@@ -6,6 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from genbo.diffusion.guidance.plain import Plain
+from genbo.diffusion.models.diffusers import Diffusers
+from genbo.diffusion.process import process_of
+from genbo.diffusion.sample import sample
+from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.seed import Seed, batch_of
+from genbo.diffusion.steer import Climbed
+from genbo.diffusion.tuned import export, load
+from genbo.rewards.linear import Linear
 from tests.rooms.conftest import example_of
 
 ROWS = 5
@@ -58,3 +67,18 @@ def test_it_says_how_far_it_may_go_and_how_often(steering_rule):
     assert steering_rule.mistakes() == []
     assert steering_rule.most is None or steering_rule.most > 0
     assert isinstance(steering_rule.passes, int) and steering_rule.passes >= 0
+
+
+def test_it_draws_from_a_pipeline_and_again_from_its_tuned_folder(steering_rule, tiny_sd, tmp_path):
+    """With another strength at each step, as tuning leaves it: `genbo.load` of the folder draws the same samples."""
+    model = Diffusers(pretrained=str(tiny_sd), device="cpu", dtype="fp32").open()
+    red = Linear([1.0, 0.0, -1.0])
+    plain = process_of(model, Ddim(steps=3), Plain(2.0))
+    process = plain.steered([Climbed(0.5, red.open(), red)], [3.0, 1 / 3, 0.1], steering_rule)
+    batch = batch_of(("a red apple", "a dog"), 2, Seed(0))
+    export(process, tmp_path / "tuned", {})
+    again = load(tmp_path / "tuned", device="cpu", dtype="fp32").process
+    assert again.steer.rule == steering_rule and torch.equal(again.steer.strength, process.steer.strength)
+    with torch.no_grad():
+        drawn = sample(process, batch)
+        assert torch.equal(sample(again, batch), drawn) and not torch.equal(sample(plain, batch), drawn)
