@@ -70,6 +70,17 @@ def test_a_job_without_it_is_written_as_it_always_was():
     assert "steer" not in read_job(plain).document()["model"]
 
 
+def test_a_guided_job_without_a_target_is_written_as_it_always_was():
+    """Its digest is that of the runs that were begun before there was one."""
+    lower = {"kind": "guided", "reward": LINEAR, "samples": 8}
+    tilted = {"tune": {"regularization": {"start": 1.0}}, "budget": {"steps": 2}, "model": {"kind": "gaussian"}}
+    tilted["prompts"] = ["left"]
+    written = read_job({**JOB, **tilted, "lower": lower}).document()["lower"]
+    assert set(written) == {"kind", "samples", "most", "reward"}
+    aimed = read_job({**JOB, **tilted, "lower": {**lower, "target": 1.0}}).document()["lower"]
+    assert (aimed["target"], aimed["passes"]) == (1.0, 0)
+
+
 def test_an_editor_knows_it():
     schema = json.dumps(job_schema())
     assert '"steer.strength"' in schema and '"strength"' in schema and '"passes"' in schema
