@@ -207,7 +207,7 @@ class Rows:
             live = x if kept and x.requires_grad else x.detach().requires_grad_()
             reward = self._reward(live)
             (slope,) = torch.autograd.grad(reward.sum(), live, create_graph=kept)
-            offset = reward - (slope * live).flatten(1).double().sum(1)
+            offset = reward - (slope.double() * live.double()).flatten(1).sum(1)
         return Tangent(offset, slope) if kept else Tangent(offset.detach(), slope)
 
     def _reward(self, x_0: Tensor) -> Tensor:

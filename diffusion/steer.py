@@ -96,4 +96,4 @@ class Tangent:
 
     def __call__(self, x_0: Tensor) -> Tensor:
         """(B, *shape) -> (B,) in float64."""
-        return self.offset + (self.slope * x_0).flatten(1).double().sum(1)
+        return self.offset + (self.slope.double() * x_0.double()).flatten(1).sum(1)
