@@ -62,6 +62,12 @@ def _reward_document(one: Climbed) -> dict[str, Any]:
 
 def steered_by(process: Process, document: object, allow_code: Sequence[str | Path] = ()) -> Process:
     """The process, steered as a tuned folder says. Raises `Refused` with a sentence for whatever is wrong with it."""
+    from genbo.diffusion.process import Whole
+
+    if isinstance(process.model, Whole):
+        raise Refused(
+            f"{WHERE}: a black box draws by its own call, which cannot be steered; take steer out of the file"
+        )
     written = document if isinstance(document, Mapping) else {}
     rule: SteeringRule = part_from(RULES, written.get("rule"), f"{WHERE}.rule")
     if wrong := rule.mistakes():

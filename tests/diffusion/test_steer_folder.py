@@ -233,6 +233,12 @@ def test_what_it_cannot_be_is_a_sentence(tuned, edit, said):
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_black_box_is_not_steered(tuned):
+    folder = edited(tuned[1], lambda document: document.update(model="blackbox"))
+    with pytest.raises(Refused, match="a black box draws by its own call, which cannot be steered"):
+        reloaded(folder)
+
+
 @pytest.mark.parametrize("batch", [0, "many", True])
 def test_a_batch_is_a_whole_number(tuned, batch):
     with pytest.raises(Refused, match="batch must be a whole number from 1 on"):
