@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.exported_files import copy_pipeline, files_of_variant, save_component, save_merged, save_network
-from genbo.diffusion.kinds import class_of, kind_of, kinds
+from genbo.diffusion.kinds import class_of, kind_of
 from genbo.diffusion.pipeline_folder import class_names
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.schedule_document import schedule_document, schedule_from
+from genbo.diffusion.steer_document import steer_document, steer_settings, steered_by
+from genbo.diffusion.stored_parts import part_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from genbo.schedules.clock import Clock
     from genbo.schedules.schedule import Schedule
 
-SCHEMA = 1
+SCHEMA, STEERED = 1, 2  # what a genbo that knew no steering would draw without one is not for it to read
 GUIDANCE = "genbo.diffusion.guidance"
 CALLED = {"rescale": "guidance_rescale"}  # an option of a rule, as diffusers' pipelines call it
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
@@ -57,6 +59,8 @@ def settings(process: Process) -> dict[str, Any]:
     said: dict[str, Any] = {"sampler": {"kind": kind_of(process.sampler), **_fields(process.sampler)}, "guidance": rule}
     if (network := network_of(process.model)) is not None:
         said["noise_schedule"] = schedule_document(network.schedule)
+    if process.steer is not None:
+        said["steer"] = steer_settings(process.steer)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
@@ -69,15 +73,17 @@ def beyond_diffusers(process: Process) -> list[str]:
     """
     from genbo.diffusion.process import Whole
 
-    if (network := network_of(process.model)) is not None:
+    network, model = network_of(process.model), pipeline_of(process.model)
+    steered = ["its call cannot be steered by a reward"] if process.steer is not None and (network or model) else []
+    if network is not None:
         traits, kind = process.sampler.traits, kind_of(process.sampler)
         same = traits.in_diffusers and traits.levels_of == "ddim"
         by = [] if same else [f"DDIMPipeline draws by ddim, not by {kind}"]
-        return [*by, *(["its call takes no class"] if network.classes else [])]
-    if (model := pipeline_of(process.model)) is None:
+        return [*steered, *by, *(["its call takes no class"] if network.classes else [])]
+    if model is None:
         return []
     said, whole = settings(process), isinstance(process.model, Whole)
-    return [*_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
+    return [*steered, *_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
 
 
 def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
@@ -128,6 +134,8 @@ def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True)
     model, network = pipeline_of(process.model), network_of(process.model)
     document = {"schema": SCHEMA, **settings(process), **about}
+    if process.steer is not None:
+        document |= {"schema": STEERED, "steer": steer_document(process.steer), "batch": process.batch}
     if "timesteps" in document and model is not None:
         document["diffusers"] = model.arguments(process.sampler, process.grid)
     if model is not None or network is not None:
@@ -203,11 +211,14 @@ class TunedPipeline:
         return [image for part in self.process.over(batch, one) for image in part]
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> TunedPipeline:
+def load(
+    folder: str | Path, *, device: str = "auto", dtype: str = "auto", allow_code: Sequence[str | Path] = ()
+) -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
-    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, or was written by a
-    newer genbo.
+    `allow_code` lists files of Python that a reward which steers the samples may run; without them it runs none.
+    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, was written by a
+    newer genbo, or is steered by what is not there.
     """
     from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
@@ -230,11 +241,24 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
         dtype=dtype,  # type: ignore[arg-type]
         **kept,
     ).open()
-    rule = _make("guidance", document["guidance"])
-    process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
+    rule = _make("guidance", document.get("guidance"))
+    process = _told(process_of(model, _make("samplers", document.get("sampler")), rule), document.get("told", {}))
     if "model" not in document:
         process = _as_a_network(process, schedule_from(document))
-    return TunedPipeline(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+    if "timesteps" in document:
+        process = _stopping_at(process, document["timesteps"])
+    if "steer" in document:
+        process = _in_calls_of(steered_by(process, document["steer"], allow_code), document.get("batch"))
+    return TunedPipeline(process, document)
+
+
+def _in_calls_of(process: Process, batch: object) -> Process:
+    """With as many images a call of the network as were judged together: others may round otherwise."""
+    if batch is None:
+        return process
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise Refused(f"genbo.json: batch must be a whole number from 1 on, not {batch!r}")
+    return replace(process, batch=batch)
 
 
 def _as_a_network(process: Process, schedule: Schedule | None) -> Process:
@@ -292,7 +316,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise Refused(f"{folder} has no genbo.json: give the tuned/ folder of a finished run") from None
     except ValueError as error:
         raise Refused(f"{folder / 'genbo.json'} cannot be read as JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") not in (SCHEMA, STEERED):
         raise Refused(f"{folder / 'genbo.json'} was not written by this version of genbo; update genbo")
     return document
 
@@ -301,12 +325,6 @@ def _fields(component: Any) -> dict[str, Any]:
     return asdict(component)
 
 
-def _make(room: str, options: Mapping[str, Any]) -> Any:
+def _make(room: str, options: object) -> Any:
     """The component that {kind, options} names: a file of the room, never a name from elsewhere."""
-    kind = options.get("kind")
-    package = f"genbo.diffusion.{room}"
-    known = kinds(package)
-    if kind not in known:
-        raise Refused(f"genbo.json: unknown {room} kind {kind!r}; choose from {', '.join(known)}")
-    made = class_of(package, str(kind))
-    return made(**{f.name: options[f.name] for f in fields(made) if f.name in options})
+    return part_from(f"genbo.diffusion.{room}", options, "genbo.json")

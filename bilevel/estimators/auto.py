@@ -46,13 +46,12 @@ class Auto:
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"
             return "zeroth_order", {}, reason
-        if facts.differentiable_reward and facts.differentiable_model:
+        if facts.differentiable_reward and facts.differentiable_model and not facts.steered:
             reason = f"{number} and a differentiable reward: one backward pass costs the same for any number of them"
             return "reverse_mode", {}, reason
+        what = "samples that are steered" if facts.steered else "a reward without gradients"
         if facts.parameters <= 20:
-            reason = (
-                f"{number} and a reward without gradients: one-sided differences take {facts.parameters + 1} samplings"
-            )
+            reason = f"{number} and {what}: one-sided differences take {facts.parameters + 1} samplings"
             return "zeroth_order", {"points": "forward"}, reason
-        reason = f"{number} and a reward without gradients: 20 random directions; knots would make it a smaller problem"
+        reason = f"{number} and {what}: 20 random directions; knots would make it a smaller problem"
         return "zeroth_order", {"directions": "random", "count": 20}, reason

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.bilevel.problem import Problem, SamplesAt
-from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.protocols import SAMPLED_ONLY, STEERED, Estimate, Facts, Follows, GradientCost
 from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class ReverseMode:
             return "reverse_mode needs a differentiable reward; use estimator: zeroth_order"
         if not facts.differentiable_model:
             return "reverse_mode needs a model with gradients; use estimator: zeroth_order"
+        if facts.steered:
+            return STEERED
         return None
 
     def cost(self, parameters: int) -> GradientCost:

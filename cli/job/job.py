@@ -68,7 +68,7 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
 def _damages(job: Job) -> list[str]:
     """What of the files of models and rewards is damaged, by their headers."""
     found = list(job.model.traits.damages())
-    for file in dict.fromkeys(file for reward in (*job.reward, *job.keep) for file in _weights_of(reward.options)):
+    for file in dict.fromkeys(file for reward in job.scored for file in _weights_of(reward.options)):
         try:
             names_in(file)
         except ValueError as error:

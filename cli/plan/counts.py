@@ -182,7 +182,7 @@ def plan(job: Job) -> Plan:
         parameters=job.parameters,
         batch=batch,
         device=device,
-        memory=memory(job, counter.rows(), counter.differentiated),
+        memory=memory(job, counter.rows(), counter.differentiated or job.model.steer is not None),
         expected_s=expected_s(job, forwards),
         expected_at_least_s=expected_s(job, sum(at_least.values(), Cost()).image_forwards),
         inexact=counter.inexact(),

@@ -73,7 +73,7 @@ def _networks(folder: Path) -> list[Path]:
 
 def _reward_files(job: Job) -> list[Path]:
     below = job.lower.reward if job.lower else ()
-    traits = [declared(RewardTraits, reward.options) for reward in (*job.reward, *job.keep, *below)]
+    traits = [declared(RewardTraits, reward.options) for reward in (*job.scored, *below)]
     folders, alone = {each.folder for each in traits}, {each.weights_file for each in traits}
     found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}
     return sorted(found | {file for file in alone if file is not None and file.suffix == ".safetensors"})
