@@ -158,7 +158,7 @@ class _Own:
             raise Refused(f"{what} gave {found[n].item()} for the prompt {prompts[n]!r}; return a finite number")
         if self.differentiable and images.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
             raise Refused(f"{what} gave scores without a gradient; set differentiable: false, or keep the gradient")
-        if not (self.differentiable and images.requires_grad and torch.is_grad_enabled()):
+        if found.requires_grad and not (self.differentiable and images.requires_grad and torch.is_grad_enabled()):
             found = found.detach()  # what the file keeps for a gradient of its own is nobody's business here
         if found.is_inference():
             found = found.clone()  # one made under inference_mode could enter no graph

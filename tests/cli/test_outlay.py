@@ -316,7 +316,7 @@ SMALL = {"kind": "quadratic", "scale": 1e-3}
 
 
 def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
-    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 4}
+    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 6}
     return {
         "version": 1,
         "model": {**model, "guidance": 2.0},
@@ -332,7 +332,7 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
 
 
 def test_weights_of_a_network(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 5}}
+    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 7}}
     spent(network_job(tiny_sd, tiny_clip, **own), hooked, exact=True)
 
 
