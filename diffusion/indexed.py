@@ -15,7 +15,7 @@ from genbo.diffusion.network import told_of_log_snr
 from genbo.schedules.schedule import Schedule
 
 
-def indexed(module: Any, schedule: Schedule, *, train_steps: int, within: tuple[float, float]) -> Any:
+def indexed(module: object, schedule: Schedule, *, train_steps: int, within: tuple[float, float]) -> Any:
     """The `UNet2DModel` of the same weights that is told the index k of `schedule.trained_betas(train_steps)`."""
     from diffusers import UNet2DModel
 

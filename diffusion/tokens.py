@@ -76,7 +76,7 @@ def _counted_by(tokenizer: Any) -> Any:
 
 
 @contextmanager
-def unsaid(pipeline: Any = None) -> Iterator[None]:
+def unsaid(pipeline: object = None) -> Iterator[None]:
     """Without what the libraries say about texts that are too long."""
     names = {base.__module__ for base in type(pipeline).__mro__}
     names |= {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"}

@@ -80,7 +80,7 @@ def beyond_diffusers(process: Process) -> list[str]:
     return [*_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
 
 
-def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
+def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, object]) -> Iterator[str]:
     if model.prompted(process.sampler) is None:
         known = ", or takes no class" if process.sampler.traits.in_diffusers else ""
         yield f"the call of {type(model.pipeline).__name__} draws otherwise by {kind_of(process.sampler)}{known}"
@@ -116,7 +116,7 @@ def _stops_as_the_model_does(process: Process) -> bool:
     return all(torch.equal(getattr(own, name), getattr(here, name)) for name in levels)
 
 
-def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
+def export(process: Process, folder: Path, about: Mapping[str, object]) -> None:
     """Write the pipeline and `genbo.json` into `folder`, which must not exist; `about` is added to the latter.
 
     The weights are the pretrained ones, copied file by file, but for those that were trained, which are written in
@@ -172,7 +172,7 @@ class TunedPipeline:
     `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
     """
 
-    def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
+    def __init__(self, process: Process, document: Mapping[str, object]) -> None:
         self.process, self.document = process, dict(document)
         model = pipeline_of(process.model)
         self.pipeline: Any = model.pipeline if model is not None else None

@@ -31,7 +31,7 @@ def job_model() -> type[BaseModel]:
     return forms.mapping("Job", **{section.key: section.described() for section in SECTIONS})
 
 
-def _without_titles(value: Any) -> Any:
+def _without_titles(value: object) -> Any:
     """pydantic titles every field after its own name, which tells a reader nothing."""
     match value:
         case dict():

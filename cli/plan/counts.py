@@ -189,7 +189,7 @@ def plan(job: Job) -> Plan:
     )
 
 
-def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
+def _searching(job: Job, estimator: object, batch: int, *, most: bool) -> Searching:
     rule = job.model.guidance.options
     own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
     at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]

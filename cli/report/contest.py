@@ -80,7 +80,7 @@ def record_of(
     work: int,
     common: bool,
     left_out: Mapping[str, str],
-    job: Mapping[str, Any],
+    job: Mapping[str, object],
 ) -> ComparisonRecord:
     """The record of all runs, a list a tuner, a run a repeat; `plans` has its trials or steps, and samples of each.
 

@@ -57,14 +57,14 @@ def run(folder: str | Path, output: str | Path | None = None) -> int:
     return 0
 
 
-def write_report(folder: Path, document: RunReport | Mapping[str, Any], place: Path | None = None) -> Path:
+def write_report(folder: Path, document: RunReport | Mapping[str, object], place: Path | None = None) -> Path:
     """`report.html` of the run, whole or not at all."""
     place = place or folder / "report.html"
     write_atomic(place, render(document, folder / "evaluation", folder.name).encode("utf-8", "replace"))
     return place
 
 
-def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, title: str) -> str:
+def render(document: RunReport | Mapping[str, object], evaluation: Path | None, title: str) -> str:
     """The whole page of a record, or of the object of a `report.json`."""
     report = RunReport.model_validate(document)
     pictures, points = drawn(report, evaluation)

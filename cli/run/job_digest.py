@@ -17,7 +17,7 @@ FREE_KEYS = {
 }  # may differ when a run is resumed: they change no noise
 
 
-def flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(document: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of a document with its dotted name."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():

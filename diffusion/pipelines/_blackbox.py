@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEEDED = ("prompt", "generator", "num_inference_steps", "output_type", "guidance_scale")
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> BlackboxModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> BlackboxModel:
     """The pipeline as a `Model` that draws by itself."""
     return BlackboxModel(pipeline, options)
 
@@ -69,7 +69,7 @@ class BlackboxModel(PipelineModel):
     def encode(self, prompts: Sequence[str]) -> Condition:
         raise Refused("a black box draws by itself; its network cannot be asked by genbo")
 
-    def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def call(self, network: object, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         raise Refused("a black box draws by itself; its network cannot be asked by genbo")
 
     def decode(self, x: Tensor) -> Tensor:
