@@ -122,6 +122,15 @@ def export(process: Process, folder: Path, about: Mapping[str, object]) -> None:
     The weights are the pretrained ones, copied file by file, but for those that were trained, which are written in
     float32; the scheduler is the one that the sampler's kind asks for. A model without a folder (an exact world) leaves
     `genbo.json` alone, with the numbers in it that were trained.
+
+    Args:
+        process: one member, as it was tuned.
+        folder: to be made.
+        about: more keys of `genbo.json`, JSON values each.
+
+    Raises:
+        FileExistsError: where the folder is there already.
+        OSError: where a file cannot be written.
     """
     from genbo.diffusion.adapt import Trainable
 
@@ -179,7 +188,19 @@ class TunedPipeline:
         self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
-        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""
+        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k).
+
+        Args:
+            prompts: one, or a list of P.
+            samples: of each prompt, 1 or more.
+            seed: of all of them.
+
+        Returns:
+            P * samples images in 8 bits, RGB or grey as the model's are.
+
+        Raises:
+            ValueError: a sentence, for a prompt that the model does not know.
+        """
         import torch
         from PIL import Image
 
@@ -206,8 +227,14 @@ class TunedPipeline:
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
-    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, or was written by a
-    newer genbo.
+    Args:
+        folder: the folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:0`.
+        dtype: `auto`, `fp32`, `fp16` or `bf16`, of the network.
+
+    Raises:
+        Refused: a sentence, where the folder is not one, is that of an exact world, which has no pipeline, or was
+            written by a newer genbo.
     """
     from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers

@@ -17,8 +17,17 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 
 @dataclass(frozen=True)
 class Auto:
+    """It takes no options: the number of parameters and the gradients that there are decide."""
+
     def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
-        """The name of an estimator, its options, and the reason in a sentence."""
+        """The kind of an estimator, its options, and the reason in a sentence.
+
+        Up to 8 parameters it takes central differences, 2P samplings. Beyond that it takes reverse mode where reward
+        and model have gradients. Without, it takes P + 1 samplings up to 20 parameters, and 20 random directions above.
+
+        Raises:
+            KeyError: where `facts.slope` is no estimator of a law.
+        """
         if facts.slope is not None:
             return facts.slope, {}, SLOPES[facts.slope]
         if facts.coupled:
