@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job.job import Chosen, Job, likely_device
 from genbo.cli.job.sections.evaluate import PAIRS
@@ -25,6 +25,9 @@ from genbo.cli.plan.lambda_counts import PATHS, Searching, held_out_bank
 from genbo.cli.plan.memory import Memory, memory
 from genbo.cli.plan.throughput import expected_s, record_speed
 from genbo.cli.report.number_format import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["PAIRS", "PATHS", "Cost", "Plan", "expected_s", "held_out_bank", "plan", "record_speed"]
 
@@ -112,7 +115,7 @@ class Plan:
         self.show(Console(file=out, width=100, color_system=None))
         return out.getvalue().rstrip()
 
-    def show(self, console: Any) -> None:
+    def show(self, console: Console) -> None:
         """A table of the counts, then a line each for estimator, memory and time."""
         from rich.table import Table
 

@@ -20,6 +20,8 @@ from genbo.cli.run.atomic import write_atomic
 from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from genbo.bilevel.contest import Contest
 
 SCHEMA = 1
@@ -207,7 +209,7 @@ def cells(name: str, row: TunerRow) -> list[str]:
     ]
 
 
-def table_of(record: ComparisonRecord) -> Any:
+def table_of(record: ComparisonRecord) -> Table:
     """For a terminal."""
     from rich.table import Table
 
