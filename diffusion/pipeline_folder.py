@@ -212,7 +212,7 @@ def config_of(folder: Path, part: str, file: str = "config.json") -> dict[str, A
     return config if isinstance(config, dict) else {}
 
 
-def scheduler_of(folder: Path) -> dict[str, Any]:
+def scheduler_of(folder: Path) -> dict[str, object]:
     return config_of(folder, "scheduler", "scheduler_config.json")
 
 

@@ -115,7 +115,7 @@ def is_flow(config: Mapping[str, object]) -> bool:
     return "FlowMatch" in str(config.get("_class_name"))
 
 
-def made_of(config: Mapping[str, object], sampler: Sampler) -> dict[str, Any]:
+def made_of(config: Mapping[str, object], sampler: Sampler) -> dict[str, object]:
     """The settings that diffusers' scheduler of a sampler's kind is made of, by the config of any scheduler of betas.
 
     One that says nothing of clipping is of a kind that never clips; DDIM and DDPM would clip latents by default. What
@@ -137,7 +137,7 @@ def _sentence(config: Mapping[str, object], sampler: Sampler, name: str, value: 
     return f"this model's scheduler sets {name}: {value}, which {who} not apply; {remedy}"
 
 
-def unfollowed(config: Mapping[str, object], sampler: Sampler) -> Iterator[tuple[str, Any]]:
+def unfollowed(config: Mapping[str, object], sampler: Sampler) -> Iterator[tuple[str, object]]:
     """Settings whose values a sampler does not follow."""
     settings = made_of(config, sampler)
     if settings.get("use_flow_sigmas"):

@@ -48,7 +48,7 @@ def _limit(folder: Path, tokenizer: str, encoder: str) -> int | None:
     return int(limits[0]) if limits else None
 
 
-def _json(file: Path) -> Mapping[str, Any]:
+def _json(file: Path) -> Mapping[str, object]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -324,7 +324,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _fields(component: Any) -> dict[str, Any]:
+def _fields(component: Any) -> dict[str, object]:
     return asdict(component)
 
 

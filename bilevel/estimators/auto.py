@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from genbo.bilevel.protocols import Facts
 
@@ -19,7 +18,7 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 class Auto:
     """It takes no options: the number of parameters and the gradients that there are decide."""
 
-    def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
+    def choose(self, facts: Facts) -> tuple[str, dict[str, object], str]:
         """The kind of an estimator, its options, and the reason in a sentence.
 
         Up to 8 parameters it takes central differences, 2P samplings. Beyond that it takes reverse mode where reward

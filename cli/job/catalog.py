@@ -99,7 +99,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 # -- options as words, and as a model --------------------------------------------------------------------
 
 
-def hints_of(cls: type[object]) -> dict[str, Any]:
+def hints_of(cls: type[object]) -> dict[str, object]:
     """Annotations of the fields alone: class variables may speak of types that are not imported."""
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if not _is_class_var(hint)}
 
@@ -116,7 +116,7 @@ def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _default(f: Field[Any]) -> Any:
+def _default(f: Field[Any]) -> object:
     return f.default_factory() if f.default_factory is not MISSING else None if f.default is MISSING else f.default
 
 
@@ -208,7 +208,7 @@ def _model(cls: type[Any], name: str, own: dict[str, Any], hidden: Sequence[str]
     return create_model(name, __config__=STRICT, __doc__=doc, **entries)
 
 
-def _model_default(f: Field[Any]) -> Any:
+def _model_default(f: Field[Any]) -> object:
     value = plain(_default(f))
     return ModelField(default_factory=lambda: value) if isinstance(value, (list, dict)) else value
 
@@ -221,7 +221,7 @@ def nested(cls: type[object]) -> type[BaseModel]:
     return MODELS[tag]
 
 
-def typed(hint: object) -> Any:
+def typed(hint: object) -> object:
     """An annotation of a dataclass -> one for pydantic.
 
     Tuples become lists of that length (JSON Schema 7 has no tuples that editors know), nested dataclasses
@@ -241,7 +241,7 @@ def typed(hint: object) -> Any:
     return nested(hint) if is_dataclass(hint) else hint  # type: ignore[arg-type]
 
 
-def _by_shape(branches: Sequence[object]) -> Any:
+def _by_shape(branches: Sequence[object]) -> object:
     """A union whose branch is chosen by whether a mapping, a list, null or a single value was written."""
     tags = {_shape_of(branch): _tag(branch) for branch in branches}
     if len(tags) < len(branches):
@@ -293,12 +293,12 @@ def made(cls: type[object], model: BaseModel) -> Any:
     return _object(cls, model.__dict__)
 
 
-def _object(cls: type[object], values: Mapping[str, object]) -> Any:
+def _object(cls: type[object], values: Mapping[str, object]) -> object:
     hints = hints_of(cls)
     return cls(**{name: _as(hints[name], value) for name, value in values.items() if name in hints})
 
 
-def _as(hint: Any, value: Any) -> Any:
+def _as(hint: Any, value: Any) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _as(args[0], value)
@@ -322,6 +322,6 @@ def plain(value: object) -> Any:
     return value
 
 
-def document_of(room: str, value: object) -> dict[str, Any]:
+def document_of(room: str, value: object) -> dict[str, object]:
     """An options object as the job writes it, without what the job writes elsewhere."""
     return {name: item for name, item in plain(value).items() if name not in HIDDEN.get(room, ())}

@@ -19,7 +19,7 @@ def run() -> int:
     return 0
 
 
-def job_schema() -> dict[str, Any]:
+def job_schema() -> dict[str, object]:
     """A schema in draft 7: `definitions` rather than `$defs`, and no `prefixItems`."""
     schema = job_model().model_json_schema(ref_template="#/definitions/{model}")
     schema["definitions"] = schema.pop("$defs")

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.run.seals import sha256_of
@@ -33,7 +32,7 @@ def allowed(paths: Sequence[str | Path]) -> Allowed:
     return found
 
 
-def sealed(options: object, known: Allowed) -> Any:
+def sealed(options: object, known: Allowed) -> object:
     """The options; those that name code get the hash of that code, or "" where it is not allowed."""
     if not isinstance(options, RunsCode):
         return options

@@ -143,7 +143,7 @@ class Discrete(PipelineModel):
         return found
 
 
-def of_betas(config: Mapping[str, object], sampler: Sampler) -> Any:
+def of_betas(config: Mapping[str, object], sampler: Sampler) -> object:
     """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
     import diffusers
 

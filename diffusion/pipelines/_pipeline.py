@@ -204,7 +204,7 @@ class PipelineModel:
         return self.options.variant
 
 
-def as_loaded(pipeline: Any, scheduler: Any) -> Any:
+def as_loaded(pipeline: Any, scheduler: Any) -> object:
     """A scheduler as this class of pipeline has it when it is loaded: some set `steps_offset` or `clip_sample` anew.
 
     The class itself is asked. Where it would put a scheduler of another class in its place, this one is left as it is.

@@ -21,7 +21,7 @@ class TuneSection(Section[dict[str, Any]]):
     key = "tune"
     missing = "missing; say what to tune, like tune: {guidance: {start: 1.0}}"
 
-    def read(self, reader: Reader) -> dict[str, Any] | None:
+    def read(self, reader: Reader) -> dict[str, object] | None:
         MODEL.of(reader)
         node = reader.at("tune")
         if node is None or not reader.mapping(node, "guidance: {start: 1.0}", empty=False):
