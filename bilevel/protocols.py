@@ -289,7 +289,7 @@ class Estimator(Protocol[Level, At, Gradient]):
 class Chooser(Protocol):
     """A file in `bilevel/estimators/` that chooses among the others."""
 
-    def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
+    def choose(self, facts: Facts) -> tuple[str, dict[str, object], str]:
         """The kind of an estimator, its options, and the reason in a sentence."""
 
     def search(self, facts: Facts) -> tuple[str, str] | None:

@@ -331,19 +331,27 @@ class Process:
         return self.room.over(len(batch), self.batch, members, lambda part: one(batch.part(part)))
 
     def with_option(self, name: str, value: Tensor) -> Process:
-        """A new process whose guidance option `name` is `value`, (M, T)."""
+        """A new process whose guidance option `name` is `value`, (M, T).
+
+        Raises:
+            KeyError: where the rule has no such option.
+        """
         if name not in self.options:
             raise KeyError(f"the guidance rule has no option {name!r}; it has {sorted(self.options)}")
         return replace(self, options={**self.options, name: value})
 
     def with_told(self, name: str, value: Tensor) -> Process:
-        """A new process whose network is told `value`, (M, T), under this name."""
+        """A new process whose network is told `value`, (M, T), under this name.
+
+        Raises:
+            KeyError: where the network is told no such number.
+        """
         if name not in self.told:
             raise KeyError(f"this network is told no {name!r}")
         return replace(self, told={**self.told, name: value})
 
     def with_grid(self, grid: Grid) -> Process:
-        """A new process with these levels."""
+        """A new process with these levels, (M, T) each."""
         return replace(self, grid=grid)
 
     def steered(self, rewards: Iterable[Climbed], strength: float | Sequence[float], rule: SteeringRule) -> Process:

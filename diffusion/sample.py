@@ -44,13 +44,24 @@ def sample(
     checkpoint: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Samples (M * N, *shape), or (N, *shape) when paired; differentiable in the process' tensors.
+    """Samples of a batch, all rows through the network together; differentiable in the process' tensors.
 
-    `start` (N, *shape) stands in for the standard normal noise that each sample begins from, in any precision, and
-    gradients reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
+    Split the batch with `Batch.chunks` where memory is short.
 
-    All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
-    With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
+    Args:
+        process: M members.
+        batch: N prompts and seeds.
+        paired: whether sample n is drawn with member n's hyperparameters alone; then M is 1 or N.
+        checkpoint: whether nothing but x_t is kept of a step, which is computed again on the way back.
+        start: stands in for the standard normal noise that each sample begins from, (N, *shape) in any precision;
+            gradients reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
+
+    Returns:
+        (M * N, *shape), member by member, or (N, *shape) when paired, in the model's precision and on its device.
+
+    Raises:
+        ValueError: where `paired` meets another number of members, a black box is to be given noise, paired or
+            steered, or a steer's score has no gradient.
     """
     if isinstance(process.model, Whole):
         if start is not None or paired or process.steer is not None:
@@ -83,7 +94,7 @@ def _drawn(rows: Rows, start: Tensor | None, checkpoint: bool) -> Tensor:
 
 
 class Denoised(NamedTuple):
-    """What is said of x_t = alpha_t x_0 + sigma_t eps, and the guidance rule's own state."""
+    """A prediction of x_t = alpha_t x_0 + sigma_t eps, (B, *shape) each, and the guidance rule's own state."""
 
     x_0: Tensor
     eps: Tensor
@@ -91,7 +102,11 @@ class Denoised(NamedTuple):
 
 
 class Rows:
-    """The rows of a batch made ready: all that does not depend on x_t, and the parts of a step that do."""
+    """The B = M * N rows of a batch made ready: all that does not depend on x_t, and the parts of a step that do.
+
+    Raises:
+        ValueError: where `paired` meets a number of members that is neither 1 nor N.
+    """
 
     def __init__(self, process: Process, batch: Batch, *, paired: bool = False) -> None:
         model, n, members, grid = process.model, len(batch), process.members, process.grid
@@ -159,18 +174,24 @@ class Rows:
     def step(
         self, i: int, x_t: Tensor, memory: Memory, state: Tensor | None, fresh: Tensor | None
     ) -> tuple[Tensor, Memory, Tensor | None]:
+        """Step i of T: x_t (B, *shape), memory and state -> x_s (B, *shape) and both for the next step."""
         now = self.denoise(i, x_t, state)
         x_s, memory = self.process.sampler.step(self.at(i), x_t, now.x_0, now.eps, memory, fresh)
         return x_s, memory, now.state
 
     def at(self, i: int) -> Step:
+        """The coefficients of step i, (B, 1, ...) each."""
         a_t, s_t, a_s, s_s = (self.level[name][i] for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s"))
         grid = self.process.grid
         order = grid.orders[i] if grid.orders else None
         return Step(i, i == self.steps - 1, a_t, s_t, a_s, s_s, order, grid.heun, grid.variance, grid.noisy_end)
 
     def denoise(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
-        """The prediction as the process makes it: guided, and steered where it has a steer."""
+        """The prediction as the process makes it, (B, *shape) each: guided, and steered where it has a steer.
+
+        Raises:
+            ValueError: where a steer's score has no gradient.
+        """
         return self.denoised_twice(i, x_t, state)[1]
 
     def denoised_twice(self, i: int, x_t: Tensor, state: Tensor | None) -> tuple[Denoised, Denoised]:

@@ -86,7 +86,7 @@ def beyond_diffusers(process: Process) -> list[str]:
     return [*steered, *_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
 
 
-def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
+def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, object]) -> Iterator[str]:
     if model.prompted(process.sampler) is None:
         known = ", or takes no class" if process.sampler.traits.in_diffusers else ""
         yield f"the call of {type(model.pipeline).__name__} draws otherwise by {kind_of(process.sampler)}{known}"
@@ -122,12 +122,21 @@ def _stops_as_the_model_does(process: Process) -> bool:
     return all(torch.equal(getattr(own, name), getattr(here, name)) for name in levels)
 
 
-def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
+def export(process: Process, folder: Path, about: Mapping[str, object]) -> None:
     """Write the pipeline and `genbo.json` into `folder`, which must not exist; `about` is added to the latter.
 
     The weights are the pretrained ones, copied file by file, but for those that were trained, which are written in
     float32; the scheduler is the one that the sampler's kind asks for. A model without a folder (an exact world) leaves
     `genbo.json` alone, with the numbers in it that were trained.
+
+    Args:
+        process: one member, as it was tuned.
+        folder: to be made.
+        about: more keys of `genbo.json`, JSON values each.
+
+    Raises:
+        FileExistsError: where the folder is there already.
+        OSError: where a file cannot be written.
     """
     from genbo.diffusion.adapt import Trainable
 
@@ -180,14 +189,26 @@ class TunedPipeline:
     `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
     """
 
-    def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
+    def __init__(self, process: Process, document: Mapping[str, object]) -> None:
         self.process, self.document = process, dict(document)
         model = pipeline_of(process.model)
         self.pipeline: Any = model.pipeline if model is not None else None
         self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
-        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""
+        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k).
+
+        Args:
+            prompts: one, or a list of P.
+            samples: of each prompt, 1 or more.
+            seed: of all of them.
+
+        Returns:
+            P * samples images in 8 bits, RGB or grey as the model's are.
+
+        Raises:
+            ValueError: a sentence, for a prompt that the model does not know.
+        """
         import torch
         from PIL import Image
 
@@ -216,9 +237,15 @@ def load(
 ) -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
-    `allow_code` lists files of Python that a reward which steers the samples may run; without them it runs none.
-    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, was written by a
-    newer genbo, or is steered by what is not there.
+    Args:
+        folder: the folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:0`.
+        dtype: `auto`, `fp32`, `fp16` or `bf16`, of the network.
+        allow_code: files of Python that a reward which steers the samples may run; without them it runs none.
+
+    Raises:
+        Refused: a sentence, where the folder is not one, is that of an exact world, which has no pipeline, was
+            written by a newer genbo, or is steered by what is not there.
     """
     from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
@@ -321,7 +348,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _fields(component: Any) -> dict[str, Any]:
+def _fields(component: Any) -> dict[str, object]:
     return asdict(component)
 
 

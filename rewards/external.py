@@ -132,7 +132,7 @@ class _Own:
         with torch.no_grad():
             return self._checked(self._run(self.score, images.detach(), list(prompts)), images, prompts)
 
-    def _run(self, function: Callable[..., Any], *given: Any) -> Any:
+    def _run(self, function: Callable[..., object], *given: object) -> Any:
         import torch
 
         try:
@@ -142,7 +142,7 @@ class _Own:
         except (Exception, SystemExit) as error:
             raise Refused(f"file: {_where(self.file, error)}; correct the file, or try again if this passes") from error
 
-    def _checked(self, found: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def _checked(self, found: object, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, in float32 or float64."""
         import torch
 

@@ -41,6 +41,11 @@ class ForwardMode:
         return GradientCost(draws=[[None]] * parameters)
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
+        """The gradient (P,) without bias, its standard error over N samples, and the slopes (P, N).
+
+        Raises:
+            RuntimeError: where no derivative reaches the reward, as under `torch.inference_mode`.
+        """
         import torch
         from torch.autograd import forward_ad
 

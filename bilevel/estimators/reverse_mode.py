@@ -43,6 +43,11 @@ class ReverseMode:
         return GradientCost(draws=[[None]], network_passes=2 if self.checkpoint else 1, goes_back=True)
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
+        """The gradient (P,) without bias, its standard error over N samples, and the slopes (P, N).
+
+        Raises:
+            RuntimeError: by torch, where a reward has no gradient in the images; `why_not` refuses such a reward first.
+        """
         import torch
 
         u, batch = at.u, at.batch

@@ -50,7 +50,9 @@ HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
 
 @dataclass(frozen=True)
 class Finetune:
-    """`samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
+    """How the weights are trained, and on how many samples.
+
+    `samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
     network, and every number of an exact world, those by L-BFGS. `anchor` takes the pretrained model's own error on the
     samples out of the weighted loss. `path_steps` are those of the paths that `adjoint` trains on, by default the
     sampler's own, and `clip` the longest adjoint that counts as it is, in medians; exact worlds clip none.
