@@ -102,7 +102,7 @@ def test_what_sample_writes_is_scored_without_its_sheet(
 ) -> None:
     out = tmp_path / "outs"
     drawn = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(4)]
-    monkeypatch.setattr(sample, "opened", lambda _: Drawn(drawn))
+    monkeypatch.setattr(sample, "opened", lambda *_: Drawn(drawn))
     assert sample.run("emoji", ["a", "b"], samples=2, output=out) == 0
     (out / "sheet-s0.png").rename(out / "000-renamed.png")
     capsys.readouterr()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from genbo.bilevel.tunables.guidance import Guidance, Knots
 from genbo.bilevel.tunables.regularization import Regularization
+from genbo.cli.job.sections.tune import KEYS
 from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
@@ -170,7 +171,8 @@ def test_the_plan_sees_without_torch_what_the_process_holds(options_of_the_rule)
 
 def test_its_name_is_that_of_its_file(tunable_class, tunables):
     """Its key under `tune:`; what acts on one of several options says which after a full stop."""
-    assert {tunable.name.partition(".")[0] for tunable in tunables} == {tunable_class.__module__.rpartition(".")[2]}
+    kinds = {KEYS.get(tunable.name, tunable.name.partition(".")[0]) for tunable in tunables}
+    assert kinds == {tunable_class.__module__.rpartition(".")[2]}
 
 
 def test_every_number_has_a_label_or_none_has(tunables):
