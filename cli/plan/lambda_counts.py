@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genbo.bilevel.lower.finetune import WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.lower.finetune import LEVEL_ROWS, WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
 from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_parts
@@ -200,7 +200,14 @@ class Searching:
     def taught(self, options: Finetune) -> Cost:
         """Of one training, from its first step to its last."""
         looks = options.steps if not self.is_world else options.steps * LOOKS if self.most else 1
-        return self._look(options) * looks
+        return self._look(options) * looks + self._level_weights(options)
+
+    def _level_weights(self, options: Finetune) -> Cost:
+        """Of the estimate of how much each noise level counts: as many rows of each."""
+        if options.method != "weighted" or options.levels == "even" or self.is_world:
+            return Cost()
+        rows = LEVEL_ROWS * len(self.guided)
+        return Cost(calls(rows, 1, self.batch, 1), rows + LEVEL_ROWS * sum(self.guided))
 
     def _look(self, options: Finetune) -> Cost:
         """Of a loss and its gradient."""

@@ -130,8 +130,8 @@ def trained(context: Context, last: Round, lam: float, factor: float, kept: Chun
     begun = read_tensors(place, {**words, "done": False})
     if begun is not None:
         kept.add(words_in(place))
-    training = training_at(context, last, lam, begun)
     meter, spent, began = a.problem.process.meter, a.problem.process.meter.as_dict(), time.monotonic()
+    training = training_at(context, last, lam, begun)
     before: Document = words_in(place) if begun is not None else {"cost": {}, "elapsed_s": 0.0}
 
     def words_now(done: bool) -> Document:
