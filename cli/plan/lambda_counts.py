@@ -195,6 +195,8 @@ class Searching:
         seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
         if self.job.data is not None and self.job.data.of_model:
             seen += self.drawn(pairs, scored=False)
+        if self.job.held_out_is_fresh_prompts:  # the tuning prompts as well, on fresh seeds
+            seen += (tuned + opinions(self.job, pairs, of_sets=False)) * (laws + 1)
         return {"fine_tuning": self.taught(options) * laws, "weights": seen}
 
     def taught(self, options: Finetune) -> Cost:

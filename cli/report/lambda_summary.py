@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from genbo.cli.report import number_format
+from genbo.cli.report import number_format, weights_words
 from genbo.cli.report.ascent_summary import about_kept
 from genbo.cli.report.comparison import row_of, unjudged
 from genbo.cli.report.lambda_pair import Pair, Which
@@ -119,6 +119,8 @@ class Searched:
         gain = change(held_out)
         broken = [name for name, kept in report.keep.items() if kept.broken]
         fell = f", but {' and '.join(broken)} fell below its level" if broken else ""
+        if (tuned := weights_words.headline(report)) is not None:
+            return f"{moved}{fell}. {tuned} {self._untuned()}".rstrip()
         if not held_out.samples:
             return f"{moved}: {self.upper} {gain} in closed form: {held_out.verdict}{fell}."
         on = f"{number_format.count(held_out.samples)} held-out samples"

@@ -333,8 +333,7 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["gradient", "weighted"])
 def test_weights_of_a_network(method: str, tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    own = {"finetune": {"method": method, "steps": 1, "batch": 5}}
-    spent(network_job(tiny_sd, tiny_clip, **own), hooked, exact=True)
+    spent(network_job(tiny_sd, tiny_clip, finetune={"method": method, "steps": 1, "batch": 5}), hooked, exact=True)
 
 
 LOWER = {"kind": "denoising", "pretrain": 6, "batch": 5}
