@@ -13,13 +13,19 @@ import torch
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.measured import Measured
 from genbo.bilevel.regularization.bank import bank_of
+from genbo.cli.commands import tune
+from genbo.cli.errors import Preempted
+from genbo.cli.job.job import read_job
+from genbo.cli.plan.counts import plan
 from genbo.cli.report import weights_words
 from genbo.cli.report.held_out_side import Side
 from genbo.cli.report.records import ComparedRow
 from genbo.cli.report.records_weights import PromisedRecord, ReachedRecord, WeightsRow
 from genbo.cli.report.sections.tuned_weights import lines_of
 from genbo.cli.report.tuned_weights import Finetuned, Promised, Weights, error_of
+from genbo.cli.stages import finetuning
 from genbo.cli.stages.finetuning import promised_at
+from tests.cli.test_outlay import network_job
 
 Z = 1.959964
 NOBODY: Any = None
@@ -168,3 +174,26 @@ def test_a_line_for_the_law_and_one_for_each_kind_of_prompts():
     assert other.kl.startswith("15.5") and other.share == "80 % [70 %, 90 %]"
     (alone,) = lines_of(row_of(promised=None, on_held_out=None), [])
     assert alone.name == "weights at λ, tuning prompts" and alone.kl.startswith("15.5")
+
+
+# -- a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["1.safetensors.before_rename:2", "tuned-on-tuned.safetensors.before_rename:1"])
+def test_left_and_gone_on_with_it_is_the_same_run(tiny_sd, tiny_clip, workplace, monkeypatch, point):
+    """In the middle of a training, whose levels were weighted before, and in its samples: figures and costs."""
+    job = network_job(tiny_sd, tiny_clip, finetune={"steps": 3, "batch": 5, "also": []})
+    monkeypatch.setattr(finetuning, "OFTEN", 1)
+    whole = tune.tune(job | {"output": "whole"}).result().document
+    place, nth = point.rsplit(":", 1)
+    monkeypatch.setenv("GENBO_FAULT", f"{place}:term:{nth}")
+    monkeypatch.setattr("genbo.cli.run.faults._passed", {})
+    with pytest.raises(Preempted):
+        tune.tune(job).result()
+    monkeypatch.delenv("GENBO_FAULT")
+    again = tune.tune(job, resume=True).result().document
+    for document in (whole, again):
+        document["cost"].pop("elapsed_s")
+    assert again["cost"] == whole["cost"] and again["search"] == whole["search"]
+    planned = plan(read_job(job)).total.document()
+    assert {key: again["cost"][key] for key in planned} == planned
