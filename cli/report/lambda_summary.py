@@ -143,6 +143,7 @@ class Searched:
             found.append(self._about_tilt(self.tilt))
         if self.weights is not None:
             found += self.weights.remarks(self.upper, self.lower)
+            found += [remark("note", text)] if (text := weights_words.about_lambda(report)) else []
         if self.pair is None or not self.pair.samples:
             return found
         if not self.pair.has_enough_samples:

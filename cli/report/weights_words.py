@@ -63,13 +63,24 @@ def share(row: WeightsRow, lower: str) -> str:
 
 
 def percent(value: float | None, interval: Sequence[float | None] | None = None) -> str:
-    """`81 % [74 %, 88 %]`; a dash for None."""
+    """`81 % [74 %, 88 %]`, with spaces that do not break; a dash for None."""
     if value is None:
         return "—"
-    ends = [f"{100 * end:.0f} %".replace("-", number_format.MINUS) for end in interval or () if end is not None]
-    return f"{100 * value:.0f} %".replace("-", number_format.MINUS) + (
-        f" [{', '.join(ends)}]" if len(ends) == 2 else ""
-    )
+    ends = [_percent(end) for end in interval or () if end is not None]
+    return f"{_percent(value)} [{', '.join(ends)}]" if len(ends) == 2 else _percent(value)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}\u00a0%".replace("-", number_format.MINUS)
+
+
+def about_lambda(report: RunReport) -> str:
+    """What the verdict is, where the headline is about weights."""
+    held_out, search = report.held_out, report.search
+    if held_out is None or search is None or at_lambda(report) is None:
+        return ""
+    gain = f"{search.upper} {change(held_out)}, {held_out.verdict or 'no verdict'}"
+    return f"The verdict compares lambda with its start, by weighted samples: {gain}."
 
 
 def lead(report: RunReport) -> str | None:

@@ -147,10 +147,11 @@ def row_of(**own: Any) -> WeightsRow:
 
 def test_the_headline_is_about_the_weights():
     search = SimpleNamespace(weights=[WeightsRow(), row_of()], lower="style", upper="taste")
-    report: Any = SimpleNamespace(search=search)
+    report: Any = SimpleNamespace(search=search, held_out=compared(0.01, -0.02, 0.04, "no measurable difference"))
+    assert weights_words.about_lambda(report).endswith("taste +0.010 [−0.020, 0.040], no measurable difference.")
     assert weights_words.headline(report) == (
         "The weights tuned there: style +0.50 [0.40, 0.60] and taste +0.020 [−0.010, 0.050] on 128 held-out samples: "
-        "better. On the tuning prompts they reach 80 % [70 %, 90 %] of the law's gain in style."
+        "better. On the tuning prompts they reach 80\u00a0% [70\u00a0%, 90\u00a0%] of the law's gain in style."
     )
     assert "64 prompts that the weights were not tuned for" in str(weights_words.lead(report))
     report.search = SimpleNamespace(weights=[WeightsRow(), WeightsRow(factor=1.0)], lower="style", upper="taste")
@@ -171,7 +172,7 @@ def test_a_line_for_the_law_and_one_for_each_kind_of_prompts():
     law, own, other = lines_of(row_of(factor=0.1), [])
     assert (law.name, law.share) == ("the law at 0.1 λ", "—") and law.r2.startswith("+0.625 [0.60")
     assert (own.name, own.kl) == ("weights at 0.1 λ, tuning prompts", "—")
-    assert other.kl.startswith("15.5") and other.share == "80 % [70 %, 90 %]"
+    assert other.kl.startswith("15.5") and other.share == "80\u00a0% [70\u00a0%, 90\u00a0%]"
     (alone,) = lines_of(row_of(promised=None, on_held_out=None), [])
     assert alone.name == "weights at λ, tuning prompts" and alone.kl.startswith("15.5")
 
