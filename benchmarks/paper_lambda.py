@@ -71,6 +71,7 @@ COLUMNS = {
     "r2": "reward (r2) ↑",
     **COST,
 }
+EMOJI_PROMPTS = ("key", "noto honey pot", "hole", "flat hammer", "shaved ice", "3d firefighter")
 PROMPTS = ["a red bicycle in the rain", "a bowl of oranges", "an old lighthouse", "a cat asleep on a sofa"]
 HELD_OUT = [
     *("a wooden boat on a lake", "a glass of milk", "a snowy street at night", "a dog with a blue ball"),
@@ -103,10 +104,11 @@ QUICK = Sizes(1, 4, bank=12, each=2, grid=2, calls=3, finetune_steps=2, held_out
 
 
 def job_of(asked: argparse.Namespace, sizes: Sizes) -> Assembled:
-    """The example's model, prompts and rewards, or the user's model with compressibility as r2 and a CLIP as r1."""
+    """The example's model and rewards, or the user's model with compressibility as r2 and a CLIP as r1."""
     sampler = f"model.sampler={{kind: dpmpp, steps: {sizes.sampler_steps}}}"
     if not asked.model:
-        return assemble(read_job("examples/regularization.yaml", [sampler, *asked.set]))
+        few = f"prompts=[{', '.join(EMOJI_PROMPTS)}]"  # as every trial is a fine-tune
+        return assemble(read_job("examples/regularization.yaml", [sampler, few, *asked.set]))
     name, _, tag = asked.clip.partition("/")
     folder = Path(asked.clip).is_dir()
     clip = {"pretrained": asked.clip} if folder else {"model": name, "pretrained": tag}

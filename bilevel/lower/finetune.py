@@ -45,6 +45,7 @@ WORLD_ROWS = {"weighted": 16384, "gradient": 512, "adjoint": 256}  # of a step
 WORLD_LR = 0.15  # of a regression that has an exact world's few numbers to find
 WORLD_LEVELS = 40  # of a path that an exact world is matched on
 WORLD_STEPS = 160  # of a path whose KL is measured: 5 % too much is left of it
+LEVEL_ROWS = 16  # of each noise level, from which it is estimated how much its targets scatter
 HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
 
 
@@ -54,7 +55,8 @@ class Finetune:
 
     `samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
     network, and every number of an exact world, those by L-BFGS. `anchor` takes the pretrained model's own error on the
-    samples out of the weighted loss. `path_steps` are those of the paths that `adjoint` trains on, by default the
+    samples out of the weighted loss; `levels: scatter` weights each noise level there by the inverse of how much its
+    targets scatter, on a network. `path_steps` are those of the paths that `adjoint` trains on, by default the
     sampler's own, and `clip` the longest adjoint that counts as it is, in medians; exact worlds clip none.
     """
 
@@ -67,6 +69,7 @@ class Finetune:
     batch: Annotated[int, Ge(1)] = 32
     lr: Annotated[float, Gt(0)] = 1e-3
     anchor: bool = True
+    levels: Literal["scatter", "even"] = "scatter"
     path_steps: Annotated[int, Ge(2)] | None = None
     clip: Annotated[float, Gt(0)] = 4.0
     traits: ClassVar[LowerTraits] = LowerTraits(
@@ -117,11 +120,17 @@ class Finetune:
         `prior` their log p0 / q where they were not drawn from the process as it is, `state` that of a training that
         was left.
         """
-        from genbo.bilevel.training.finetuning import Denoise
+        from genbo.bilevel.training.finetuning import Denoise, fixed_in
+        from genbo.bilevel.training.level_weights import level_weights
 
         base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
-        loss = Denoise(prompts, samples, logw, self._rows(process), seed, proposal, prior, base, hold)
-        return self._training(process, loss, seed, start, state)
+        fixed = fixed_in(state)
+        if self.levels == "scatter" and not fixed and not is_world(process.model):
+            own = logw.new_zeros(logw.shape) if prior is None else prior
+            fixed = {"levels": level_weights(process, prompts, samples, own, LEVEL_ROWS, seed)}
+        more = (seed, proposal, prior, base, hold, fixed.get("levels"))
+        loss = Denoise(prompts, samples, logw, self._rows(process), *more)
+        return self._training(process, loss, seed, start, state, fixed)
 
     def tilted(
         self,
@@ -159,8 +168,7 @@ class Finetune:
         from genbo.bilevel.training.finetuning import Climb
 
         loss = Climb(noisy(process), prompts, reward, lam, self._rows(process), seed)
-        training = self._training(noisy(process), loss, seed, start and noisy(start), state)
-        return training
+        return self._training(noisy(process), loss, seed, start and noisy(start), state)
 
     def adjoint(
         self,
@@ -208,13 +216,18 @@ class Finetune:
         on_step: Callable[[Moment], None] = lambda moment: None,
     ) -> Process:
         """`weighted` to its end: the process with the tuned model."""
-        training = self.weighted(process, prompts, samples, logw, seed)
-        for moment in training:
+        for moment in (training := self.weighted(process, prompts, samples, logw, seed)):
             on_step(moment)
         return training.process
 
     def _training(
-        self, process: Process, loss: Loss, seed: Seed, start: Process | None, state: Mapping[str, Tensor] | None
+        self,
+        process: Process,
+        loss: Loss,
+        seed: Seed,
+        start: Process | None,
+        state: Mapping[str, Tensor] | None,
+        fixed: Mapping[str, Tensor] | None = None,
     ) -> Training:
         from genbo.bilevel.training.finetuning import Pace, Training
         from genbo.diffusion.adapt import restore, tensors
@@ -222,9 +235,9 @@ class Finetune:
         own = self.adapted(process, seed)
         if start is not None:
             restore(own.model, tensors(start.model))  # type: ignore[arg-type]
-        world, adjoint = is_world(process.model), self.method == "adjoint"
-        pace = Pace(self.steps, WORLD_LR if world else self.lr, newton=world and not adjoint)
-        return Training(own, loss, pace, state)
+        world = is_world(process.model)
+        pace = Pace(self.steps, WORLD_LR if world else self.lr, newton=world and self.method != "adjoint")
+        return Training(own, loss, pace, state, fixed)
 
     def _rows(self, process: Process) -> int:
         """Of a step. An exact world is cheap, and its draws stay the same: there are many."""
@@ -239,8 +252,7 @@ class Finetune:
         """Another lambda is another training, on the first bank where the method learns from samples."""
         from genbo.bilevel.regularization.context import sampler_of
 
-        source = sampler_of(context.source)
-        bank = context.banks[0] if context.banks else None
+        source, bank = sampler_of(context.source), context.banks[0] if context.banks else None
         seed = context.seed or source.seed
         solver = self.solver(source.process, source.prompts, source.upper, source.lower, seed, bank)
         return solver if context.on is None else solver.on(sampler_of(context.on))
@@ -373,15 +385,13 @@ def measured(
             scores = [total(rewards, images, chunk.prompts) for rewards in (upper, lower)]
             return torch.stack([*scores, kl]).cpu()
 
-    rows = list(base.over(batch, one))
     prompts = len(dict.fromkeys(batch.prompts))
-    r1, r2, kl = torch.cat(rows, dim=1).reshape(3, prompts, -1)
+    r1, r2, kl = torch.cat(list(base.over(batch, one)), dim=1).reshape(3, prompts, -1)
     n = r1.shape[1]
     away = r1 - r1.mean(1, keepdim=True)
     fit = Fit(ess=float(prompts * n), max_weight=1 / (prompts * n), khat=0.0, samples=n)
     covariance = _mean(away * (r2 - r2.mean(1, keepdim=True)))
-    r1_sd = away.square().mean().sqrt().item()
-    return Law(lam, gamma, _mean(r1), _mean(r2), _mean(kl), covariance, r1_sd, fit)
+    return Law(lam, gamma, _mean(r1), _mean(r2), _mean(kl), covariance, away.square().mean().sqrt().item(), fit)
 
 
 def _mean(x: Tensor) -> Any:

@@ -29,6 +29,7 @@ from genbo.diffusion.seed import Seed, batch_of
 WARM = 0.05  # of the steps, over which the learning rate rises to its full height
 LONGEST = 1.0  # norm of a gradient that is taken as it is; a longer one is shortened to it
 SETTLED = 1e-8  # norm of a gradient that a deterministic training stops at
+FIXED_KEY = "fixed"  # of a state, before the name of a tensor of the loss
 FIXED = 0  # the step whose draws a deterministic training keeps
 
 
@@ -69,7 +70,8 @@ class Denoise:
     be told. It is a control variate: where w = v the gradient at the base is exactly 0, so n samples are no reason to
     leave it; nor is what the sampler's steps made of them. Samples are then drawn half by w and half by v, so that
     neither sum has a large factor. For a network that can tell samples apart the second sum has no
-    bottom; `hold` |eps(x_t) - eps_base(x_t)|^2 over all samples gives it one.
+    bottom; `hold` |eps(x_t) - eps_base(x_t)|^2 over all samples gives it one. `levels` (T,) multiply every term of
+    their noise level, see `bilevel.training.level_weights`.
     """
 
     prompts: Sequence[str]
@@ -81,12 +83,14 @@ class Denoise:
     prior: Tensor | None = None
     base: Process | None = None
     hold: float = 0.0
+    levels: Tensor | None = None
 
     def backward(self, process: Process, step: int) -> float:
         dtype, loss = torch.promote_types(process.model.dtype, torch.float32), 0.0
         generator, by = self.seed.child("draws", step).generator(), self._drawn_by()
         drawn, chosen = draw(self.x.to(dtype), self.prompts, by, process.steps, self.rows, generator)
-        own, before = (_share(logw, by)[chosen] for logw in (self.logw, self._prior()))
+        level = 1.0 if self.levels is None else self.levels[drawn.level]
+        own, before = (_share(logw, by)[chosen] * level for logw in (self.logw, self._prior()))
         for at in parts(len(drawn), process.batch):
             here = drawn.part(at)
             eps = predicted_eps(process, here)
@@ -167,13 +171,21 @@ class Pace:
 class Training:
     """A training under way: run through it, and at any time its process is the one with the weights so far.
 
-    The model of the process is trained in place. `state` is all there is to go on from, as named tensors.
+    The model of the process is trained in place. `state` is all there is to go on from, as named tensors; `fixed` are
+    tensors of the loss that it holds as well.
     """
 
-    def __init__(self, process: Process, loss: Loss, pace: Pace, state: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        process: Process,
+        loss: Loss,
+        pace: Pace,
+        state: Mapping[str, Tensor] | None = None,
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         if not isinstance(process.model, Trainable) or not process.model.weights:
             raise TypeError("only a model with weights of its own can be trained: adapt it first")
-        self.process, self.loss, self.pace = process, loss, pace
+        self.process, self.loss, self.pace, self.fixed = process, loss, pace, dict(fixed or {})
         self.model: Trainable = process.model
         self.step = 0
         weights = list(self.model.weights.values())
@@ -242,8 +254,9 @@ class Training:
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """The step, the weights, and Adam's two averages."""
+        """The step, the weights, Adam's two averages, and what is fixed of the loss."""
         kept = {"step": torch.tensor(self.step), **{f"weight {n}": w for n, w in tensors(self.model).items()}}
+        kept |= {f"{FIXED_KEY} {name}": value for name, value in self.fixed.items()}
         for name, weight in self.model.weights.items():
             for key, value in self._moments(weight).items():
                 kept[f"{key} {name}"] = value.detach().cpu().clone()
@@ -271,6 +284,11 @@ def height(step: int, steps: int) -> float:
 def _norm(model: Trainable) -> float:
     grads = [weight.grad for weight in model.weights.values() if weight.grad is not None]
     return float(torch.stack([g.double().norm() for g in grads]).norm())
+
+
+def fixed_in(state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of the loss that a state holds, by name; none of a state of None."""
+    return _named(state or {}, FIXED_KEY)
 
 
 def _named(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:

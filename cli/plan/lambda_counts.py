@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genbo.bilevel.lower.finetune import WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.lower.finetune import LEVEL_ROWS, WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
 from genbo.bilevel.lower.guided import Guided
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
@@ -203,12 +203,21 @@ class Searching:
         seen = self.drawn(pairs) + (tuned + paths) * laws + opinions(self.job, pairs) * (laws + 1)
         if self.job.data is not None and self.job.data.of_model:
             seen += self.drawn(pairs, scored=False)
+        if self.job.held_out_is_fresh_prompts:  # the tuning prompts as well, on fresh seeds
+            seen += (tuned + opinions(self.job, pairs, of_sets=False)) * (laws + 1)
         return {"fine_tuning": self.taught(options) * laws, "weights": seen}
 
     def taught(self, options: Finetune) -> Cost:
         """Of one training, from its first step to its last."""
         looks = options.steps if not self.is_world else options.steps * LOOKS if self.most else 1
-        return self._look(options) * looks
+        return self._look(options) * looks + self._level_weights(options)
+
+    def _level_weights(self, options: Finetune) -> Cost:
+        """Of the estimate of how much each noise level counts: as many rows of each."""
+        if options.method != "weighted" or options.levels == "even" or self.is_world:
+            return Cost()
+        rows = LEVEL_ROWS * len(self.guided)
+        return Cost(calls(rows, 1, self.batch, 1), rows + LEVEL_ROWS * sum(self.guided))
 
     def _look(self, options: Finetune) -> Cost:
         """Of a loss and its gradient."""

@@ -12,14 +12,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from markupsafe import Markup
 
 from genbo.cli.errors import ArtifactRefused, UserMistake
-from genbo.cli.report import chart, lambda_chart, number_format, page_words, words
+from genbo.cli.report import chart, lambda_chart, number_format, page_words, weights_words, words
 from genbo.cli.report.records import ComparedRow, PhiValue, StepRecord
 from genbo.cli.report.records_report import RunReport
 from genbo.cli.report.section import ReportSection
@@ -69,22 +69,24 @@ def render(document: RunReport | Mapping[str, object], evaluation: Path | None, 
     """The whole page of a record, or of the object of a `report.json`."""
     report = RunReport.model_validate(document)
     pictures, points = drawn(report, evaluation)
+    tuned = weights_words.gain_of(report)
+    gain = tuned or report.held_out
     return page().render(
         d=report,
         words=page_words.words_for(report),
         policy=POLICY,
         title=title,
-        tone=_tone(report.verdict),
+        tone=_tone(tuned.verdict if tuned else report.verdict),
         shaped=any(row.is_shaped for row in report.rewards.values()),
         lead=page_words.lead(report),
-        verdict_chart=verdict_chart(report.held_out if report.steps else None),
+        verdict_chart=verdict_chart(gain if report.steps else None),
         opinions=[(name, _tone(row.verdict), verdict_chart(row), row) for name, row in report.judges.items()],
         phis=[phi_view(name, value, report.steps) for name, value in report.phi.items()],
         reward_chart=reward_chart(report.steps),
         curves=curves(report),
         curves_over_kl=curves_over_kl(report),
         parts=parts_chart(report),
-        sections=list(sections(report)),
+        sections=list(sections(report, evaluation)),
         pictures=pictures,
         points=points,
         job=to_yaml(report.job).decode().split("\n", 1)[1],
@@ -92,13 +94,17 @@ def render(document: RunReport | Mapping[str, object], evaluation: Path | None, 
     )
 
 
-def sections(report: RunReport) -> Iterator[Markup]:
-    """The files of `sections/` that have something to show in this report, in order."""
+def sections(report: RunReport, evaluation: Path | None) -> Iterator[Markup]:
+    """The files of `sections/` that have something to show in this report, in order.
+
+    A template can ask for `pairs_of(start, tuned)`, the images that were kept of two sets of samples by these names.
+    """
     made: list[tuple[str, ReportSection]] = [(kind, class_of(SECTIONS, kind)()) for kind in kinds(SECTIONS)]
     for kind, section in sorted(made, key=lambda pair: pair[1].order):
         if (view := section.view(report)) is not None:
             template = environment().get_template(f"sections/{kind}.html.j2")
-            yield Markup(template.render(d=report, words=page_words.words_for(report), **view))
+            given = {"words": page_words.words_for(report), "pairs_of": partial(pairs_of, evaluation)}
+            yield Markup(template.render(d=report, **given, **view))
 
 
 def page() -> Template:
@@ -272,15 +278,26 @@ def drawn(report: RunReport, evaluation: Path | None) -> tuple[list[ReportPictur
     places = [evaluation / f"{name}.safetensors" for name in ("start", "tuned")]
     if not all(place.is_file() for place in places):
         return [], None
-    from genbo.cli.report.held_out_side import shown_samples
-
     start, tuned = (_shown(place) for place in places)
     if start.ndim != 4:
         return [], chart.scatter(_points(start), _points(tuned), name="held-out samples")
+    return pairs_of(evaluation, "start", "tuned"), None
+
+
+def pairs_of(evaluation: Path | None, before: str, after: str) -> list[ReportPicture]:
+    """The pairs of images that two sets of samples kept, by their names; none where there are none."""
+    from genbo.cli.report.held_out_side import shown_samples
+
+    places = [] if evaluation is None else [evaluation / f"{name}.safetensors" for name in (before, after)]
+    if not places or not all(place.is_file() for place in places):
+        return []
+    start, tuned = (_shown(place) for place in places)
+    if start.ndim != 4:
+        return []
     prompts = cast("list[str]", words_in(places[0])["prompts"])
     kept = sorted(shown_samples(prompts))[: len(start)]
     rows = zip(kept, start, tuned, strict=False)
-    return [ReportPicture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows], None
+    return [ReportPicture(prompts[index], data_uri(a), data_uri(b)) for index, a, b in rows]
 
 
 def _shown(place: Path) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from genbo.cli.report import number_format
+from genbo.cli.report import number_format, weights_words
 from genbo.cli.report.ascent_summary import about_kept
 from genbo.cli.report.comparison import row_of, unjudged
 from genbo.cli.report.lambda_pair import Pair, Which
@@ -122,6 +122,8 @@ class Searched:
         gain = change(held_out)
         broken = [name for name, kept in report.keep.items() if kept.broken]
         fell = f", but {' and '.join(broken)} fell below its level" if broken else ""
+        if (tuned := weights_words.headline(report)) is not None:
+            return f"{moved}{fell}. {tuned} {self._untuned()}".rstrip()
         if not held_out.samples:
             return f"{moved}: {self.upper} {gain} in closed form: {held_out.verdict}{fell}."
         on = f"{number_format.count(held_out.samples)} held-out samples"
@@ -146,6 +148,7 @@ class Searched:
             found += self.steering.remarks(self.lower)
         if self.weights is not None:
             found += self.weights.remarks(self.upper, self.lower)
+            found += [remark("note", text)] if (text := weights_words.about_lambda(report)) else []
         if self.pair is None or not self.pair.samples:
             return found
         if not self.pair.has_enough_samples:

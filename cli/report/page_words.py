@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genbo.cli.report import number_format
+from genbo.cli.report import number_format, weights_words
 from genbo.cli.report.worst_prompts import whose
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def lead(report: RunReport) -> str:
     held_out = report.held_out
     if held_out is None:
         return "There was no held-out evaluation, so nothing can be concluded about the images."
-    return _lead_of_ascent(held_out) if report.search is None else _lead_of_search(held_out, report.search.lower)
+    if report.search is None:
+        return _lead_of_ascent(held_out)
+    return weights_words.lead(report) or _lead_of_search(held_out, report.search.lower)
 
 
 def _lead_of_ascent(held_out: HeldOutRow) -> str:

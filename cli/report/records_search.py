@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from genbo.cli.report.records import ComparedRow, Number, Record
-
-FitVerdict = Literal["reliable", "doubtful", "refuse"]
+from genbo.cli.report.records_weights import FitVerdict, WeightsRow
 
 
 class CurvePoint(Record):
@@ -55,20 +54,6 @@ class TiltRecord(Record):
 
     lam: Number
     verdict: FitVerdict = "reliable"
-
-
-class WeightsRow(Record):
-    """Fine-tuned weights on held-out noise, against the pretrained model."""
-
-    factor: Number | None = None  # of the lambda that was found; None is the pretrained model
-    lam: Number | None = None
-    kl: Number | None = None
-    kl_se: Number | None = None
-    r1: Number | None = None
-    r1_gain: ComparedRow | None = None
-    r2: Number | None = None
-    r2_gain: ComparedRow | None = None
-    judges: dict[str, ComparedRow] = Field(default_factory=dict)
 
 
 class SteeringRecord(Record):

@@ -22,7 +22,9 @@ class ReportSection(Protocol):
     order: ClassVar[int]
 
     def view(self, report: RunReport) -> Mapping[str, object] | None:
-        """What the template reads beside `d`, the report, and `words`, its labels; None where nothing is to be shown.
+        """What the template reads beside `d`, the report, `words`, its labels, and `pairs_of` (see `html.sections`).
+
+        None where nothing is to be shown.
 
         Every string is escaped by the template; charts are `Markup`, from `chart.py`.
         """

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from genbo.cli.errors import Diverged
-from genbo.cli.report.tuned_weights import Finetuned, Weights
+from genbo.cli.report.tuned_weights import Finetuned, Promised, Weights
 from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.run.tensors import read_tensors, words_in, write_tensors
 from genbo.cli.stages.context import Context, judges_said
@@ -40,7 +40,7 @@ OFTEN = 50  # steps of a training after which its state is kept
 
 
 def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
-    """Fine-tunes at each factor of the best lambda, and draws held-out samples of all."""
+    """Fine-tunes at each factor of the best lambda, and draws samples of held-out and of the tuning prompts of all."""
     from genbo.cli.plan.counts import PAIRS
     from genbo.diffusion.seed import batch_of
 
@@ -48,14 +48,24 @@ def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
     assert best is not None and job.finetune is not None
     pairs = min(job.evaluate.samples, PAIRS)
     batch = batch_of(a.held_out, pairs, a.seed.child("weights"))
+    tuned = a.prompts[: max(1, pairs // 2)]  # two samples of each at least, which an interval wants
+    own = batch_of(tuned, pairs, a.seed.child("weights-on-tuned")) if job.held_out_is_fresh_prompts else None
     judge = judge_of_weights(context, batch_of(a.held_out, pairs, a.seed.child("reference")), kept)
     factors = (1.0, *sorted(job.finetune.also))
     processes = {factor: trained(context, last, best.lam * factor, factor, kept) for factor in factors}
-    laws = [Finetuned(None, None, side_of(context, a.problem.process, "start", judge, batch, kept), None)]
+
+    def sides(process: Process, name: str) -> tuple[Side, Side | None]:
+        held_out = side_of(context, process, name, judge, batch, kept)
+        if own is None:
+            return held_out, None
+        return held_out, side_of(context, process, f"{name}-on-tuned", a.judge, own, kept)
+
+    held_out, on_tuned = sides(a.problem.process, "start")
+    laws = [Finetuned(None, None, held_out, None, on_tuned)]
     for factor, process in processes.items():
-        name = "tuned" if factor == 1 else f"weights-{factor:g}"
-        side = side_of(context, process, name, judge, batch, kept)
-        laws.append(Finetuned(factor, best.lam * factor, side, path_kl(context, process, factor, batch, kept)))
+        held_out, on_tuned = sides(process, "tuned" if factor == 1 else f"weights-{factor:g}")
+        kl, promised = path_kl(context, process, factor, batch, kept), promised_at(last, best.lam * factor, len(tuned))
+        laws.append(Finetuned(factor, best.lam * factor, held_out, kl, on_tuned, promised))
     return Weights(
         processes[1.0],
         tuple(laws),
@@ -64,7 +74,23 @@ def tuned_weights(context: Context, last: Round, kept: ChunkCache) -> Weights:
         tuple(weight for weight, _ in a.lower_rewards),
         job.held_out_is_fresh_prompts,
         (*a.judge_names, *(name for name, _ in a.weight_judges)),
+        () if own is None else own.prompts,
     )
+
+
+def promised_at(last: Round, lam: float, prompts: int) -> Promised | None:
+    """What the law at lambda gains on the first tuning prompts, by the search's samples; None where it drew none."""
+    from genbo.bilevel.lower.reweight import Reweight
+    from genbo.bilevel.measured import Measured
+
+    if not last.banks:
+        return None
+    bank = bank_at(last.banks, lam)
+    law, before = (Reweight().solve(bank, at) for at in (lam, math.inf))
+    r1, r2 = (
+        Measured(gain.value[:prompts], gain.influence[:prompts]) for gain in (law.r1 - before.r1, law.r2 - before.r2)
+    )
+    return Promised(r1, r2, law.kl.value[:prompts].mean().item(), law.fit.verdict)
 
 
 def judge_of_weights(context: Context, batch: Batch, kept: ChunkCache) -> Problem:
@@ -130,8 +156,8 @@ def trained(context: Context, last: Round, lam: float, factor: float, kept: Chun
     begun = read_tensors(place, {**words, "done": False})
     if begun is not None:
         kept.add(words_in(place))
-    training = training_at(context, last, lam, begun)
     meter, spent, began = a.problem.process.meter, a.problem.process.meter.as_dict(), time.monotonic()
+    training = training_at(context, last, lam, begun)
     before: Document = words_in(place) if begun is not None else {"cost": {}, "elapsed_s": 0.0}
 
     def words_now(done: bool) -> Document:

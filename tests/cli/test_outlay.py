@@ -331,9 +331,9 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
     }
 
 
-def test_weights_of_a_network(tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    own = {"finetune": {"method": "gradient", "steps": 1, "batch": 7}}
-    spent(network_job(tiny_sd, tiny_clip, **own), hooked, exact=True)
+@pytest.mark.parametrize("method", ["gradient", "weighted"])
+def test_weights_of_a_network(method: str, tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
+    spent(network_job(tiny_sd, tiny_clip, finetune={"method": method, "steps": 1, "batch": 7}), hooked, exact=True)
 
 
 LOWER = {"kind": "denoising", "pretrain": 6, "batch": 5}

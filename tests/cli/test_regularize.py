@@ -245,6 +245,11 @@ def test_each_set_of_weights_is_compared_with_the_pretrained_model(tuned):
             assert row[f"{level}_gain"]["difference"] == pytest.approx(row[level] - rows[0][level], abs=1e-5)
     page = (tuned / "report.html").read_text()
     assert "Fine-tuned weights" in page and "at 0.1 λ" in page
+    for row in rows[1:]:  # beside the law, on both kinds of prompts
+        assert row["promised"]["kl"] > 0 and row["on_held_out"]["r2"]["difference"] == row["r2_gain"]["difference"]
+        assert row["on_tuned"]["r2"]["samples"] == row["on_tuned"]["r2"]["counted"] == 8
+    assert "weights at 0.1 λ, tuning prompts" in page and page.count('alt="tuned"') == 2 * 8, "pairs of both kinds"
+    assert "The weights tuned there: compressibility " in report["headline"]
 
 
 def test_tuned_weights_are_judged_on_prompts_that_they_never_saw(tuned):

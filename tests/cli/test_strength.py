@@ -19,7 +19,7 @@ from genbo.cli.report.lambda_rows import point_of, record_of
 from genbo.cli.report.lambda_summary import Pretrained, Searched
 from genbo.cli.report.lambda_untrained import Against, Untrained
 from genbo.cli.report.records_report import RunReport
-from genbo.cli.report.records_search import WeightsRow
+from genbo.cli.report.records_weights import WeightsRow
 from genbo.cli.report.trust import remark
 
 GOOD = Fit(ess=500.0, max_weight=0.004, khat=0.1, samples=1000.0)
