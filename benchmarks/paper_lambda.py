@@ -34,7 +34,7 @@ from torch import Tensor
 
 from benchmarks.paper_table import COST, Cell, Cells, Searching, Table, best, machine, spent, together
 from genbo.bilevel.lower.finetune import Finetune
-from genbo.bilevel.lower.guided import exponent
+from genbo.bilevel.lower.guided import Guided, climbed
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.bank_sampler import Sampled
 from genbo.bilevel.regularization.search import SearchBudget, search
@@ -274,10 +274,10 @@ class OneSeed:
     def guided(self) -> Cell:
         """What has no gradient cannot be climbed, and is left out of r2."""
         bench = self.bench
-        climbed = [(weight, reward) for weight, reward in bench.a.lower_rewards if reward.differentiable]
-        if not climbed:
+        lower = [(weight, reward) for weight, reward in bench.a.lower_rewards if reward.differentiable]
+        if not lower:
             return {"lam": bench.fixed, **bench.metrics(bench.process, self.seed), **together([])}
-        steered = bench.process.steered(exponent([], climbed, bench.fixed, None), MOST)
+        steered = Guided(most=MOST).steered(bench.process, climbed([], lower), bench.fixed)
         return {"lam": bench.fixed, **bench.metrics(steered, self.seed), **together([])}
 
     def bilevel(self) -> Cell:

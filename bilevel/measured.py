@@ -41,6 +41,9 @@ class Measured:
     def __sub__(self, other: Measured) -> Measured:
         return Measured(self.value - other.value, self.influence - other.influence)
 
+    def __add__(self, other: Measured) -> Measured:
+        return Measured(self.value + other.value, self.influence + other.influence)
+
     def __mul__(self, factor: float) -> Measured:
         return Measured(self.value * factor, self.influence * factor)
 

@@ -30,6 +30,7 @@ class Objective:
 
     @property
     def is_mean(self) -> bool:
+        """Whether it is the mean over all prompts."""
         return self.share >= 1
 
     @property
@@ -54,7 +55,7 @@ class Objective:
         return _soft(means, base, self.share, temperature) if temperature > 0 else _hard(means, base, self.share)
 
     def value(self, means: Tensor, base: Tensor | None = None) -> Tensor:
-        """F of the means (C,) of the prompts; differentiable in them."""
+        """F of the means (C,) of the prompts, a scalar in float64; differentiable in them (Danskin's theorem)."""
         found: Tensor = (self.weights(means.detach(), base) * means.double()).sum()
         return found
 

@@ -39,6 +39,7 @@ class Drawn:
 
     @property
     def members(self) -> int:
+        """M."""
         return len(self.samples) // len(self.batch)
 
 
@@ -133,14 +134,16 @@ class Problem:
 
     @property
     def sizes(self) -> list[int]:
+        """How many numbers each tunable has, in their order; P is the sum."""
         return [t.size(self.process.steps) for t in self.tunables]
 
     @property
     def parameters(self) -> int:
+        """P, how many numbers are tuned."""
         return sum(self.sizes)
 
     def first(self) -> Tensor:
-        """phi at the start, all tunables joined, (P,)."""
+        """phi at the start, all tunables joined, (P,) in float64."""
         import torch
 
         none = torch.zeros(0, dtype=torch.float64)  # where choices alone are tuned
@@ -163,7 +166,11 @@ class Problem:
         return torch.cat([getattr(t, link)(part) for t, part in zip(self.tunables, parts, strict=True)], dim=-1)
 
     def at(self, phi: Tensor) -> Process:
-        """The process at phi: (P,), or (M, P) for M members that are sampled together. Differentiable in phi."""
+        """The process at phi: (P,), or (M, P) for M members that are sampled together. Differentiable in phi.
+
+        Raises:
+            KeyError: where a tunable names an option that the guidance rule or the network does not have.
+        """
         process = self.process
         phi = phi if phi.ndim == 2 else phi[None]
         for tunable, part in zip(self.tunables, phi.split(self.sizes, dim=-1), strict=True):
@@ -189,6 +196,9 @@ class Problem:
         """Samples and images at phi (M, P), all members in one call of the network; differentiable in phi.
 
         `paired` and `checkpoint` are as in `live_scores`.
+
+        Raises:
+            ValueError: as `genbo.diffusion.sample.sample` does.
         """
         from genbo.diffusion.sample import sample
 
@@ -202,7 +212,15 @@ class Problem:
             self.teachers.samples(self.student or self.process, lesson, batch)
 
     def scores(self, phi: Tensor, batch: Batch) -> Tensor:
-        """Every reward and constraint of every sample at phi (M, P): (K, M, N), float64, on the CPU, no gradients."""
+        """Every reward and constraint of every sample, drawn on the same noise for all members; no gradients.
+
+        Args:
+            phi: (M, P).
+            batch: N prompts and seeds, of any number; it goes through the network in parts.
+
+        Returns:
+            (K, M, N) in float64 on the CPU, in each reward's own units.
+        """
         return self.scored(self.columns(phi, batch))
 
     def columns(self, phi: Tensor, batch: Batch) -> list[Tensor]:
@@ -326,6 +344,7 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
+        """Where the network computes."""
         return self.process.model.device
 
 

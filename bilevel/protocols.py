@@ -177,6 +177,8 @@ class Facts:
         half_precision: whether the network computes in fp16 or bf16.
         coupled: whether the sampled network is trained for phi, so that it answers a change of it.
         slope: where lambda is tuned, the estimator that its lower solver is followed by.
+        steered: whether samples are steered by a reward's gradient, so that a derivative needs the second one of the
+            network and of that reward.
         constrained: whether rewards are kept at levels, whose multipliers change the objective at every step.
         schedule: whether a noise schedule is tuned alone, by numbers within bounds, of a network that serves them all.
         candidates: how many samples each candidate of a usual search would have for the work of the gradients.
@@ -191,6 +193,7 @@ class Facts:
     constrained: bool = False
     schedule: bool = False
     candidates: int = 0
+    steered: bool = False
 
     @property
     def tilted(self) -> bool:
@@ -198,6 +201,7 @@ class Facts:
         return self.slope is not None
 
 
+STEERED = "where samples are steered the network would need a second derivative; use estimator: zeroth_order"
 LAW_ONLY = "this estimator is the gradient of tune: regularization only; use estimator: auto"
 SAMPLED_ONLY = "a search for lambda follows the law that a lower level ends in; use estimator: auto"
 
@@ -285,7 +289,7 @@ class Estimator(Protocol[Level, At, Gradient]):
 class Chooser(Protocol):
     """A file in `bilevel/estimators/` that chooses among the others."""
 
-    def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
+    def choose(self, facts: Facts) -> tuple[str, dict[str, object], str]:
         """The kind of an estimator, its options, and the reason in a sentence."""
 
     def search(self, facts: Facts) -> tuple[str, str] | None:

@@ -42,7 +42,14 @@ def draw(problem: Problem, phi: Tensor, batch: Batch) -> Iterator[tuple[list[Ten
 
 @dataclass(frozen=True)
 class Ruined:
-    """A prompt that is clearly worse, by an interval of its own that lies below zero."""
+    """A prompt that is clearly worse, by an interval of its own that lies below zero.
+
+    Attributes:
+        prompt: itself.
+        difference: the mean of tuned minus start over its samples, in units of the reward; below 0.
+        interval: low and high of that difference, at Bonferroni's level.
+        samples: of this prompt, 2 or more.
+    """
 
     prompt: str
     difference: float
@@ -52,7 +59,16 @@ class Ruined:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a difference lies over prompts: how many gained, lost, stayed, the middle one, the worst, the ruined."""
+    """How a difference lies over prompts.
+
+    Attributes:
+        gained: how many prompts have a mean difference above 0.
+        lost: how many have one below 0.
+        unchanged: how many have exactly 0.
+        median: of the prompts' mean differences, in units of the reward.
+        worst: the prompt with the lowest, and that difference.
+        ruined: the prompts that are clearly worse, the worst first.
+    """
 
     gained: int
     lost: int
@@ -91,6 +107,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
+        """`better` or `worse` where the whole interval lies on one side of 0, else `no measurable difference`."""
         low, high = self.interval
         return "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
 
@@ -117,6 +134,9 @@ def compare(
         fresh_prompts: whether tuning never saw these prompts.
         level: of the interval, in (0, 1).
         objective: over the prompts.
+
+    Returns:
+        Both values, their difference and its interval, in units of the reward.
 
     Raises:
         ValueError: where there are fewer than two of what the interval counts.
@@ -182,6 +202,14 @@ def shape(gains: Tensor, prompts: Sequence[str], *, level: float = 0.95) -> Shap
     A prompt of two samples or more has Student's interval of its own mean, by its own spread or by that within all
     prompts, whichever is larger: a few samples that happen to agree are no proof. Among many prompts some intervals lie
     below zero by chance, so the level is Bonferroni's: where nothing changed, all hold zero in `level` of all runs.
+
+    Args:
+        gains: of each sample, (N,), in units of the reward.
+        prompts: of each sample, N of them, in any order.
+        level: that all intervals hold at once, in (0, 1).
+
+    Raises:
+        ValueError: where there are not as many prompts as gains.
     """
     of: dict[str, list[float]] = {}
     for prompt, gain in zip(prompts, gains.double().tolist(), strict=True):
@@ -199,7 +227,10 @@ def ruined_of(
 ) -> tuple[Ruined, ...]:
     """The prompts whose mean lies below zero by Student's interval at Bonferroni's level, the worst first.
 
-    `errors` has the standard error of a prompt's mean and its number of samples, for those that are looked at.
+    Args:
+        means: of each prompt's gains, in units of the reward.
+        errors: the standard error of that mean and its number of samples, 2 or more, for prompts that are looked at.
+        level: that all intervals hold at once, in (0, 1).
     """
     found = []
     for prompt, (error, n) in errors.items():

@@ -182,11 +182,13 @@ def sample(
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Images per prompt.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same images.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write to.")] = None,
+    allow_code: Code = None,
 ) -> None:
     """Draw images with the tuned values."""
     from genbo.cli.commands import sample as command
 
-    raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output))
+    code = allow_code or ()
+    raise typer.Exit(command.run(run, prompt or (), samples=samples, seed=seed, output=output, allow_code=code))
 
 
 @app.command()

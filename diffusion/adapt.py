@@ -104,7 +104,7 @@ class AdaptedNetwork:
     weights: Mapping[str, Tensor]
     adapter: Adapter
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         if self.adapter.how == "lora":
             return self.module(*args, **kwargs)
         computed_in = {name: p.dtype for name, p in self.module.named_parameters()}

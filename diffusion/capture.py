@@ -37,7 +37,7 @@ class Captured:
     def __init__(
         self,
         f: Callable[..., Tensor],
-        keep: Callable[[], Any] = lambda: None,
+        keep: Callable[[], object] = lambda: None,
         restore: Callable[[Any], None] | None = None,
     ) -> None:
         self.f, self.keep, self.restore = f, keep, restore

@@ -213,7 +213,7 @@ def _check_finite(network: Module, part: Path, dtype: torch.dtype) -> None:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def check_tokenizer(tokenizer: Any, part: Path) -> None:
+def check_tokenizer(tokenizer: object, part: Path) -> None:
     """Raises `Refused` where it knows no word, or its rules for joining letters are cut short.
 
     transformers makes an empty one of a folder that lacks its files, and reads half a file of merges.

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from genbo.diffusion.pipeline_folder import components, has_variant, is_network, part_of, read_index
 from genbo.rewards._json import mapping_in, not_finite
@@ -117,7 +116,7 @@ def _config_damages(file: Path) -> Iterator[str]:
             yield f"{file} says {name} of {len(listed)} numbers, for {channels} latent_channels"
 
 
-def _wrong(name: str, value: Any) -> str | None:
+def _wrong(name: str, value: object) -> str | None:
     """What cannot be the value of this name, in whatever config it stands, and why."""
     said = json.dumps(value)[:60]
     if name in CHOICES:
@@ -132,12 +131,12 @@ def _wrong(name: str, value: Any) -> str | None:
     return None if smallest > 0 else f"{said}, which must be greater than 0"
 
 
-def _flat(value: Any) -> list[float]:
+def _flat(value: object) -> list[float]:
     """A number, or those of a list."""
     return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, (int, float))]
 
 
-def _no_number(value: Any) -> str | None:
+def _no_number(value: object) -> str | None:
     """The first of a value's parts that is no number, as JSON; None where all are."""
     if isinstance(value, list):
         return next((wrong for part in value if part is not None and (wrong := _no_number(part))), None)

@@ -7,15 +7,13 @@ network was told at the schedule's log-SNR. Nothing is approximated, and the fol
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from genbo.diffusion.network import told_of_log_snr
 from genbo.schedules.schedule import Schedule
 
 
-def indexed(module: Any, schedule: Schedule, *, train_steps: int, within: tuple[float, float]) -> Any:
+def indexed(module: object, schedule: Schedule, *, train_steps: int, within: tuple[float, float]) -> object:
     """The `UNet2DModel` of the same weights that is told the index k of `schedule.trained_betas(train_steps)`."""
     from diffusers import UNet2DModel
 

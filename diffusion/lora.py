@@ -52,7 +52,7 @@ def merge_lora(pipeline: Any, file: Path, scale: float) -> tuple[str, ...]:
     return changed
 
 
-def _check_names(pipeline: Any, changed: tuple[str, ...], tensors: Mapping[str, Tensor], file: Path) -> None:
+def _check_names(pipeline: object, changed: tuple[str, ...], tensors: Mapping[str, Tensor], file: Path) -> None:
     """Every tensor of the file in an adapter, and every one of the adapters in the file."""
     from peft import get_peft_model_state_dict
 
@@ -71,7 +71,7 @@ def _check_names(pipeline: Any, changed: tuple[str, ...], tensors: Mapping[str, 
         raise Refused(f"lora: {file} lacks {some(sorted(absent))}; fetch it again")
 
 
-def _as_peft_names(part: str, network: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _as_peft_names(part: str, network: object, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Each name in the file -> that in peft, by diffusers' own conversions, which keep the tensors themselves."""
     from diffusers.utils import (
         convert_state_dict_to_diffusers,

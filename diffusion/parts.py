@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 
-def encoders(pipeline: Any) -> dict[str, torch.nn.Module]:
+def encoders(pipeline: object) -> dict[str, torch.nn.Module]:
     """The components that read prompts, by name."""
     return {name: network for name, network in networks(pipeline).items() if name.startswith("text_encoder")}
 

@@ -65,6 +65,8 @@ def why_not(process: Process, base: Process) -> str | None:
         )
     if process.members != 1 or base.members != 1:
         return f"the KL of a path is of one member against one, not of {process.members} against {base.members}"
+    if any(p.steer is not None and p.steer.rule.passes for p in (process, base)):
+        return "the KL of a path needs steps that know its past alone, and a tangent knows its end; set passes: 0"
     if process.sampler != base.sampler or not _same_levels(process.grid, base.grid):
         return "the KL of a path needs both processes to take the same sampler at the same levels"
     return None

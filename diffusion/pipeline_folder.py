@@ -60,7 +60,7 @@ def part_of(folder: Path, name: str) -> Path:
     return part if (part := folder / name).is_dir() else folder
 
 
-def nulls(index: Mapping[str, Any]) -> list[str]:
+def nulls(index: Mapping[str, object]) -> list[str]:
     """The components that the index leaves out: null, or [null, null]."""
     return [name for name, entry in index.items() if PART.fullmatch(name) and entry in (None, [None, None])]
 
@@ -105,7 +105,7 @@ def folder_mistakes(folder: Path, variant: str | None = None, *, any_class: bool
     return found
 
 
-def _nulls_mistakes(folder: Path, kind: str, index: Mapping[str, Any]) -> list[str]:
+def _nulls_mistakes(folder: Path, kind: str, index: Mapping[str, object]) -> list[str]:
     """A component that is left out, and without which the pipeline cannot draw."""
     without = {*DISPENSABLE, *(("text_encoder", "tokenizer") if kind == "StableDiffusionXLPipeline" else ())}
     read = {name.replace("tokenizer", "text_encoder"): name for name in nulls(index) if name.startswith("tokenizer")}
@@ -212,7 +212,7 @@ def config_of(folder: Path, part: str, file: str = "config.json") -> dict[str, A
     return config if isinstance(config, dict) else {}
 
 
-def scheduler_of(folder: Path) -> dict[str, Any]:
+def scheduler_of(folder: Path) -> dict[str, object]:
     return config_of(folder, "scheduler", "scheduler_config.json")
 
 

@@ -6,14 +6,14 @@ so that one batch carries M settings at once, each with gradients of its own.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from genbo.diffusion.numbers import N
 from genbo.diffusion.prediction import Prediction
 from genbo.diffusion.room import Room
+from genbo.diffusion.steer import Climbed, Steer, SteeringRule
 from genbo.diffusion.traits import GuidanceTraits, SamplerTraits
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+ROUNDING = 1e-9  # as near to 1 as a guidance weight must be for its unconditional half to be left out
 
 
 @dataclass(frozen=True)
@@ -292,24 +293,6 @@ def effective_weights(rule: GuidanceRule, options: Mapping[str, Tensor]) -> Tens
     return torch.stack([rule.effective_weight(at, i, steps) for i, at in enumerate(now)], dim=1)
 
 
-class Score(Protocol):
-    """What sampling may climb on its way; a differentiable reward is one."""
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The images about to be made (B, C, H, W) and their prompts -> (B,), each row from its own image alone."""
-
-
-@dataclass(frozen=True)
-class Steer:
-    """A score h to climb, as `diffusion.sample` says, by moves of eps that are nowhere longer than `most`.
-
-    A move's length is the root of its mean square over a sample's numbers; that of eps is about 1.
-    """
-
-    score: Score
-    most: float = math.inf
-
-
 @dataclass(frozen=True)
 class Process:
     """Noise to samples at fixed hyperparameters.
@@ -317,7 +300,7 @@ class Process:
     `options` holds every numeric option of the guidance rule as (M, T) on the CPU; `grid` the levels, (M, T); `told`
     the numbers that the network itself is told at each step, (M, T).
     `batch` is how many images go through the network in one call, at most (a guided image is two rows).
-    `steer` moves every prediction up its gradient: a network pass there and back for each step.
+    `steer` moves every prediction up the gradient of a reward: a network pass there and back for each step.
     """
 
     model: Model
@@ -339,7 +322,8 @@ class Process:
     @property
     def members(self) -> int:
         """M, how many settings one batch carries."""
-        tables = (*self.options.values(), *self.told.values())
+        strength = () if self.steer is None else (self.steer.strength,)
+        tables = (*self.options.values(), *self.told.values(), *strength)
         return max(self.grid.members, *(int(v.shape[0]) for v in tables))
 
     def over(self, batch: Batch, one: Callable[[Batch], T], *, members: int = 1) -> Iterator[T]:
@@ -347,24 +331,50 @@ class Process:
         return self.room.over(len(batch), self.batch, members, lambda part: one(batch.part(part)))
 
     def with_option(self, name: str, value: Tensor) -> Process:
-        """A new process whose guidance option `name` is `value`, (M, T)."""
+        """A new process whose guidance option `name` is `value`, (M, T).
+
+        Raises:
+            KeyError: where the rule has no such option.
+        """
         if name not in self.options:
             raise KeyError(f"the guidance rule has no option {name!r}; it has {sorted(self.options)}")
         return replace(self, options={**self.options, name: value})
 
     def with_told(self, name: str, value: Tensor) -> Process:
-        """A new process whose network is told `value`, (M, T), under this name."""
+        """A new process whose network is told `value`, (M, T), under this name.
+
+        Raises:
+            KeyError: where the network is told no such number.
+        """
         if name not in self.told:
             raise KeyError(f"this network is told no {name!r}")
         return replace(self, told={**self.told, name: value})
 
     def with_grid(self, grid: Grid) -> Process:
-        """A new process with these levels."""
+        """A new process with these levels, (M, T) each."""
         return replace(self, grid=grid)
 
-    def steered(self, score: Score, most: float = math.inf) -> Process:
-        """A new process on the same meter that climbs this score."""
-        return replace(self, steer=Steer(score, most))
+    def steered(self, rewards: Iterable[Climbed], strength: float | Sequence[float], rule: SteeringRule) -> Process:
+        """A new process on the same meter that climbs these rewards; `strength` is one number, or one a step."""
+        import torch
+
+        table = torch.as_tensor(strength, dtype=torch.float64).expand(self.steps)[None].clone()
+        return replace(self, steer=Steer(tuple(rewards), table, rule))
+
+    def with_strength(self, value: Tensor) -> Process:
+        """A new process that is steered with `value`, (M, T), as its strength."""
+        if self.steer is None:
+            raise ValueError("nothing is steered here, so there is no strength to set")
+        return replace(self, steer=replace(self.steer, strength=value))
+
+
+def image_cost(process: Process) -> dict[str, int]:
+    """What one image costs by itself, member 0's, with the names of `Meter`; its reward at the end is not counted."""
+    weight = effective_weights(process.rule, process.options)[0]
+    once = process.steps + int(((weight - 1).abs() > ROUNDING).sum())
+    looks, passes = (0, 0) if process.steer is None else process.steer.looks(process.steps)
+    calls = {"denoiser_calls": process.steps * (1 + passes), "image_forwards": once * (1 + passes)}
+    return {**calls, "reward_images": looks, "image_backwards": once * max(passes, 1) if looks else 0}
 
 
 def process_of(model: Model, sampler: Sampler, rule: GuidanceRule, *, batch: int = 32) -> Process:

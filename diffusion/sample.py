@@ -4,20 +4,23 @@ Rows are ordered member by member: row m * N + n is sample n under member m's hy
 noise, so differences between members share their randomness. `paired` gives row n member n's hyperparameters instead:
 a gradient a sample in one backward pass.
 
-A process that is steered climbs a score h of the image that it is about to make (Guo et al. 2404.14743):
+A process that is steered climbs a reward r of the image that it is about to make (Guo et al. 2404.14743):
 
-    eps <- eps - sigma_t g,     x_0 <- x_0 + (sigma_t^2 / alpha_t) g,     g = grad_{x_t} h(decode(x_0(x_t)))
+    eps <- eps - sigma_t a g,     x_0 <- x_0 + (sigma_t^2 / alpha_t) a g,     g = grad_{x_t} r(decode(x_0(x_t)))
 
-with the gradient taken through the decoder and the network, of each row's own score. So the score function, which is
--eps / sigma_t, gains g. That is what a law proportional to p0 exp(h) asks for, but for h being read at the mean of x_0
-given x_t, and not averaged over x_0. Where sigma_t g is longer than the steer's `most`, it is shortened to that: a
-gradient holds nearby, and a network that is sent far beyond answers with images that score less, not more.
+with the gradient taken through the decoder and the network, of each row's own reward, and with the pull a of its rule
+(`diffusion/steering/`). So the score function, which is -eps / sigma_t, gains a g. Where sigma_t a g is longer than the
+rule's `most`, it is shortened to that: a gradient holds nearby, and a network that is sent far beyond answers with
+images that score less, not more. A rule with `passes` draws without steering first, and then again from the same noise,
+each time by the reward's tangent at the samples of the last time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -25,10 +28,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from genbo.diffusion.prediction import Prediction
-from genbo.diffusion.process import Condition, Memory, Process, Score, Step, Whole, effective_weights
+from genbo.diffusion.process import ROUNDING, Condition, Memory, Process, Step, Whole, effective_weights
+from genbo.diffusion.room import NoRoom, is_out_of_memory
 from genbo.diffusion.seed import Batch, Noise
+from genbo.diffusion.steer import Steer, Tangent
 
-ROUNDING = 1e-9
 TINY = 1e-30  # a mean square that is taken for 0
 
 
@@ -40,13 +44,24 @@ def sample(
     checkpoint: bool = False,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Samples (M * N, *shape), or (N, *shape) when paired; differentiable in the process' tensors.
+    """Samples of a batch, all rows through the network together; differentiable in the process' tensors.
 
-    `start` (N, *shape) stands in for the standard normal noise that each sample begins from, in any precision, and
-    gradients reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
+    Split the batch with `Batch.chunks` where memory is short.
 
-    All rows go through the network together: split the batch with `Batch.chunks` where memory is short.
-    With `checkpoint` nothing but x_t is kept of a step, and the step is computed again on the way back.
+    Args:
+        process: M members.
+        batch: N prompts and seeds.
+        paired: whether sample n is drawn with member n's hyperparameters alone; then M is 1 or N.
+        checkpoint: whether nothing but x_t is kept of a step, which is computed again on the way back.
+        start: stands in for the standard normal noise that each sample begins from, (N, *shape) in any precision;
+            gradients reach it. Fresh noise of a stochastic sampler is the batch's own all the same.
+
+    Returns:
+        (M * N, *shape), member by member, or (N, *shape) when paired, in the model's precision and on its device.
+
+    Raises:
+        ValueError: where `paired` meets another number of members, a black box is to be given noise, paired or
+            steered, or a steer's score has no gradient.
     """
     if isinstance(process.model, Whole):
         if start is not None or paired or process.steer is not None:
@@ -55,6 +70,17 @@ def sample(
             )
         return process.model.draw(process, batch)
     rows = Rows(process, batch, paired=paired)
+    steer = process.steer
+    if steer is None or not steer.rule.passes:
+        return _drawn(rows, start, checkpoint)
+    x = _drawn(rows.again(None, None), start, checkpoint)
+    for _ in range(steer.rule.passes):
+        x = _drawn(rows.again(steer, rows.tangent(x)), start, checkpoint)
+    return x
+
+
+def _drawn(rows: Rows, start: Tensor | None, checkpoint: bool) -> Tensor:
+    """One sampling from noise to samples, (B, *shape)."""
     run: Callable[..., tuple[Tensor, Memory, Tensor | None]] = rows.step
     if checkpoint:
 
@@ -68,7 +94,7 @@ def sample(
 
 
 class Denoised(NamedTuple):
-    """What is said of x_t = alpha_t x_0 + sigma_t eps, and the guidance rule's own state."""
+    """A prediction of x_t = alpha_t x_0 + sigma_t eps, (B, *shape) each, and the guidance rule's own state."""
 
     x_0: Tensor
     eps: Tensor
@@ -76,7 +102,11 @@ class Denoised(NamedTuple):
 
 
 class Rows:
-    """The rows of a batch made ready: all that does not depend on x_t, and the parts of a step that do."""
+    """The B = M * N rows of a batch made ready: all that does not depend on x_t, and the parts of a step that do.
+
+    Raises:
+        ValueError: where `paired` meets a number of members that is neither 1 nor N.
+    """
 
     def __init__(self, process: Process, batch: Batch, *, paired: bool = False) -> None:
         model, n, members, grid = process.model, len(batch), process.members, process.grid
@@ -106,9 +136,24 @@ class Rows:
         self.prompts = [batch.prompts[i] for i in sample_of_row.tolist()]
         self.sample_of_row = sample_of_row.to(model.device)
         self.cond, self.both = _conditions(process, batch, self.sample_of_row, bool(self.guided.any()))
-        self.noise = Noise(batch.seeds, model.shape, 1 + self.steps * process.sampler.stochastic)
+        self.seeds, self.noise = batch.seeds, self._noise_of(batch.seeds)
+        self.steer: Steer | None = process.steer
+        self.line: Tangent | None = None
+        self.strength: list[Tensor] = []  # (B,) a step
+        if self.steer is not None:
+            self.strength = [x.flatten() for x in rows_of(self.steer.strength, torch.float64)]
+
+    def again(self, steer: Steer | None, line: Tangent | None) -> Rows:
+        """The same rows from their first noise on, without a steer or by a tangent in place of its reward."""
+        new = copy(self)
+        new.noise, new.steer, new.line = self._noise_of(self.seeds), steer, line
+        return new
 
     # -- noise -------------------------------------------------------------------------------------------------------
+
+    def _noise_of(self, seeds: Sequence[int]) -> Noise:
+        """The noise of each sample, in the order in which the steps ask for it."""
+        return Noise(seeds, self.process.model.shape, 1 + self.steps * self.process.sampler.stochastic)
 
     def first(self, start: Tensor | None = None) -> Tensor:
         """x_T, from noise that is given (N, *shape) or from each sample's own. Later draws do not depend on which."""
@@ -129,33 +174,40 @@ class Rows:
     def step(
         self, i: int, x_t: Tensor, memory: Memory, state: Tensor | None, fresh: Tensor | None
     ) -> tuple[Tensor, Memory, Tensor | None]:
+        """Step i of T: x_t (B, *shape), memory and state -> x_s (B, *shape) and both for the next step."""
         now = self.denoise(i, x_t, state)
         x_s, memory = self.process.sampler.step(self.at(i), x_t, now.x_0, now.eps, memory, fresh)
         return x_s, memory, now.state
 
     def at(self, i: int) -> Step:
+        """The coefficients of step i, (B, 1, ...) each."""
         a_t, s_t, a_s, s_s = (self.level[name][i] for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s"))
         grid = self.process.grid
         order = grid.orders[i] if grid.orders else None
         return Step(i, i == self.steps - 1, a_t, s_t, a_s, s_s, order, grid.heun, grid.variance, grid.noisy_end)
 
     def denoise(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
-        """The prediction as the process makes it: guided, and steered where it has a steer."""
+        """The prediction as the process makes it, (B, *shape) each: guided, and steered where it has a steer.
+
+        Raises:
+            ValueError: where a steer's score has no gradient.
+        """
         return self.denoised_twice(i, x_t, state)[1]
 
     def denoised_twice(self, i: int, x_t: Tensor, state: Tensor | None) -> tuple[Denoised, Denoised]:
         """The guided prediction as it is, and steered, from one call of the network."""
-        if self.process.steer is None:
+        if self.steer is None:
             plain = self._guided(i, x_t, state)
             return plain, plain
         kept = torch.is_grad_enabled()  # else nobody will go back through this step, and its graph goes at once
-        with torch.enable_grad():
+        with torch.enable_grad(), self._in_memory(len(x_t)):
             live = x_t if kept and x_t.requires_grad else x_t.detach().requires_grad_()
             plain = self._guided(i, live, state)
-            towards = self._towards(self.process.steer.score, plain.x_0, live, kept)
+            towards = self._towards(i, plain.x_0, live, kept)
         if not kept:
             plain = Denoised(*(None if x is None else x.detach() for x in plain))  # type: ignore[arg-type]
-        return plain, _moved(plain, towards, self.at(i), self.process.steer.most)
+        most = self.steer.rule.most
+        return plain, _moved(plain, towards, self.at(i), math.inf if most is None else most)
 
     def _guided(self, i: int, x_t: Tensor, state: Tensor | None) -> Denoised:
         process, at = self.process, self.at(i)
@@ -175,15 +227,51 @@ class Rows:
         twice = {name: row.repeat(2) for name, row in told.items()}
         return self.cond.told(told), self.both and self.both.told(twice)
 
-    def _towards(self, climbed: Score, x_0: Tensor, x_t: Tensor, kept: bool) -> Tensor:
-        """The gradient in x_t of each row's own score of the image that x_0 decodes to."""
+    def tangent(self, x: Tensor) -> Tangent:
+        """The steer's reward, linearised at each of these samples (B, *shape)."""
+        kept = torch.is_grad_enabled()
+        with torch.enable_grad(), self._in_memory(len(x)):
+            live = x if kept and x.requires_grad else x.detach().requires_grad_()
+            reward = self._reward(live)
+            (slope,) = torch.autograd.grad(reward.sum(), live, create_graph=kept)
+            offset = reward - (slope.double() * live.double()).flatten(1).sum(1)
+        return Tangent(offset, slope) if kept else Tangent(offset.detach(), slope)
+
+    def _reward(self, x_0: Tensor) -> Tensor:
+        """The steer's reward of the image that x_0 decodes to, (B,) in float64."""
+        assert self.process.steer is not None
         images = self.process.model.decode(x_0)
         self.process.meter.reward_images += len(images)
-        score = climbed(images, self.prompts)
-        if not score.requires_grad:
+        reward = self.process.steer.total(images, self.prompts)
+        if not reward.requires_grad:
             raise ValueError("nothing to steer by: the score has no gradient; take a differentiable reward")
-        (towards,) = torch.autograd.grad(score.sum(), x_t, create_graph=kept)
-        return towards
+        return reward
+
+    def _towards(self, i: int, x_0: Tensor, x_t: Tensor, kept: bool) -> Tensor:
+        """The gradient in x_t of each row's own reward, times the pull of the rule."""
+        steer, at = self.steer, self.at(i)
+        assert steer is not None
+        reward = self._reward(x_0) if self.line is None else self.line(x_0)
+        own, towards = torch.autograd.grad(reward.sum(), (x_0, x_t), create_graph=kept)
+        along = (own.double() * towards.double()).flatten(1).sum(1)
+        spread = at.sigma_t**2 / at.alpha_t.where(at.alpha_t > 0, 1.0)
+        variance = spread.double().flatten() * along  # Tweedie: of x_0 given x_t, along `own`
+        reward, variance = (reward, variance) if kept else (reward.detach(), variance.detach())
+        pull = steer.rule.pull(reward, variance, self.strength[i])
+        return towards * pull.to(towards.dtype).reshape(-1, *(1,) * (towards.ndim - 1))
+
+    @contextmanager
+    def _in_memory(self, rows: int) -> Iterator[None]:
+        """Says what steering needs, where a single image does not fit."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as problem:
+            if rows > 1 or isinstance(problem, NoRoom) or not is_out_of_memory(problem):
+                raise
+            raise NoRoom(
+                "steering goes back through decoder and network at every step, and not even one image fits; set "
+                "model.vae_tiling, draw smaller images, or use rule: {kind: target, passes: 1}, which decodes once"
+            ) from problem
 
 
 def _moved(plain: Denoised, towards: Tensor, at: Step, most: float) -> Denoised:

@@ -33,7 +33,7 @@ def schedule_document(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def schedule_from(document: Mapping[str, Any]) -> Schedule | None:
+def schedule_from(document: Mapping[str, object]) -> Schedule | None:
     """What `schedule_document` wrote, as a schedule; None where a folder has none. `Refused` where it cannot be one."""
     from genbo.schedules.schedule import schedule_of
 

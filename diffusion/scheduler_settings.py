@@ -111,11 +111,11 @@ def undrawn(sampler: Sampler) -> str | None:
     )
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
+def is_flow(config: Mapping[str, object]) -> bool:
     return "FlowMatch" in str(config.get("_class_name"))
 
 
-def made_of(config: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
+def made_of(config: Mapping[str, object], sampler: Sampler) -> dict[str, object]:
     """The settings that diffusers' scheduler of a sampler's kind is made of, by the config of any scheduler of betas.
 
     One that says nothing of clipping is of a kind that never clips; DDIM and DDPM would clip latents by default. What
@@ -124,12 +124,12 @@ def made_of(config: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
     return {"clip_sample": False, **config, **sampler.traits.asked(sampler)}
 
 
-def mistakes(config: Mapping[str, Any], sampler: Sampler) -> list[str]:
+def mistakes(config: Mapping[str, object], sampler: Sampler) -> list[str]:
     """What a scheduler of betas, or of a flow, sets that a sampler does not follow, a sentence each."""
     return [_sentence(config, sampler, name, value) for name, value in unfollowed(config, sampler)]
 
 
-def _sentence(config: Mapping[str, Any], sampler: Sampler, name: str, value: Any) -> str:
+def _sentence(config: Mapping[str, object], sampler: Sampler, name: str, value: object) -> str:
     others, remedy = _others(config, name, sampler), _remedy(config, name, sampler)
     if others:
         remedy = f"take sampler: {{kind: {others[0]}}}, or {remedy}"
@@ -137,7 +137,7 @@ def _sentence(config: Mapping[str, Any], sampler: Sampler, name: str, value: Any
     return f"this model's scheduler sets {name}: {value}, which {who} not apply; {remedy}"
 
 
-def unfollowed(config: Mapping[str, Any], sampler: Sampler) -> Iterator[tuple[str, Any]]:
+def unfollowed(config: Mapping[str, object], sampler: Sampler) -> Iterator[tuple[str, object]]:
     """Settings whose values a sampler does not follow."""
     settings = made_of(config, sampler)
     if settings.get("use_flow_sigmas"):
@@ -161,7 +161,7 @@ def class_for(config: Mapping[str, Any], kind: str) -> str:
     return FLOW if config.get("_class_name") == FLOW else CLASSES[kind]
 
 
-def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]:
+def _others(config: Mapping[str, object], name: str, sampler: Sampler) -> list[str]:
     """Other kinds of sampler whose schedulers do not know this setting, or follow it."""
     if config.get("_class_name") == FLOW or name in OF_NETWORK:
         return []
@@ -173,7 +173,7 @@ def _others(config: Mapping[str, Any], name: str, sampler: Sampler) -> list[str]
     return [kind for kind in listed if kind in ("ddim", "euler")] or listed
 
 
-def _remedy(config: Mapping[str, Any], name: str, sampler: Sampler) -> str:
+def _remedy(config: Mapping[str, object], name: str, sampler: Sampler) -> str:
     if name in OF_NETWORK:
         return "take another model"
     usual = UNDERSTOOD[class_for(config, str(sampler.traits.levels_of))].only[name][0]
@@ -181,7 +181,7 @@ def _remedy(config: Mapping[str, Any], name: str, sampler: Sampler) -> str:
     return f"write {name}: {str(usual).lower() if isinstance(usual, bool) else usual} into its {FILE}"
 
 
-def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
+def replaced(config: Mapping[str, object], sampler: Sampler) -> str | None:
     """That the folder's own scheduler is of a class that genbo does not sample by, and what stands in its place."""
     own, kind = str(config.get("_class_name")), kind_of(sampler)
     if own == "None" or own in CLASSES.values() or is_flow(config) or sampler.traits.levels_of is None:
@@ -193,13 +193,13 @@ def replaced(config: Mapping[str, Any], sampler: Sampler) -> str | None:
 
 
 def steps_mistake(
-    config: Mapping[str, Any], kind: str, steps: int, pipeline: str = "", sampler: str | None = None
+    config: Mapping[str, object], kind: str, steps: int, pipeline: str = "", sampler: str | None = None
 ) -> str | None:
     """Why a scheduler of betas cannot stop so often, with the number to take; None where it can."""
     return scheduler_stops.why_not({**config, **SET_BY_PIPELINE.get(pipeline, {})}, kind, steps, sampler or kind)
 
 
-def tells_log_sigma(config: Mapping[str, Any], sampler: Sampler) -> bool:
+def tells_log_sigma(config: Mapping[str, object], sampler: Sampler) -> bool:
     """Whether the network is told 0.25 log sigma: diffusers' EDM scaling, of Euler and predictions of v alone."""
     continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
     return continuous and sampler.traits.levels_of == "euler"

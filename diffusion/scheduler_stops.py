@@ -38,7 +38,7 @@ def times(config: Mapping[str, Any], kind: str, steps: int) -> list[float] | Non
     return None
 
 
-def _makes_its_own(config: Mapping[str, Any], kind: str) -> bool:
+def _makes_its_own(config: Mapping[str, object], kind: str) -> bool:
     if kind not in ("euler", "dpmpp"):
         return False
     clipped = config.get("lambda_min_clipped")
@@ -58,7 +58,7 @@ def _falling(start: int, step: float) -> list[float]:
     return [start + i * delta for i in range(math.ceil(-start / step))]
 
 
-def why_not(config: Mapping[str, Any], kind: str, steps: int, sampler: str) -> str | None:
+def why_not(config: Mapping[str, object], kind: str, steps: int, sampler: str) -> str | None:
     """None, or why the scheduler of this kind cannot stop so often for the sampler, and how often it can."""
     train = config.get("num_train_timesteps", 1000)
     if not isinstance(train, int) or _is_sound(config, kind, steps):

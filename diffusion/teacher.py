@@ -36,7 +36,9 @@ class Lesson:
         options, told = (
             {name: value[:, step] for name, value in table.items()} for table in (student.options, student.told)
         )
-        return replace(student, sampler=sampler, options=options, told=told, grid=student.model.grid(sampler))
+        steer = student.steer and replace(student.steer, strength=student.steer.strength[:, step])
+        grid = student.model.grid(sampler)
+        return replace(student, sampler=sampler, options=options, told=told, grid=grid, steer=steer)
 
     def by(self, own: Sampler) -> Sampler:
         """What the teacher is drawn by, where this is the student's."""

@@ -48,7 +48,7 @@ def _limit(folder: Path, tokenizer: str, encoder: str) -> int | None:
     return int(limits[0]) if limits else None
 
 
-def _json(file: Path) -> Mapping[str, Any]:
+def _json(file: Path) -> Mapping[str, object]:
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -76,7 +76,7 @@ def _counted_by(tokenizer: Any) -> Any:
 
 
 @contextmanager
-def unsaid(pipeline: Any = None) -> Iterator[None]:
+def unsaid(pipeline: object = None) -> Iterator[None]:
     """Without what the libraries say about texts that are too long."""
     names = {base.__module__ for base in type(pipeline).__mro__}
     names |= {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"}

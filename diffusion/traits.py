@@ -44,14 +44,14 @@ class SamplerTraits:
     call_options: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[object, Mapping[str, Any]]] = field(default_factory=dict)
 
-    def asked(self, sampler: object) -> dict[str, Any]:
+    def asked(self, sampler: object) -> dict[str, object]:
         """The settings of diffusers' scheduler that the options of this sampler ask for."""
         found: dict[str, Any] = {}
         for option, by_value in self.settings.items():
             found |= by_value.get(vars(sampler)[option], {})
         return found
 
-    def call(self, sampler: object) -> dict[str, Any]:
+    def call(self, sampler: object) -> dict[str, object]:
         """What a pipeline's call is handed of this sampler's options, by name."""
         return {name: vars(sampler)[name] for name in self.call_options}
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genbo.diffusion.exported_files import copy_pipeline, files_of_variant, save_component, save_merged, save_network
-from genbo.diffusion.kinds import class_of, kind_of, kinds
+from genbo.diffusion.kinds import class_of, kind_of
 from genbo.diffusion.pipeline_folder import class_names
 from genbo.diffusion.refused import Refused
 from genbo.diffusion.schedule_document import schedule_document, schedule_from
+from genbo.diffusion.steer_document import steer_document, steer_settings, steered_by
+from genbo.diffusion.stored_parts import part_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from genbo.schedules.clock import Clock
     from genbo.schedules.schedule import Schedule
 
-SCHEMA = 1
+SCHEMA, STEERED = 1, 2  # what a genbo that knew no steering would draw without one is not for it to read
 GUIDANCE = "genbo.diffusion.guidance"
 CALLED = {"rescale": "guidance_rescale"}  # an option of a rule, as diffusers' pipelines call it
 KEPT_OPTIONS = ("negative_prompt", "height", "width")  # of the model, beyond its folder
@@ -57,6 +59,8 @@ def settings(process: Process) -> dict[str, Any]:
     said: dict[str, Any] = {"sampler": {"kind": kind_of(process.sampler), **_fields(process.sampler)}, "guidance": rule}
     if (network := network_of(process.model)) is not None:
         said["noise_schedule"] = schedule_document(network.schedule)
+    if process.steer is not None:
+        said["steer"] = steer_settings(process.steer)
     if process.told:
         said["told"] = {name: _one_or_all(table[0].tolist()) for name, table in process.told.items()}
     return said if _stops_as_the_model_does(process) else {**said, "timesteps": process.grid.time[0].tolist()}
@@ -69,18 +73,20 @@ def beyond_diffusers(process: Process) -> list[str]:
     """
     from genbo.diffusion.process import Whole
 
-    if (network := network_of(process.model)) is not None:
+    network, model = network_of(process.model), pipeline_of(process.model)
+    steered = ["its call cannot be steered by a reward"] if process.steer is not None and (network or model) else []
+    if network is not None:
         traits, kind = process.sampler.traits, kind_of(process.sampler)
         same = traits.in_diffusers and traits.levels_of == "ddim"
         by = [] if same else [f"DDIMPipeline draws by ddim, not by {kind}"]
-        return [*by, *(["its call takes no class"] if network.classes else [])]
-    if (model := pipeline_of(process.model)) is None:
+        return [*steered, *by, *(["its call takes no class"] if network.classes else [])]
+    if model is None:
         return []
     said, whole = settings(process), isinstance(process.model, Whole)
-    return [*_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
+    return [*steered, *_beyond_scheduler(process, model, said), *_beyond_guidance(said, model.names, whole=whole)]
 
 
-def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, Any]) -> Iterator[str]:
+def _beyond_scheduler(process: Process, model: PipelineModel, said: Mapping[str, object]) -> Iterator[str]:
     if model.prompted(process.sampler) is None:
         known = ", or takes no class" if process.sampler.traits.in_diffusers else ""
         yield f"the call of {type(model.pipeline).__name__} draws otherwise by {kind_of(process.sampler)}{known}"
@@ -116,18 +122,29 @@ def _stops_as_the_model_does(process: Process) -> bool:
     return all(torch.equal(getattr(own, name), getattr(here, name)) for name in levels)
 
 
-def export(process: Process, folder: Path, about: Mapping[str, Any]) -> None:
+def export(process: Process, folder: Path, about: Mapping[str, object]) -> None:
     """Write the pipeline and `genbo.json` into `folder`, which must not exist; `about` is added to the latter.
 
     The weights are the pretrained ones, copied file by file, but for those that were trained, which are written in
     float32; the scheduler is the one that the sampler's kind asks for. A model without a folder (an exact world) leaves
     `genbo.json` alone, with the numbers in it that were trained.
+
+    Args:
+        process: one member, as it was tuned.
+        folder: to be made.
+        about: more keys of `genbo.json`, JSON values each.
+
+    Raises:
+        FileExistsError: where the folder is there already.
+        OSError: where a file cannot be written.
     """
     from genbo.diffusion.adapt import Trainable
 
     folder.mkdir(parents=True)
     model, network = pipeline_of(process.model), network_of(process.model)
     document = {"schema": SCHEMA, **settings(process), **about}
+    if process.steer is not None:
+        document |= {"schema": STEERED, "steer": steer_document(process.steer), "batch": process.batch}
     if "timesteps" in document and model is not None:
         document["diffusers"] = model.arguments(process.sampler, process.grid)
     if model is not None or network is not None:
@@ -172,14 +189,26 @@ class TunedPipeline:
     `noise_schedule` is the schedule that a network of one's own was trained under, where the folder names it.
     """
 
-    def __init__(self, process: Process, document: Mapping[str, Any]) -> None:
+    def __init__(self, process: Process, document: Mapping[str, object]) -> None:
         self.process, self.document = process, dict(document)
         model = pipeline_of(process.model)
         self.pipeline: Any = model.pipeline if model is not None else None
         self.noise_schedule: Schedule | None = schedule_from(document)
 
     def __call__(self, prompts: str | Sequence[str], *, samples: int = 1, seed: int = 0) -> list[Image]:
-        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k)."""
+        """`samples` images of each prompt, prompt by prompt; image k depends on (seed, the prompt's place, k).
+
+        Args:
+            prompts: one, or a list of P.
+            samples: of each prompt, 1 or more.
+            seed: of all of them.
+
+        Returns:
+            P * samples images in 8 bits, RGB or grey as the model's are.
+
+        Raises:
+            ValueError: a sentence, for a prompt that the model does not know.
+        """
         import torch
         from PIL import Image
 
@@ -203,11 +232,20 @@ class TunedPipeline:
         return [image for part in self.process.over(batch, one) for image in part]
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> TunedPipeline:
+def load(
+    folder: str | Path, *, device: str = "auto", dtype: str = "auto", allow_code: Sequence[str | Path] = ()
+) -> TunedPipeline:
     """A tuned folder (`runs/x/tuned`, or `runs/x`) as a pipeline that applies every tuned value by itself.
 
-    Raises `Refused` where the folder is not one, is that of an exact world, which has no pipeline, or was written by a
-    newer genbo.
+    Args:
+        folder: the folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:0`.
+        dtype: `auto`, `fp32`, `fp16` or `bf16`, of the network.
+        allow_code: files of Python that a reward which steers the samples may run; without them it runs none.
+
+    Raises:
+        Refused: a sentence, where the folder is not one, is that of an exact world, which has no pipeline, was
+            written by a newer genbo, or is steered by what is not there.
     """
     from genbo.diffusion.models.blackbox import Blackbox
     from genbo.diffusion.models.diffusers import Diffusers
@@ -230,11 +268,24 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto") -> Tu
         dtype=dtype,  # type: ignore[arg-type]
         **kept,
     ).open()
-    rule = _make("guidance", document["guidance"])
-    process = _told(process_of(model, _make("samplers", document["sampler"]), rule), document.get("told", {}))
+    rule = _make("guidance", document.get("guidance"))
+    process = _told(process_of(model, _make("samplers", document.get("sampler")), rule), document.get("told", {}))
     if "model" not in document:
         process = _as_a_network(process, schedule_from(document))
-    return TunedPipeline(_stopping_at(process, document["timesteps"]) if "timesteps" in document else process, document)
+    if "timesteps" in document:
+        process = _stopping_at(process, document["timesteps"])
+    if "steer" in document:
+        process = _in_calls_of(steered_by(process, document["steer"], allow_code), document.get("batch"))
+    return TunedPipeline(process, document)
+
+
+def _in_calls_of(process: Process, batch: object) -> Process:
+    """With as many images a call of the network as were judged together: others may round otherwise."""
+    if batch is None:
+        return process
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise Refused(f"genbo.json: batch must be a whole number from 1 on, not {batch!r}")
+    return replace(process, batch=batch)
 
 
 def _as_a_network(process: Process, schedule: Schedule | None) -> Process:
@@ -292,21 +343,15 @@ def _read(folder: Path) -> dict[str, Any]:
         raise Refused(f"{folder} has no genbo.json: give the tuned/ folder of a finished run") from None
     except ValueError as error:
         raise Refused(f"{folder / 'genbo.json'} cannot be read as JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") not in (SCHEMA, STEERED):
         raise Refused(f"{folder / 'genbo.json'} was not written by this version of genbo; update genbo")
     return document
 
 
-def _fields(component: Any) -> dict[str, Any]:
+def _fields(component: Any) -> dict[str, object]:
     return asdict(component)
 
 
-def _make(room: str, options: Mapping[str, Any]) -> Any:
+def _make(room: str, options: object) -> Any:
     """The component that {kind, options} names: a file of the room, never a name from elsewhere."""
-    kind = options.get("kind")
-    package = f"genbo.diffusion.{room}"
-    known = kinds(package)
-    if kind not in known:
-        raise Refused(f"genbo.json: unknown {room} kind {kind!r}; choose from {', '.join(known)}")
-    made = class_of(package, str(kind))
-    return made(**{f.name: options[f.name] for f in fields(made) if f.name in options})
+    return part_from(f"genbo.diffusion.{room}", options, "genbo.json")

@@ -125,11 +125,11 @@ def _config_mistake(file: Path) -> str | None:
     return f"features: {file} names neither kind: {SMALL} nor an architecture of timm's; correct it"
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
 
 
-def _numbers(value: Any) -> bool:
+def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
 
 
@@ -202,7 +202,7 @@ def _pixels(images: Tensor) -> Tensor:
     return images.flatten(1)
 
 
-def _small(folder: Path, config: Mapping[str, Any], device: str | torch.device) -> Extractor:
+def _small(folder: Path, config: Mapping[str, object], device: str | torch.device) -> Extractor:
     network, prepared = small_network(folder, config, device)
     identity = f"{SMALL} {_hash(folder / WEIGHTS)} {_hash(folder / CONFIG)}"
     return Extractor(identity, lambda images: network.features(prepared(images)))

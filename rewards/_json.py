@@ -24,7 +24,7 @@ def mapping_in(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     return found
 
 
-def not_finite(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+def not_finite(value: object, where: str = "") -> Iterator[tuple[str, float]]:
     """The places of every NaN and infinity, as `betas.3`, with the number there."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where, value

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from genbo.rewards._tokens import TokenReader
 
 
-def nothing(*given: Any) -> tuple[()]:
+def nothing(*given: object) -> tuple[()]:
     """What a method finds that a file does not have."""
     return ()
 

@@ -132,7 +132,7 @@ class _Own:
         with torch.no_grad():
             return self._checked(self._run(self.score, images.detach(), list(prompts)), images, prompts)
 
-    def _run(self, function: Callable[..., Any], *given: Any) -> Any:
+    def _run(self, function: Callable[..., object], *given: object) -> Any:
         import torch
 
         try:
@@ -142,7 +142,7 @@ class _Own:
         except (Exception, SystemExit) as error:
             raise Refused(f"file: {_where(self.file, error)}; correct the file, or try again if this passes") from error
 
-    def _checked(self, found: Any, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    def _checked(self, found: object, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The scores, in float32 or float64."""
         import torch
 
@@ -158,7 +158,7 @@ class _Own:
             raise Refused(f"{what} gave {found[n].item()} for the prompt {prompts[n]!r}; return a finite number")
         if self.differentiable and images.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
             raise Refused(f"{what} gave scores without a gradient; set differentiable: false, or keep the gradient")
-        if not (self.differentiable and images.requires_grad and torch.is_grad_enabled()):
+        if found.requires_grad and not (self.differentiable and images.requires_grad and torch.is_grad_enabled()):
             found = found.detach()  # what the file keeps for a gradient of its own is nobody's business here
         if found.is_inference():
             found = found.clone()  # one made under inference_mode could enter no graph

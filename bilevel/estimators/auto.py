@@ -8,7 +8,6 @@ and stay there, because the slope along it is less than their noise; candidates 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from genbo.bilevel.protocols import Facts
 
@@ -24,6 +23,8 @@ FEW = 8  # parameters up to which differences beat a backward pass at an equal n
 
 @dataclass(frozen=True)
 class Auto:
+    """It takes no options: the number of parameters and the gradients that there are decide."""
+
     def search(self, facts: Facts) -> tuple[str, str] | None:
         """The kind of a searcher that was ahead of gradients on such a problem, and the reason; None elsewhere."""
         if not facts.schedule or facts.coupled or facts.constrained:
@@ -36,8 +37,15 @@ class Auto:
             "common samples were ahead of gradients"
         )
 
-    def choose(self, facts: Facts) -> tuple[str, dict[str, Any], str]:
-        """The name of an estimator, its options, and the reason in a sentence."""
+    def choose(self, facts: Facts) -> tuple[str, dict[str, object], str]:
+        """The kind of an estimator, its options, and the reason in a sentence.
+
+        Up to 8 parameters it takes central differences, 2P samplings. Beyond that it takes reverse mode where reward
+        and model have gradients. Without, it takes P + 1 samplings up to 20 parameters, and 20 random directions above.
+
+        Raises:
+            KeyError: where `facts.slope` is no estimator of a law.
+        """
         if facts.slope is not None:
             return facts.slope, {}, SLOPES[facts.slope]
         if facts.coupled:
@@ -46,13 +54,12 @@ class Auto:
         if facts.parameters <= FEW:
             reason = f"{number}: coordinate differences with common random numbers need no gradients and no memory"
             return "zeroth_order", {}, reason
-        if facts.differentiable_reward and facts.differentiable_model:
+        if facts.differentiable_reward and facts.differentiable_model and not facts.steered:
             reason = f"{number} and a differentiable reward: one backward pass costs the same for any number of them"
             return "reverse_mode", {}, reason
+        what = "samples that are steered" if facts.steered else "a reward without gradients"
         if facts.parameters <= 20:
-            reason = (
-                f"{number} and a reward without gradients: one-sided differences take {facts.parameters + 1} samplings"
-            )
+            reason = f"{number} and {what}: one-sided differences take {facts.parameters + 1} samplings"
             return "zeroth_order", {"points": "forward"}, reason
-        reason = f"{number} and a reward without gradients: 20 random directions; knots would make it a smaller problem"
+        reason = f"{number} and {what}: 20 random directions; knots would make it a smaller problem"
         return "zeroth_order", {"directions": "random", "count": 20}, reason

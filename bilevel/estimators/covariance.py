@@ -33,4 +33,9 @@ class Covariance:
         return GradientCost(laws=("y",))
 
     def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
+        """-Cov(r1, r2) / lambda of each prompt, (C,), in units of r1, with its influences (C, n).
+
+        Raises:
+            ValueError: by the lower solver, where lambda is not greater than 0.
+        """
         return solve(lam).covariance * (-1 / lam)

@@ -40,5 +40,10 @@ class Difference:
         return GradientCost(laws=("y", "y", "y"))
 
     def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
+        """The difference of each prompt, (C,), in units of r1; bias O(h^2), with the influences (C, n) of both solves.
+
+        Raises:
+            ValueError: by the lower solver, where lambda is not greater than 0.
+        """
         up, down = (solve(lam * math.exp(h)).r1 for h in (self.step, -self.step))
         return (up - down) * (1 / (2 * self.step))

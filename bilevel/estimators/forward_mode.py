@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.bilevel.problem import Problem, SamplesAt
-from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.protocols import SAMPLED_ONLY, STEERED, Estimate, Facts, Follows, GradientCost
 from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class ForwardMode:
             return SAMPLED_ONLY
         if not (facts.differentiable_reward and facts.differentiable_model):
             return "forward_mode needs a differentiable reward and model; use estimator: zeroth_order"
+        if facts.steered:
+            return STEERED
         if facts.half_precision:
             return "forward_mode needs float32; set model.dtype: fp32, or use estimator: zeroth_order"
         return None
@@ -39,6 +41,11 @@ class ForwardMode:
         return GradientCost(draws=[[None]] * parameters)
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
+        """The gradient (P,) without bias, its standard error over N samples, and the slopes (P, N).
+
+        Raises:
+            RuntimeError: where no derivative reaches the reward, as under `torch.inference_mode`.
+        """
         import torch
         from torch.autograd import forward_ad
 

@@ -64,7 +64,7 @@ class Penalty:
         u, batch, weights, learning, seen = at.u, at.batch, at.weights, problem.learning, list[Estimate]()
         assert learning is not None
 
-        def direct(theta: Any) -> Tensor:
+        def direct(theta: object) -> Tensor:
             estimate = self.inner(problem.with_model(learning.model(theta)), replace(at, state={}))
             seen.append(estimate)
             return -estimate.grad

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genbo.bilevel.problem import Problem, SamplesAt
-from genbo.bilevel.protocols import SAMPLED_ONLY, Estimate, Facts, Follows, GradientCost
+from genbo.bilevel.protocols import SAMPLED_ONLY, STEERED, Estimate, Facts, Follows, GradientCost
 from genbo.bilevel.scoring import WholeSet
 
 if TYPE_CHECKING:
@@ -35,12 +35,19 @@ class ReverseMode:
             return "reverse_mode needs a differentiable reward; use estimator: zeroth_order"
         if not facts.differentiable_model:
             return "reverse_mode needs a model with gradients; use estimator: zeroth_order"
+        if facts.steered:
+            return STEERED
         return None
 
     def cost(self, parameters: int) -> GradientCost:
         return GradientCost(draws=[[None]], network_passes=2 if self.checkpoint else 1, goes_back=True)
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
+        """The gradient (P,) without bias, its standard error over N samples, and the slopes (P, N).
+
+        Raises:
+            RuntimeError: by torch, where a reward has no gradient in the images; `why_not` refuses such a reward first.
+        """
         import torch
 
         u, batch = at.u, at.batch

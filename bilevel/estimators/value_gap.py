@@ -45,6 +45,11 @@ class ValueGap:
         return GradientCost(laws=("y", "z"))
 
     def __call__(self, solve: SolveLaw, lam: float, /) -> Measured:
+        """The gap of each prompt, (C,), in units of r1; bias O(1 / gamma), with the influences (C, n) of both solves.
+
+        Raises:
+            ValueError: by the lower solver, where lambda is not greater than 0.
+        """
         y = solve(lam)
         gamma = self.gamma or UNITS * y.r1_sd / lam or 1.0  # any gamma will do for a reward without spread
         z = solve(lam, gamma)

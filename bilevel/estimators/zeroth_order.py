@@ -70,6 +70,11 @@ class ZerothOrder:
         return [[*plus, *minus]] if self.common or not minus else [[*plus], [*minus]]
 
     def __call__(self, problem: Problem, at: SamplesAt, /) -> Estimate:
+        """The gradient (P,) with the bias that the table above names, its standard error, and the slopes (P, N).
+
+        The error is over N samples, or over R > 1 random directions. `width` is h for central differences of
+        coordinates, and 0 for all others. One point returns 0 at the first step, and needs `state` at the next.
+        """
         import torch
 
         u, batch, seed = at.u, at.batch, at.seed

@@ -1,0 +1,1 @@
+"""Lower solvers: each file finds what is generated at the hyperparameters (`protocols.LowerSolver`)."""

@@ -71,6 +71,11 @@ class ClosedForm:
         return self
 
     def begin(self, context: LawContext) -> SolveLaw:
+        """The exact law at every lambda.
+
+        Raises:
+            ValueError: where the context has no exact world.
+        """
         if context.exact is None:
             raise ValueError("closed_form needs the options of an exact world and of its rewards")
         world = context.exact

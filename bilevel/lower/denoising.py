@@ -31,9 +31,11 @@ SMALL = 20_000_000  # weights of a network that takes longer to launch than to c
 
 @dataclass(frozen=True)
 class Denoising:
-    """`pretrain` steps of training before the first of tuning, and `steps` before each (by default 10 where the network
-    depends on the schedule, and none where it serves every one). `within` is the range of log-SNR that the network must
-    know.
+    """How the network is trained.
+
+    `pretrain` steps of training come before the first of tuning, and `steps` before each (by default 10 where the
+    network depends on the schedule, and none where it serves every one). `within` is the range of log-SNR, in nats,
+    that the network must know.
 
     `snr_cap` is min-SNR's, or null for an unweighted loss; `unlabelled` the share of labels that are left out where
     there are classes. z takes `z_steps` steps at `z_lr` times `lr`, and looks at the upper objective again every

@@ -51,7 +51,9 @@ HOLD = 0.1  # of the samples' own pull, towards what the pretrained network says
 
 @dataclass(frozen=True)
 class Finetune:
-    """`samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
+    """How the weights are trained, and on how many samples.
+
+    `samples` a prompt are learned from, and as many measured. `rank` and `layers` are LoRA's; auto trains LoRA on a
     network, and every number of an exact world, those by L-BFGS. `anchor` takes the pretrained model's own error on the
     samples out of the weighted loss; `levels: scatter` weights each noise level there by the inverse of how much its
     targets scatter, on a network. `path_steps` are those of the paths that `adjoint` trains on, by default the
@@ -124,11 +126,9 @@ class Finetune:
         base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
         fixed = fixed_in(state)
         if self.levels == "scatter" and not fixed and not is_world(process.model):
-            own = logw.new_zeros(logw.shape) if prior is None else prior
-            fixed = {"levels": level_weights(process, prompts, samples, own, LEVEL_ROWS, seed)}
-        more = (seed, proposal, prior, base, hold, fixed.get("levels"))
-        loss = Denoise(prompts, samples, logw, self._rows(process), *more)
-        return self._training(process, loss, seed, start, state, fixed)
+            fixed = {"levels": level_weights(process, prompts, samples, prior, LEVEL_ROWS, seed)}
+        more = (self._rows(process), seed, proposal, prior, base, hold, fixed.get("levels"))
+        return self._training(process, Denoise(prompts, samples, logw, *more), seed, start, state, fixed)
 
     def tilted(
         self,

@@ -1,8 +1,11 @@
 """Gradient-guided sampling: every sample follows the gradient of r2 / lambda; drawn again at each lambda.
 
-    eps <- eps - sigma_t grad_{x_t} h(decode(x_0(x_t))),      h = r2 / lambda,  or (r2 + r1 / gamma) / lambda
+    eps <- eps - sigma_t a grad_{x_t} r(decode(x_0(x_t))),      r = r2,  or r2 + r1 / gamma
 
-(Guo et al. 2404.14743; `diffusion/sample.py` has the step.) Its samples count the same, and all that is known of their
+with the pull a = 1 / lambda (`diffusion/steering/tilt.py`). With a `target` y the pull is towards it, at the strength
+1 / lambda (`diffusion/steering/target.py`), in linearised passes where there are any: the paper's Alg. 5, after Guo et
+al. 2404.14743. `diffusion/sample.py` has the step. What is left at the end is a steered process, which is stored with
+its rewards and draws what was judged. Its samples count the same, and all that is known of their
 law is what they say: means, a covariance without lean, and with a stochastic sampler the KL divergence of its path from
 the pretrained one's (`diffusion/path_kl.py`). With a deterministic sampler that KL is not known, and NaN.
 
@@ -43,9 +46,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from genbo.bilevel.protocols import Drawing, LowerTraits
+from genbo.diffusion.steer import Climbed, SteeringRule
+from genbo.diffusion.steering.target import Target
+from genbo.diffusion.steering.tilt import Tilt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +59,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank_sampler import Chunk, Sampled, Tensors
     from genbo.bilevel.regularization.context import LawContext
     from genbo.bilevel.regularization.tilted import Law, SolveLaw
-    from genbo.diffusion.process import Process, Score
+    from genbo.diffusion.process import Process
 
 Weighted = Sequence[tuple[float, Any]]  # rewards, opened or their options, each with its weight
 
@@ -63,10 +69,14 @@ class Guided:
     """`samples` a prompt are drawn at every lambda. The KL is known with a sampler that draws noise: ddim, eta: 1.0.
 
     `most` is the longest move of a step, where the noise in x_t is 1; null, as theory has it, suits the exact worlds.
+    `target` is the value of r2 that every sample is drawn towards, in the paper's way; null climbs r2 without an end.
+    `passes` are the linearised ones of a target: 0 looks at r2 itself at every step.
     """
 
     samples: Annotated[int, Ge(2)] = 64
     most: Annotated[float, Gt(0)] | None = 0.3
+    target: float | None = None
+    passes: Annotated[int, Ge(0), Le(100)] = 0
     traits: ClassVar[LowerTraits] = LowerTraits(
         finds="law",
         estimator="difference",
@@ -77,8 +87,17 @@ class Guided:
     def drawing(self) -> Drawing:
         return Drawing(self.samples)
 
+    @property
+    def rule(self) -> SteeringRule:
+        """How the reward pulls; its strength is 1 / lambda."""
+        if self.target is None:
+            return Tilt(self.most)
+        return Target(self.target, self.passes, most=self.most)
+
     def mistakes(self) -> list[str]:
-        return []
+        if self.target is None:
+            return ["passes: are those of a target; give target, or delete this"] if self.passes else []
+        return [f"target: {text.partition(': ')[2]}" for text in self.rule.mistakes()]
 
     def why_not(self, model: Any, *rewards: Weighted) -> str | None:
         """None, or a sentence: why these rewards, the upper and then the lower, cannot be climbed."""
@@ -86,6 +105,10 @@ class Guided:
 
     def why_no_gap(self, sampler: Any, upper: Weighted) -> str | None:
         """None, or a sentence: why `value_gap` has nothing to go by here."""
+        if self.target is not None:
+            return "value_gap lets the upper reward in beside the lower one, and a target has no place for it; " + (
+                "use estimator: difference"
+            )
         if not sampler.stochastic:
             return (
                 "value_gap needs the KL of guided samples, which a sampler without noise does not give; "
@@ -108,7 +131,7 @@ class Guided:
 
         if not lam > 0:
             raise ValueError(f"lambda must be greater than 0, not {lam:g}")
-        steered = source.process.steered(exponent(source.upper, source.lower, lam, gamma), self.most or math.inf)
+        steered = self.steered(source.process, climbed(source.upper, source.lower, gamma), lam)
 
         def one(chunk: Chunk) -> Tensors:
             return chunk.over(source.process, lambda part: _drawn(source, steered, part))
@@ -119,6 +142,10 @@ class Guided:
         if wrong := mistakes(bank, source.prompts):
             raise ValueError(f"{'; '.join(wrong)} (samples guided at lambda = {lam:g}; a larger lambda guides less)")
         return law_of(r1, r2, kl, lam, gamma)
+
+    def steered(self, process: Process, rewards: Sequence[Climbed], lam: float) -> Process:
+        """What draws the guided law at lambda."""
+        return process.steered(rewards, 1 / lam, self.rule)
 
     def _chunks(self, source: Sampled) -> list[Chunk]:
         from genbo.bilevel.regularization.bank_sampler import Chunk
@@ -131,18 +158,12 @@ class Guided:
         return [Chunk(b, tuple(rows[k * size : (k + 1) * size])) for k, b in enumerate(whole.chunks(size))]
 
 
-def exponent(upper: Weighted, lower: Weighted, lam: float, gamma: float | None) -> Score:
-    """h = r2 / lambda, or (r2 + r1 / gamma) / lambda, of opened rewards; ValueError where one has no gradient."""
-    from genbo.bilevel.scoring import total
-
-    climbed = [*lower, *([] if gamma is None else [(weight / gamma, reward) for weight, reward in upper])]
-    if wrong := _without_gradient(climbed, "guided sampling climbs every reward; take differentiable ones"):
+def climbed(upper: Weighted, lower: Weighted, gamma: float | None = None) -> list[Climbed]:
+    """r2, or r2 + r1 / gamma, of opened rewards; ValueError where one has no gradient."""
+    found = [*lower, *([] if gamma is None else [(weight / gamma, reward) for weight, reward in upper])]
+    if wrong := _without_gradient(found, "guided sampling climbs every reward; take differentiable ones"):
         raise ValueError(wrong)
-
-    def h(images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return total(climbed, images, prompts) / lam
-
-    return h
+    return [Climbed(weight, reward) for weight, reward in found]
 
 
 def law_of(r1: Tensor, r2: Tensor, kl: Tensor, lam: float, gamma: float | None) -> Law:
@@ -166,7 +187,7 @@ def law_of(r1: Tensor, r2: Tensor, kl: Tensor, lam: float, gamma: float | None) 
 
 
 def _drawn(source: Sampled, steered: Process, chunk: Chunk) -> Tensors:
-    """Both rewards of guided samples, and the KL of the path of each, NaN where it has no density."""
+    """Both rewards of guided samples, and the KL of the path of each, NaN where it is not known."""
     import torch
 
     from genbo.bilevel.scoring import total
@@ -175,7 +196,7 @@ def _drawn(source: Sampled, steered: Process, chunk: Chunk) -> Tensors:
 
     process, prompts = source.process, chunk.batch.prompts
     with torch.no_grad():
-        if process.sampler.stochastic:
+        if process.sampler.stochastic and not (steered.steer and steered.steer.rule.passes):
             x, kl = sample_with_kl(steered, process, chunk.batch)
         else:
             x, kl = sample(steered, chunk.batch), torch.full((len(prompts),), torch.nan, dtype=torch.float64)

@@ -68,13 +68,17 @@ class Reweight:
         return replace(self, samples=samples)
 
     def begin(self, context: LawContext) -> SolveLaw:
-        """At every lambda by the bank that knows it best."""
+        """At every lambda by the bank that knows it best: the better verdict, then the larger effective size.
+
+        Raises:
+            ValueError: of the function that it returns, where lambda is not greater than 0, or there is no bank.
+        """
         from genbo.bilevel.regularization.context import by_best_bank
 
         return by_best_bank(self.solve, context.banks)
 
     def treatment(self, prompts: int) -> str:
-        """What is done to the weights of a bank."""
+        """What is done to the weights of a bank of so many prompts: `smoothed`, `plain` or `jackknife`."""
         from genbo.bilevel.measured import MANY_PROMPTS
 
         if self.weights != "auto":

@@ -1,0 +1,1 @@
+"""Optimizers: each file moves u (P,) uphill along a gradient, one step a call (`protocols.Optimizer`)."""

@@ -43,6 +43,10 @@ class Adam:
         noise: Tensor | None = None,
         width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """u + lr m / (sqrt(v) + 1e-12), (P,), with both averages corrected for their start at 0 (Algorithm 1).
+
+        `lr` falls as `_decay.decay` says; `noise` and `width` are not looked at.
+        """
         first = self.beta1 * state.get("first", grad.new_zeros(grad.shape)) + (1 - self.beta1) * grad
         second = self.beta2 * state.get("second", grad.new_zeros(grad.shape)) + (1 - self.beta2) * grad**2
         count = state.get("count", grad.new_zeros(1)) + 1

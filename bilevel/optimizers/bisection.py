@@ -42,6 +42,7 @@ class Bisection:
         noise: Tensor | None = None,
         width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The middle of the bracket, (P,), or a stride uphill while a side is open, by the signs of `grad`."""
         import torch
 
         open_side = u.new_full(u.shape, torch.inf)

@@ -36,5 +36,6 @@ class Sgd:
         noise: Tensor | None = None,
         width: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """u + lr grad, (P,), with no state; `lr` falls as `_decay.decay` says."""
         lr = self.lr * decay(progress, self.final)
         return u + lr * grad, {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from genbo.bilevel.protocols import LowerSolver
 from genbo.bilevel.regularization.bank_sampler import Sampled
@@ -38,10 +38,10 @@ class Source(Protocol):
 class ExactWorld:
     """The options of a model whose laws are known on paper, and of its weighted rewards."""
 
-    model: Any
+    model: object
     prompts: Sequence[str]
-    upper: Sequence[tuple[float, Any]]
-    lower: Sequence[tuple[float, Any]]
+    upper: Sequence[tuple[float, object]]
+    lower: Sequence[tuple[float, object]]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Consensus:
 
 
 class ConsensusSearch:
+    """A generation of M particles (M, P), in shares of each range; a trial that failed draws no particle to it."""
+
     def __init__(self, options: Consensus, space: Space, seed: Seed) -> None:
         import torch
 

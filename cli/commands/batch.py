@@ -9,18 +9,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from genbo.cli.commands.show import document_of
 from genbo.cli.job.job import JobMistakes, read_job
 from genbo.cli.job.user_code import Allowed, allowed
 from genbo.cli.report import number_format
+from genbo.cli.report.records import PhiValue
+from genbo.cli.report.records_report import RunReport
 from genbo.cli.run.folder import is_run
 from genbo.cli.run.forwarding import Forwarded
-from genbo.cli.run.json_files import to_json
+from genbo.cli.run.json_files import Document, to_json
 
-Document = dict[str, Any]
 COLUMNS = ("job", "ended", "tuned", "held-out gain", "verdict", "time")
+
+
+class EndedJob(TypedDict):
+    """How a job ended: its exit code, its status, and `report.json` where it came to an end."""
+
+    job: str
+    exit_code: int | None
+    status: str
+    report: Document | None
 
 
 def run(
@@ -44,7 +54,7 @@ def run(
     return next((row["exit_code"] for row in rows if row["exit_code"]), 0)
 
 
-def _one(path: Path, options: Sequence[str], own: Allowed, signals: Forwarded) -> Document:
+def _one(path: Path, options: Sequence[str], own: Allowed, signals: Forwarded) -> EndedJob:
     print(f"{path}:", file=sys.stderr, flush=True)
     try:
         output = Path(read_job(path, code=own).output)
@@ -53,16 +63,16 @@ def _one(path: Path, options: Sequence[str], own: Allowed, signals: Forwarded) -
         return {"job": path.name, "exit_code": mistakes.exit_code, "status": "bad job", "report": None}
     again = () if "--overwrite" in options or not is_run(output) else ("--resume",)
     code = signals.passed_to([sys.executable, "-m", "genbo", "tune", str(path), *again, *options])
-    document = document_of(output) if is_run(output) else {"status": "failed"}
+    document: Document = document_of(output) if is_run(output) else {"status": "failed"}
     report = document if "headline" in document else None
-    return {"job": path.name, "exit_code": code, "status": document["status"], "report": report}
+    return {"job": path.name, "exit_code": code, "status": str(document["status"]), "report": report}
 
 
-def _not_begun(path: Path) -> Document:
+def _not_begun(path: Path) -> EndedJob:
     return {"job": path.name, "exit_code": None, "status": "not begun", "report": None}
 
 
-def _print(rows: Sequence[Document]) -> None:
+def _print(rows: Sequence[EndedJob]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -74,20 +84,20 @@ def _print(rows: Sequence[Document]) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _cells(row: Document) -> list[str]:
+def _cells(row: EndedJob) -> list[str]:
     ended = row["status"] if not row["exit_code"] else f"{row['status']} (exit {row['exit_code']})"
-    report = row["report"] or {}
-    held_out = report.get("held_out")
-    if held_out is None:
+    report = RunReport.model_validate(row["report"]) if row["report"] else None
+    if report is None or report.held_out is None:
         return [row["job"], ended, "—", "—", "—", "—"]
-    tuned = ", ".join(f"{name} {_value(phi)}" for name, phi in report["phi"].items())
-    gain = f"{number_format.number(held_out['difference'], sign=True)} {number_format.interval(held_out['interval'])}"
-    judges = [f"{name}: {row['verdict'] or 'no verdict'}" for name, row in report.get("judges", {}).items()]
-    verdict = "; ".join([report["verdict"] or "no verdict", *judges])
-    return [row["job"], ended, tuned, gain, verdict, f"{report['cost']['elapsed_s']:.0f} s"]
+    held_out, elapsed = report.held_out, report.cost.elapsed_s
+    tuned = ", ".join(f"{name} {_value(phi)}" for name, phi in report.phi.items())
+    gain = f"{number_format.number(held_out.difference, sign=True)} {number_format.interval(held_out.interval)}"
+    judges = [f"{name}: {judge.verdict or 'no verdict'}" for name, judge in report.judges.items()]
+    verdict = "; ".join([report.verdict or "no verdict", *judges])
+    return [row["job"], ended, tuned, gain, verdict, "—" if elapsed is None else f"{elapsed:.0f} s"]
 
 
-def _value(phi: Document) -> str:
-    if isinstance(phi["tuned"], list):
-        return f"[{', '.join(number_format.number(x) for x in phi['tuned'])}]"
-    return number_format.with_error(phi["tuned"], phi["se"])
+def _value(phi: PhiValue) -> str:
+    if isinstance(phi.tuned, list):
+        return f"[{', '.join(number_format.number(x) for x in phi.tuned)}]"
+    return number_format.with_error(phi.tuned, None if isinstance(phi.se, list) else phi.se)

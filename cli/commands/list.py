@@ -9,6 +9,7 @@ WHERE = {
     "models": "model.kind",
     "samplers": "model.sampler.kind",
     "guidance": "model.guidance.kind",
+    "steering": "model.steer.rule.kind",
     "tunables": "a key of tune",
     "lower": "lower.kind",
     "rewards": "reward.kind, lower.reward.kind, keep.kind",

@@ -38,8 +38,12 @@ def run(
     samples: int = 4,
     seed: int = 0,
     output: str | Path | None = None,
+    allow_code: Sequence[str | Path] = (),
 ) -> int:
-    """The command: one PNG an image and a contact sheet, a row a prompt; prints their paths."""
+    """The command: one PNG an image and a contact sheet, a row a prompt; prints their paths.
+
+    `allow_code` are files of Python that a reward which steers the samples may run.
+    """
     from genbo.cli.report.html import contact_sheet
     from genbo.cli.stages.endings import named
 
@@ -49,7 +53,7 @@ def run(
     place = pipeline_of(folder)
     prompts = told(place, prompts) if place else prompts
     with named():
-        tuned = opened(folder)
+        tuned = opened(folder, allow_code)
         if not place:
             model: Any = tuned.process.model
             prompts = told(model.folder, prompts)
@@ -109,12 +113,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:LONGEST].rstrip("-") or "prompt"
 
 
-def opened(folder: str | Path) -> TunedPipeline:
+def opened(folder: str | Path, allow_code: Sequence[str | Path] = ()) -> TunedPipeline:
     """A run, its tuned/ folder, or a model's folder or bundled name; the last two at genbo's own defaults."""
     from genbo.diffusion.tuned import load
 
     if tuned := _tuned_of(folder):
-        return load(_with_pipeline(tuned))
+        return load(_with_pipeline(tuned), allow_code=allow_code)
     place = Path(folder)
     if place.is_dir() and is_run(place):
         raise UserMistake(f"{place} has no tuned/ folder yet: the run has not come to its end")

@@ -28,6 +28,8 @@ from genbo.cli.stages.scoring import Asked, files_of, plain, readable, scored
 from genbo.rewards._tokens import sentences
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from genbo.diffusion.data import Data
 
 Document = dict[str, Any]
@@ -180,7 +182,7 @@ def single(document: Document) -> list[str]:
     return [name for name, found in document["rewards"].items() if found["of"] == "image"]
 
 
-def text(cell: str) -> Any:
+def text(cell: str) -> Text:
     """As it is, without rich's markup."""
     from rich.text import Text
 

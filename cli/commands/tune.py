@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.job.user_code import allowed, announce
 from genbo.cli.run.json_files import to_json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def tune(
-    job: str | Path | Mapping[str, Any],
+    job: str | Path | Mapping[str, object],
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
@@ -75,7 +75,7 @@ def run(
 
 
 def command(
-    path: str | Path | Mapping[str, Any], overrides: Sequence[str], allow_code: Sequence[str | Path] = ()
+    path: str | Path | Mapping[str, object], overrides: Sequence[str], allow_code: Sequence[str | Path] = ()
 ) -> str:
     """What to type to have the same run again."""
     job = "job.yaml" if isinstance(path, Mapping) else str(path)

@@ -26,6 +26,7 @@ ROOMS = {
     "models": "genbo.diffusion.models",
     "samplers": "genbo.diffusion.samplers",
     "guidance": "genbo.diffusion.guidance",
+    "steering": "genbo.diffusion.steering",
     "tunables": "genbo.bilevel.tunables",
     "lower": "genbo.bilevel.lower",
     "rewards": "genbo.rewards",
@@ -38,6 +39,7 @@ DEFAULTS = {
     "models": "diffusers",
     "samplers": "ddim",
     "guidance": "plain",
+    "steering": "tilt",
     "lower": "reweight",
     "estimators": "auto",
     "optimizers": "adam",
@@ -100,12 +102,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
 # -- options as words, and as a model --------------------------------------------------------------------
 
 
-def hints_of(cls: type[Any]) -> dict[str, Any]:
+def hints_of(cls: type[object]) -> dict[str, object]:
     """Annotations of the fields alone: class variables may speak of types that are not imported."""
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if not _is_class_var(hint)}
 
 
-def _is_class_var(hint: Any) -> bool:
+def _is_class_var(hint: object) -> bool:
     return hint is ClassVar or get_origin(hint) is ClassVar
 
 
@@ -117,11 +119,11 @@ def _required(f: Field[Any]) -> bool:
     return f.default is MISSING and f.default_factory is MISSING
 
 
-def _default(f: Field[Any]) -> Any:
+def _default(f: Field[Any]) -> object:
     return f.default_factory() if f.default_factory is not MISSING else None if f.default is MISSING else f.default
 
 
-def spoken(value: Any) -> str:
+def spoken(value: object) -> str:
     """A value as YAML in one line."""
     match value:
         case None:
@@ -165,7 +167,7 @@ def words(hint: Any) -> str:
 _SIGNS = {Gt: ">", Ge: ">=", Lt: "<", Le: "<="}
 
 
-def _limits_of(constraint: Any) -> Iterator[tuple[str, Any]]:
+def _limits_of(constraint: object) -> Iterator[tuple[str, Any]]:
     """Signs and limits of an annotated_types constraint; an `Interval` holds several."""
     if isinstance(constraint, GroupedMetadata):
         for part in constraint:
@@ -175,12 +177,12 @@ def _limits_of(constraint: Any) -> Iterator[tuple[str, Any]]:
             yield _SIGNS[type(constraint)], limit
 
 
-def _bound(constraint: Any) -> str:
+def _bound(constraint: object) -> str:
     """`>= 0`, `< 1`: an annotated_types constraint in signs."""
     return " and ".join(f"{sign} {spoken(limit)}" for sign, limit in _limits_of(constraint))
 
 
-def limits(hint: Any) -> tuple[float | None, float | None]:
+def limits(hint: object) -> tuple[float | None, float | None]:
     """The least and the greatest value that a numeric annotation allows; None where there is no limit."""
     low = high = None
     for constraint in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
@@ -209,12 +211,12 @@ def _model(cls: type[Any], name: str, own: dict[str, Any], hidden: Sequence[str]
     return create_model(name, __config__=STRICT, __doc__=doc, **entries)
 
 
-def _model_default(f: Field[Any]) -> Any:
+def _model_default(f: Field[Any]) -> object:
     value = plain(_default(f))
     return ModelField(default_factory=lambda: value) if isinstance(value, (list, dict)) else value
 
 
-def nested(cls: type[Any]) -> type[BaseModel]:
+def nested(cls: type[object]) -> type[BaseModel]:
     """The model of a nested dataclass; it is made once, and errors find it again by its tag."""
     tag = _tag(cls)
     if tag not in MODELS:
@@ -222,7 +224,7 @@ def nested(cls: type[Any]) -> type[BaseModel]:
     return MODELS[tag]
 
 
-def typed(hint: Any) -> Any:
+def typed(hint: object) -> object:
     """An annotation of a dataclass -> one for pydantic.
 
     Tuples become lists of that length (JSON Schema 7 has no tuples that editors know), nested dataclasses
@@ -242,14 +244,14 @@ def typed(hint: Any) -> Any:
     return nested(hint) if is_dataclass(hint) else hint  # type: ignore[arg-type]
 
 
-def _by_shape(branches: Sequence[Any]) -> Any:
+def _by_shape(branches: Sequence[object]) -> object:
     """A union whose branch is chosen by whether a mapping, a list, null or a single value was written."""
     tags = {_shape_of(branch): _tag(branch) for branch in branches}
     if len(tags) < len(branches):
         return reduce(or_, map(typed, branches))
     usual = tags.get("scalar") or next(tags[s] for s in ("list", "mapping", "null") if s in tags)
 
-    def choose(value: Any) -> str:
+    def choose(value: object) -> str:
         shape = _shape(value)
         return tags.get(shape) or usual
 
@@ -257,11 +259,11 @@ def _by_shape(branches: Sequence[Any]) -> Any:
     return Annotated[reduce(or_, tagged), Discriminator(choose)]
 
 
-def _tag(branch: Any) -> str:
+def _tag(branch: object) -> str:
     return f"<{branch.__name__ if is_dataclass(branch) else words(branch)}>"  # type: ignore[union-attr]
 
 
-def _shape_of(hint: Any) -> str:
+def _shape_of(hint: object) -> str:
     hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     if hint in (None, type(None)):
         return "null"
@@ -270,7 +272,7 @@ def _shape_of(hint: Any) -> str:
     return "list" if get_origin(hint) in (list, tuple) else "scalar"
 
 
-def _shape(value: Any) -> str:
+def _shape(value: object) -> str:
     match value:
         case None:
             return "null"
@@ -284,22 +286,22 @@ def _shape(value: Any) -> str:
 # -- models -> objects -> plain values -------------------------------------------------------------------
 
 
-def build(room: str, kind: str, model: BaseModel, **given: Any) -> Any:
+def build(room: str, kind: str, model: BaseModel, **given: object) -> Any:
     """The options object of validated options; `given` fills what the job does not write among them."""
     return _object(options_of(room, kind), {**model.__dict__, **given})
 
 
-def made(cls: type[Any], model: BaseModel) -> Any:
+def made(cls: type[object], model: BaseModel) -> Any:
     """The object of a dataclass that stands in no room."""
     return _object(cls, model.__dict__)
 
 
-def _object(cls: type[Any], values: Mapping[str, Any]) -> Any:
+def _object(cls: type[object], values: Mapping[str, object]) -> object:
     hints = hints_of(cls)
     return cls(**{name: _as(hints[name], value) for name, value in values.items() if name in hints})
 
 
-def _as(hint: Any, value: Any) -> Any:
+def _as(hint: Any, value: Any) -> object:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _as(args[0], value)
@@ -312,7 +314,7 @@ def _as(hint: Any, value: Any) -> Any:
     return value
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """An options object as YAML has it: mappings, lists and scalars."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.init}
@@ -323,6 +325,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def document_of(room: str, value: Any) -> dict[str, Any]:
+def document_of(room: str, value: object) -> dict[str, object]:
     """An options object as the job writes it, without what the job writes elsewhere."""
     return {name: item for name, item in plain(value).items() if name not in HIDDEN.get(room, ())}

@@ -6,20 +6,20 @@ Each check yields its mistakes: the node, a sentence with the remedy, and the ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from genbo.bilevel.protocols import cannot_follow, of_rule
 from genbo.bilevel.tunables.noise_schedule import NoiseSchedule
 from genbo.bilevel.tunables.timesteps import Timesteps
 from genbo.cli.job.catalog import nearest
 from genbo.cli.job.choice_misfits import chosen
+from genbo.cli.job.judge_misfits import evaluated, judged, opinions
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.resolved import Job
 from genbo.cli.job.search_misfits import searched
 from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.job.sections.prompts import NO_PROMPT
+from genbo.cli.job.steer_misfits import steered
 from genbo.cli.job.yaml_nodes import Node
-from genbo.cli.run.seals import sha256_of
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.teacher import Lesson
 from genbo.rewards._traits import RewardOptions, RewardTraits
@@ -30,23 +30,10 @@ Misfit = tuple[Node, str, str | None]
 
 def misfits(job: Job, root: Node) -> Iterator[Misfit]:
     """Every incompatibility in a job whose keys are right by themselves."""
-    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated):
+    for check in (suits, times, taught, learned, of_sets, judged, opinions, pooled, aimed, evaluated, steered):
         yield from check(job, root)
     found = [*two_levels(job, root), *chosen(job, root, (suits, times, taught, learned))]
     yield from found or [*searched(job, root), *refusals(job, root)]
-
-
-def evaluated(job: Job, root: Node) -> Iterator[Misfit]:
-    """Where a job without steps, which evaluates its start, has nothing to evaluate."""
-    if job.budget.steps:
-        return
-    where = root.find(["budget", "steps"])
-    if job.tilts:
-        yield where, "a search for lambda takes 1 round at least; the curve that it draws has every lambda", None
-    elif job.search is not None:
-        yield where, "a search without steps tries nothing; raise it, or delete search", None
-    elif job.training is not None and job.training.coupled:
-        yield where, "the network is trained along the steps, so at least 1 is needed; raise it", None
 
 
 def pooled(job: Job, root: Node) -> Iterator[Misfit]:
@@ -232,74 +219,6 @@ def _what_it_is_told(job: Job, root: Node) -> Iterator[Misfit]:
             yield root.find(at), message, None
 
 
-def judged(job: Job, root: Node) -> Iterator[Misfit]:
-    """Whether held-out samples are enough for an interval: prompts never seen are counted, or seeds of others."""
-    prompts = min(len(set(job.held_out)), job.evaluate.samples)
-    counted = prompts if job.held_out_is_fresh_prompts and prompts > 1 else job.evaluate.samples - prompts + 1
-    if counted >= 2 or job.tilts:
-        return
-    message = f"{job.evaluate.samples} samples of {prompts} prompts leave no interval; draw more than one of each"
-    if job.evaluate.prompts is not None and not job.held_out_is_fresh_prompts:
-        message = (
-            f"every prompt here is tuned on too, so only new seeds of them can be judged: {message}, or name others"
-        )
-    yield root.find(["evaluate", "samples"]), message, "evaluate.samples"
-
-
-def _overlap(job: Job) -> str:
-    """What comes before a sentence about the number of held-out prompts, where some are left out of them."""
-    return f"without the {len(job.left_out)} that are tuned on too, " if job.left_out else ""
-
-
-def opinions(job: Job, root: Node) -> Iterator[Misfit]:
-    """A judge must be a reward that tuning never saw, and there must be samples for it to look at."""
-    judges = job.evaluate.judges
-    lower = job.lower.options if job.lower and job.tilts else None
-    if judges and lower and (lower.traits.on_paper or not lower.traits.free):
-        message = "score samples, but this lower level has no samples that all lambdas share"
-        yield (
-            root.find(["evaluate", "judges"]),
-            f"judges {message}; take lower: {{kind: reweight}}, or delete them",
-            None,
-        )
-    followed = [reward for reward in job.reward if reward.weight]
-    for key, rewards in (("reward", followed), ("keep", job.keep), ("lower", job.lower.reward if job.lower else ())):
-        for number, judge in enumerate(judges):
-            if any(is_same(judge, reward) for reward in rewards):
-                message = f"the job is tuned with this reward, under {key}: a judge must be one that tuning never uses"
-                yield root.find(["evaluate", "judges", number]), f"{message}; take another, or delete it", None
-    for number, judge in enumerate(judges):
-        if any(is_same(judge, other) for other in judges[:number]):
-            yield root.find(["evaluate", "judges", number]), "this judge is listed twice; delete one of the two", None
-
-
-WHERE = {"pretrained", "weights", "template", "preprocess"}  # options that leave the network the same
-
-
-def is_same(one: Kind[RewardOptions], other: Kind[RewardOptions]) -> bool:
-    """Whether two rewards are one and the same: by their options, or by the same weights under another name."""
-    if one.kind != other.kind or one.options == other.options:
-        return one.kind == other.kind
-    a, b = ({k: v for k, v in vars(kind.options).items() if k not in WHERE} for kind in (one, other))
-    return a == b and _same_files(_weights(one.options), _weights(other.options))
-
-
-def _weights(options: RewardOptions) -> Path | None:
-    """The file of weights that a reward reads, where it lies here."""
-    traits = declared(RewardTraits, options)
-    file = traits.weights_file
-    if file is not None and file.is_file():
-        return file if file.suffix == ".safetensors" else None
-    places = list(traits.folder.glob("*.safetensors")) if traits.folder is not None else []
-    return places[0] if len(places) == 1 else None
-
-
-def _same_files(a: Path | None, b: Path | None) -> bool:
-    if a is None or b is None:
-        return False
-    return a.samefile(b) or (a.stat().st_size == b.stat().st_size and sha256_of(a) == sha256_of(b))
-
-
 def traits_of(reward: Kind[RewardOptions]) -> RewardTraits:
     """What a reward declares of itself."""
     return declared(RewardTraits, reward.options)
@@ -314,6 +233,11 @@ def _listed(job: Job) -> list[tuple[list[str], Sequence[Kind[RewardOptions]]]]:
         (["lower"], below),
         (["evaluate", "judges"], job.evaluate.judges),
     ]
+
+
+def _overlap(job: Job) -> str:
+    """What comes before a sentence about the number of held-out prompts, where some are left out of them."""
+    return f"without the {len(job.left_out)} that are tuned on too, " if job.left_out else ""
 
 
 def of_sets(job: Job, root: Node) -> Iterator[Misfit]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.job.hardware import likely_device, likely_gpu, likely_half
@@ -40,7 +39,9 @@ __all__ = [
 REWARD_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors")  # in the folder of a reward
 
 
-def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), code: Allowed | None = None) -> Job:
+def read_job(
+    source: Path | str | Mapping[str, object], overrides: Sequence[str] = (), code: Allowed | None = None
+) -> Job:
     """The job in a file or a dict, with `a.b=c` overrides on top; or JobMistakes, with all of them.
 
     `code` is what it may run of the user's own: without it, nothing. Raises `ArtifactRefused` where weights are
@@ -68,7 +69,7 @@ def read_job(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = 
 def _damages(job: Job) -> list[str]:
     """What of the files of models and rewards is damaged, by their headers."""
     found = list(job.model.traits.damages())
-    for file in dict.fromkeys(file for reward in (*job.reward, *job.keep) for file in _weights_of(reward.options)):
+    for file in dict.fromkeys(file for reward in job.scored for file in _weights_of(reward.options)):
         try:
             names_in(file)
         except ValueError as error:
@@ -76,7 +77,7 @@ def _damages(job: Job) -> list[str]:
     return found
 
 
-def _weights_of(reward: Any) -> list[Path]:
+def _weights_of(reward: object) -> list[Path]:
     """The safetensors that a reward would open, of those on this machine."""
     traits = declared(RewardTraits, reward)
     asked = [traits.weights_file, *(traits.folder / name for name in REWARD_WEIGHTS if traits.folder)]

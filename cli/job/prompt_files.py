@@ -18,7 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 TEXTS = ("prompt", "text", "caption", "prompts", "texts", "captions")  # the first that there is counts
 NAMES = ("file", "file_name", "filename", "image", "image_path", "path")
@@ -180,7 +179,7 @@ def _json(name: str, text: str) -> list[Row]:
     return [_row(value, f"entry {number} of {name}") for number, value in enumerate(found, 1)]
 
 
-def _row(value: Any, where: str) -> Row:
+def _row(value: object, where: str) -> Row:
     """A text, or an object with one."""
     if not isinstance(value, Mapping):
         return Row(value, where)

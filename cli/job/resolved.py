@@ -34,7 +34,7 @@ from genbo.cli.job.sections.reward import RewardJob
 from genbo.cli.job.sections.search import SearchJob
 from genbo.diffusion.data import Data
 from genbo.diffusion.kinds import declared
-from genbo.rewards._traits import RewardTraits
+from genbo.rewards._traits import RewardOptions, RewardTraits
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ class Job(BaseModel):
         return not set(self.held_out) & set(self.prompts)
 
     @property
+    def scored(self) -> tuple[Kind[RewardOptions], ...]:
+        """Every reward that tuning looks at, but those of a lower level."""
+        return (*self.reward, *self.keep, *self.steering)
+
+    @property
+    def steering(self) -> tuple[Kind[RewardOptions], ...]:
+        """The rewards that steer the samples."""
+        return self.model.steer.reward if self.model.steer else ()
+
+    @property
     def steps(self) -> int:
         """Of the sampler."""
         return int(self.model.sampler.options.steps)
@@ -168,6 +178,7 @@ class Job(BaseModel):
             coupled=self.training is not None and self.training.coupled,
             differentiable_reward=all(declared(RewardTraits, r.options).differentiable for r in rewards),
             differentiable_model=self.model.traits.differentiable,
+            steered=self.model.steer is not None,
             half_precision=likely_half(self.model.options) if half_precision is None else half_precision,
             schedule=self._is_of_schedule,
             candidates=self.work_of_samples // usual_trials(self.parameters),

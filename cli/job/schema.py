@@ -19,7 +19,7 @@ def run() -> int:
     return 0
 
 
-def job_schema() -> dict[str, Any]:
+def job_schema() -> dict[str, object]:
     """A schema in draft 7: `definitions` rather than `$defs`, and no `prefixItems`."""
     schema = job_model().model_json_schema(ref_template="#/definitions/{model}")
     schema["definitions"] = schema.pop("$defs")
@@ -31,7 +31,7 @@ def job_model() -> type[BaseModel]:
     return forms.mapping("Job", **{section.key: section.described() for section in SECTIONS})
 
 
-def _without_titles(value: Any) -> Any:
+def _without_titles(value: object) -> Any:
     """pydantic titles every field after its own name, which tells a reader nothing."""
     match value:
         case dict():

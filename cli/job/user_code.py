@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.run.seals import sha256_of
@@ -33,14 +32,14 @@ def allowed(paths: Sequence[str | Path]) -> Allowed:
     return found
 
 
-def sealed(options: Any, known: Allowed) -> Any:
+def sealed(options: object, known: Allowed) -> object:
     """The options; those that name code get the hash of that code, or "" where it is not allowed."""
     if not isinstance(options, RunsCode):
         return options
     return replace(options, sha256=known.get(options.path.resolve(), ""))  # type: ignore[type-var]
 
 
-def not_allowed(options: Any) -> list[str]:
+def not_allowed(options: object) -> list[str]:
     """A mistake where the options name code that is not allowed."""
     if not isinstance(options, RunsCode) or options.sha256:
         return []

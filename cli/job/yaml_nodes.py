@@ -109,7 +109,7 @@ def node_of_text(text: str, source: str, where: str = "") -> Node:
     return _Reader(text, source, where).document()
 
 
-def node_of_value(value: Any, source: str | None = None, where: str = "", depth: int = 0) -> Node:
+def node_of_value(value: object, source: str | None = None, where: str = "", depth: int = 0) -> Node:
     """The tree of plain Python values; raises JobMistakes."""
     place = Place(source)
     if depth > MAX_DEPTH:
@@ -220,7 +220,7 @@ class _Reader:
                 node = self._node(event, self.where, 0)
         return node
 
-    def _node(self, event: Any, where: str, depth: int) -> Node:
+    def _node(self, event: object, where: str, depth: int) -> Node:
         place, kind = self._place(event), type(event).__name__
         self._guard(event, kind, place, where, depth)
         if kind == "MappingStartEvent":
@@ -307,7 +307,7 @@ class _Reader:
         self._note(place, where, message)
         raise JobMistakes(self.mistakes) from None
 
-    def _refuse_syntax(self, error: Any) -> None:
+    def _refuse_syntax(self, error: object) -> None:
         from ruamel.yaml.error import MarkedYAMLError
 
         if not isinstance(error, MarkedYAMLError):

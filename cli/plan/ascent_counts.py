@@ -19,6 +19,7 @@ from genbo.cli.job.job import Job
 from genbo.cli.plan.cost import Cost
 from genbo.cli.plan.lambda_counts import opinions
 from genbo.diffusion.kinds import declared
+from genbo.diffusion.steer import looks
 from genbo.rewards._traits import RewardTraits
 
 ROUNDING = 1e-9  # as near to 1 as a weight must be for the sampler to leave the unconditional half out
@@ -148,7 +149,8 @@ class Stepping:
         """Of one of so many steps; it is guided as the model is."""
         options = {n: [v[i * self.steps // steps] for i in range(steps)] for n, v in self._fixed.items()}
         rows = sum(1 + guided for guided in self._guided(options))
-        return Cost(calls(samples, 1, self.batch, steps), samples * rows)
+        drawn = Cost(calls(samples, 1, self.batch, steps), samples * rows)
+        return self._steered(drawn, samples, steps)
 
     @cached_property
     def _students(self) -> tuple[Cost, Cost]:
@@ -225,7 +227,18 @@ class Stepping:
         rows = sum(passes[i] * (1 + guided[i]) for guided in members for i in range(self.steps))
         goes_back = differentiated and self.gradient.goes_back
         back = sum(self._rows_back(members[0], i) for i in range(self.steps)) if goes_back else 0
-        return Cost(networks * sum(passes), samples * rows, samples * len(members), samples * back)
+        drawn = Cost(networks * sum(passes), samples * rows, samples * len(members), samples * back)
+        return self._steered(drawn, samples * len(members), self.steps)
+
+    def _steered(self, drawn: Cost, images: int, steps: int) -> Cost:
+        """The same where each step goes back from the reward of the image in sight, or passes of its tangent do."""
+        steer = self.job.model.steer
+        if steer is None:
+            return drawn
+        seen, passes = looks(steer.rule.options, steps)
+        times, back = 1 + passes, drawn.image_forwards * max(1, passes)
+        scored = drawn.reward_images + images * seen
+        return Cost(drawn.denoiser_calls * times, drawn.image_forwards * times, scored, back)
 
     def _by_its_own_call(self, members: Guided, samples: int) -> Cost:
         """Members are calls of their own, and how often each asks the network a step is the pipeline's own matter."""

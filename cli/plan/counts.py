@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genbo.cli.job.job import Chosen, Job, likely_device
 from genbo.cli.job.sections.evaluate import PAIRS
@@ -26,6 +26,9 @@ from genbo.cli.plan.lambda_counts import PATHS, Searching, held_out_bank
 from genbo.cli.plan.memory import Memory, memory
 from genbo.cli.plan.throughput import expected_s, record_speed
 from genbo.cli.report.number_format import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["PAIRS", "PATHS", "Cost", "Plan", "expected_s", "held_out_bank", "plan", "record_speed"]
 
@@ -113,7 +116,7 @@ class Plan:
         self.show(Console(file=out, width=100, color_system=None))
         return out.getvalue().rstrip()
 
-    def show(self, console: Any) -> None:
+    def show(self, console: Console) -> None:
         """A table of the counts, then a line each for estimator, memory and time."""
         from rich.table import Table
 
@@ -182,7 +185,7 @@ def plan(job: Job) -> Plan:
         parameters=job.parameters,
         batch=batch,
         device=device,
-        memory=memory(job, counter.rows(), counter.differentiated),
+        memory=memory(job, counter.rows(), counter.differentiated or job.model.steer is not None),
         expected_s=expected_s(job, forwards),
         expected_at_least_s=expected_s(job, sum(at_least.values(), Cost()).image_forwards),
         inexact=counter.inexact(),
@@ -190,7 +193,7 @@ def plan(job: Job) -> Plan:
     )
 
 
-def _searching(job: Job, estimator: Any, batch: int, *, most: bool) -> Searching:
+def _searching(job: Job, estimator: object, batch: int, *, most: bool) -> Searching:
     rule = job.model.guidance.options
     own = {name: value for name, value in vars(rule).items() if isinstance(value, (int, float, list))}
     at = [{n: v[i] if isinstance(v, list) else v for n, v in own.items()} for i in range(job.steps)]

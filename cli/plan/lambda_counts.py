@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genbo.bilevel.lower.finetune import LEVEL_ROWS, WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.lower.guided import Guided
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver
 from genbo.bilevel.regularization.rounds import banks_at_most, looks, pilot_parts
@@ -23,6 +24,8 @@ from genbo.cli.job.sections.evaluate import PAIRS
 from genbo.cli.plan.cost import Cost
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.steer import looks as looks_at
+from genbo.diffusion.steering.tilt import Tilt
 from genbo.rewards._traits import RewardTraits
 
 PATHS = 64  # held-out samples of each set of weights whose paths are followed, at most
@@ -112,6 +115,8 @@ class Searching:
             held_out = self.laws(len(prompts), ["y", "y"])
         else:
             held_out = self.laws(len(prompts), ["y", "y"] if self.most else ["y"])  # the best may be the start itself
+            if isinstance(self.lower, Guided):  # samples of the pretrained model, for the law beside it
+                held_out += self.bank(len(prompts), self.samples)
         found = {"held_out": held_out}
         return found | (self._weights() if self.job.finetune else {})
 
@@ -171,9 +176,12 @@ class Searching:
         return each * len(kinds)
 
     def guided_law(self, prompts: int) -> Cost:
-        """Each step there and back, with the image in sight scored."""
-        samples = prompts * self.samples
-        return _back(self.drawn(samples)) + Cost(reward_images=samples * len(self.guided))
+        """Each step there and back, with the image in sight scored; or passes of the reward's tangent after a first."""
+        samples, rule = prompts * self.samples, self.lower.rule if isinstance(self.lower, Guided) else Tilt()
+        seen, passes = looks_at(rule, len(self.guided))
+        steered = _back(self.drawn(samples, scored=False)) * max(1, passes)
+        first = self.drawn(samples, scored=False) if passes else Cost()
+        return first + steered + Cost(reward_images=samples * (1 + seen))
 
     def tuned_law(self, prompts: int) -> Cost:
         """A training, and its law as it is measured."""

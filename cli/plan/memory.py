@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.pipeline_folder import config_of
@@ -73,7 +73,7 @@ def _networks(folder: Path) -> list[Path]:
 
 def _reward_files(job: Job) -> list[Path]:
     below = job.lower.reward if job.lower else ()
-    traits = [declared(RewardTraits, reward.options) for reward in (*job.reward, *job.keep, *below)]
+    traits = [declared(RewardTraits, reward.options) for reward in (*job.scored, *below)]
     folders, alone = {each.folder for each in traits}, {each.weights_file for each in traits}
     found = {file for folder in folders if folder for file in folder.glob("*.safetensors")}
     return sorted(found | {file for file in alone if file is not None and file.suffix == ".safetensors"})
@@ -98,14 +98,14 @@ def activations(
     return float(max(forward, rows * LIVE * widths[0] * latent * side**2 * width))
 
 
-def _unet(network: Mapping[str, Any], latent: float) -> tuple[float, float]:
+def _unet(network: Mapping[str, object], latent: float) -> tuple[float, float]:
     """Numbers in the largest map of a row, and in those that all blocks keep for the way back."""
     channels = _numbers(network.get("block_out_channels", 320))
     blocks = [c * latent / 4**level for level, c in enumerate(channels)]
     return channels[0] * latent, 2 * (1 + max(_numbers(network.get("layers_per_block", 2)))) * sum(blocks)
 
 
-def _transformer(network: Mapping[str, Any], latent: float) -> tuple[float, float]:
+def _transformer(network: Mapping[str, object], latent: float) -> tuple[float, float]:
     """The same; FLUX, whose patches come packed, has a fourth of the tokens that its config says."""
     packed = 4 if "guidance_embeds" in network else 1
     tokens = latent / (_numbers(network.get("patch_size", 1))[0] ** 2 * packed)
@@ -129,7 +129,7 @@ def numbers_in(file: Path) -> float:
         return 0.0
 
 
-def _numbers(value: Any) -> list[float]:
+def _numbers(value: object) -> list[float]:
     """A config's number, or its list of them."""
     values = value if isinstance(value, list) else [value]
     return [float(v) for v in values if isinstance(v, (int, float))] or [0.0]

@@ -107,6 +107,7 @@ def key_of(job: Job) -> str:
     parts += [str(job.data)] if job.data else []  # a network of one's own is as large as its images
     if job.lower is not None and job.tilts:  # guided samples and trainings go back, weights of a bank do not
         parts += [job.lower.document("lower"), [r.document("rewards") for r in job.lower.reward]]
+    parts += [job.model.steer.document()] if job.model.steer else []  # every step goes back
     parts += [job.model.batch, [r.document("rewards") for r in (*job.reward, *job.keep)], backward]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

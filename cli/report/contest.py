@@ -20,6 +20,8 @@ from genbo.cli.run.atomic import write_atomic
 from genbo.cli.run.versions import version
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from genbo.bilevel.contest import Contest
 
 SCHEMA = 1
@@ -80,7 +82,7 @@ def record_of(
     work: int,
     common: bool,
     left_out: Mapping[str, str],
-    job: Mapping[str, Any],
+    job: Mapping[str, object],
 ) -> ComparisonRecord:
     """The record of all runs, a list a tuner, a run a repeat; `plans` has its trials or steps, and samples of each.
 
@@ -207,7 +209,7 @@ def cells(name: str, row: TunerRow) -> list[str]:
     ]
 
 
-def table_of(record: ComparisonRecord) -> Any:
+def table_of(record: ComparisonRecord) -> Table:
     """For a terminal."""
     from rich.table import Table
 

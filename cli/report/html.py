@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from markupsafe import Markup
 
@@ -31,6 +31,7 @@ from genbo.diffusion.kinds import class_of, kinds
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+    from PIL.Image import Image as PILImage
     from torch import Tensor
 
 SIDE_PX = 192  # of a small image, scaled up; larger ones are scaled down to WIDE_PX
@@ -57,14 +58,14 @@ def run(folder: str | Path, output: str | Path | None = None) -> int:
     return 0
 
 
-def write_report(folder: Path, document: RunReport | Mapping[str, Any], place: Path | None = None) -> Path:
+def write_report(folder: Path, document: RunReport | Mapping[str, object], place: Path | None = None) -> Path:
     """`report.html` of the run, whole or not at all."""
     place = place or folder / "report.html"
     write_atomic(place, render(document, folder / "evaluation", folder.name).encode("utf-8", "replace"))
     return place
 
 
-def render(document: RunReport | Mapping[str, Any], evaluation: Path | None, title: str) -> str:
+def render(document: RunReport | Mapping[str, object], evaluation: Path | None, title: str) -> str:
     """The whole page of a record, or of the object of a `report.json`."""
     report = RunReport.model_validate(document)
     pictures, points = drawn(report, evaluation)
@@ -334,7 +335,7 @@ def data_uri(pixels: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def contact_sheet(images: Sequence[Any], columns: int) -> Any:
+def contact_sheet(images: Sequence[PILImage], columns: int) -> PILImage:
     """PIL images of one size on one sheet, row by row."""
     from PIL import Image
 

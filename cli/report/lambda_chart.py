@@ -82,7 +82,7 @@ def _best_of(frame: Frame, row: Mapping[str, Any], key: str) -> Markup:
     return joined(parts)
 
 
-def _linked(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _linked(rows: Sequence[Mapping[str, object]]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     return list(pairwise(rows))
 
 

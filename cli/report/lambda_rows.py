@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.report.records_search import CurvePoint
 
@@ -41,7 +41,7 @@ def label(names: Sequence[str]) -> str:
 
 def record_of(
     number: int, now: Round, u: list[float], cost: Mapping[str, int], elapsed_s: float, name: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A line of `steps.jsonl`: a round."""
     best, bank = now.optimum, now.banks[-1] if now.banks else None
     at = min(now.curve, key=lambda point: abs(point.lam - best.lam)) if best else None

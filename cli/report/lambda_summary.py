@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from genbo.cli.report.lambda_keep import KeptLaws
     from genbo.cli.report.lambda_untrained import Untrained
     from genbo.cli.report.records_report import RunReport
+    from genbo.cli.report.steering import SteeredLaw
     from genbo.cli.report.tuned_weights import Weights
 
 EXACT = 1e-11  # the relative width of an interval that is numerical alone
@@ -59,6 +60,7 @@ class Searched:
     judges: Mapping[str, Pair | None] = field(default_factory=dict)
     untrained: Untrained | None = None
     keeps: tuple[KeptLaws, ...] = ()
+    steering: SteeredLaw | None = None
 
     # -- report.json -----------------------------------------------------------------------------------------
 
@@ -81,6 +83,7 @@ class Searched:
             after=self.last.after,
             samples=[bank.samples for bank in self.last.banks],
             weights=self.weights.document() if self.weights else None,
+            steering=self.steering.document() if self.steering else None,
             best_of_n=self.untrained.document() if self.untrained else None,
             weighted_sums=[sum_of(one) for one in self.untrained.sums] if self.untrained else [],
         )
@@ -141,6 +144,8 @@ class Searched:
         found.append(remark("note", f"Numbers at a lambda are those of {self.law}."))
         if self.tilt is not None:
             found.append(self._about_tilt(self.tilt))
+        if self.steering is not None:
+            found += self.steering.remarks(self.lower)
         if self.weights is not None:
             found += self.weights.remarks(self.upper, self.lower)
             found += [remark("note", text)] if (text := weights_words.about_lambda(report)) else []

@@ -42,7 +42,7 @@ class Record(BaseModel):
         return {name: value for name, value in self if name in self.model_fields_set}
 
     @classmethod
-    def read(cls, document: Self | Mapping[str, Any], place: Path | str) -> Self:
+    def read(cls, document: Self | Mapping[str, object], place: Path | str) -> Self:
         """A record from an object in a file; `ArtifactRefused` with the place of the first thing that is wrong."""
         try:
             return cls.model_validate(document)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from genbo.cli.errors import UserMistake
 from genbo.cli.report.records import Record, Status, StepRecord
@@ -26,7 +25,7 @@ def run(name: str) -> int:
     return 0
 
 
-def schema_of(name: str) -> dict[str, Any]:
+def schema_of(name: str) -> dict[str, object]:
     """A schema with the version of the run folder in its title."""
     record, file = RECORDS[name]
     schema = record.model_json_schema(by_alias=True)

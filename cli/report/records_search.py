@@ -56,6 +56,31 @@ class TiltRecord(Record):
     verdict: FitVerdict = "reliable"
 
 
+class SteeringRecord(Record):
+    """Steered samples at the best lambda, beside the pretrained model's and the law's, of the same held-out prompts."""
+
+    rule: str
+    strength: Number  # 1 / lambda
+    lam: Number
+    r1: Number | None = None
+    r1_se: Number | None = None
+    r2: Number | None = None
+    r2_se: Number | None = None
+    kl: Number | None = None  # of the paths, nats; None where it is not known
+    kl_se: Number | None = None
+    pretrained_r1: Number | None = None
+    pretrained_r2: Number | None = None
+    law_r1: Number | None = None
+    law_r2: Number | None = None
+    law_kl: Number | None = None
+    law_verdict: FitVerdict = "reliable"
+    share: Number | None = None  # of the law's gain in r2
+    share_se: Number | None = None
+    cost: dict[str, int] = Field(default_factory=dict)  # of an image
+    seconds: Number | None = None  # of an image
+    plain_seconds: Number | None = None
+
+
 class BestOfNPoint(Record):
     """The best of n samples of the pretrained model by the lower reward: means with their standard errors."""
 
@@ -117,5 +142,6 @@ class SearchRecord(Record):
     after: str | None = None
     samples: list[int] = Field(default_factory=list)  # of each bank
     weights: list[WeightsRow] | None = None
+    steering: SteeringRecord | None = None
     best_of_n: BestOfNRecord | None = None
     weighted_sums: list[WeightedSumPoint] = Field(default_factory=list)

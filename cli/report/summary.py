@@ -169,7 +169,7 @@ def _best_of(
     return Tuned(phi, [None] * problem.parameters, "best", choices=made)
 
 
-def last_good(problem: Problem, records: Sequence[Mapping[str, Any]]) -> Tuned:
+def last_good(problem: Problem, records: Sequence[Mapping[str, object]]) -> Tuned:
     """phi at the last step whose numbers were finite."""
     usable = [r for r in records if r["status"] != "non_finite"]
     nothing: list[float | None] = [None] * problem.parameters

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genbo.cli.run.json_files import Document
 from genbo.diffusion.kinds import class_of
+from genbo.rewards._traits import RunsCode
 
 if TYPE_CHECKING:
     from genbo.diffusion.network import Network
@@ -27,7 +28,7 @@ def use_of(process: Process, folder: str) -> Document:
         return {"folder": folder, "settings": said, "diffusers": None, "genbo": None}
     stops = model.arguments(process.sampler, process.grid) if "timesteps" in said else None
     prompt = model.prompted(process.sampler)
-    hidden = prompt is None or ("timesteps" in said and stops is None)
+    hidden = prompt is None or process.steer is not None or ("timesteps" in said and stops is None)
     arguments = None if hidden else diffusers_arguments(said, stops, model.names)
     load = f'pipeline = DiffusionPipeline.from_pretrained("{folder}")'
     beside = [f"{name}={getattr(model.options, name)!r}" for name in KEPT_OPTIONS if getattr(model.options, name)]
@@ -35,13 +36,20 @@ def use_of(process: Process, folder: str) -> Document:
         beside += [f"{name}={value!r}" for name, value in model.of_size.items()]
     call = ", ".join(filter(None, [prompt, arguments, *beside]))
     plain = f"from diffusers import DiffusionPipeline\n\n{load}\nimage = pipeline({call}).images[0]"
-    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline([prompt], samples=4, seed=0)'
+    own = f"import genbo\n\npipeline = {load_of(process, folder)}\nimages = pipeline([prompt], samples=4, seed=0)"
     return {"folder": folder, "settings": said, "diffusers": plain if arguments else None, "genbo": own}
+
+
+def load_of(process: Process, folder: str) -> str:
+    """The call that loads the folder; a steer by the user's own code runs only what it is handed."""
+    rewards = process.steer.rewards if process.steer is not None else ()
+    code = [str(one.options.path) for one in rewards if isinstance(one.options, RunsCode)]
+    return f'genbo.load("{folder}", allow_code={code!r})' if code else f'genbo.load("{folder}")'
 
 
 def use_of_network(network: Network, process: Process, folder: str) -> Document:
     """The same of a network of one's own: a DDIMPipeline, which takes no classes."""
-    own = f'import genbo\n\npipeline = genbo.load("{folder}")\nimages = pipeline({{}}, samples=16, seed=0)'
+    own = f"import genbo\n\npipeline = {load_of(process, folder)}\nimages = pipeline({{}}, samples=16, seed=0)"
     if network.classes:
         return {"diffusers": None, "genbo": own.format(f'["{network.classes[0]}"]')}
     load = f'pipeline = DDIMPipeline.from_pretrained("{folder}")'
@@ -49,7 +57,7 @@ def use_of_network(network: Network, process: Process, folder: str) -> Document:
     told = "".join(f", {name}={value}" for name, value in traits.call(process.sampler).items() if value)
     call = f"images = pipeline(batch_size=16, num_inference_steps={process.steps}{told}).images"
     plain = f"from diffusers import DDIMPipeline\n\n{load}\n{call}"
-    ddim = traits.in_diffusers and traits.levels_of == "ddim"
+    ddim = process.steer is None and traits.in_diffusers and traits.levels_of == "ddim"
     return {"diffusers": plain if ddim else None, "genbo": own.format('[""]')}
 
 

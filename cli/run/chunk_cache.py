@@ -78,7 +78,7 @@ class ChunkCache:
 
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
-    def _found(self, place: Path, own: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+    def _found(self, place: Path, own: Mapping[str, object]) -> Mapping[str, Tensor] | None:
         tensors = read_tensors(place, {**self.words, **own})
         if tensors is not None:
             self.add(words_in(place))

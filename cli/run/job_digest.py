@@ -17,7 +17,7 @@ FREE_KEYS = {
 }  # may differ when a run is resumed: they change no noise
 
 
-def flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(document: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every leaf of a document with its dotted name."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():
@@ -34,7 +34,7 @@ def decisive(document: Document) -> Document:
     return {k: v for k, v in flat(strict(document)) if k not in FREE_KEYS and not k.startswith("evaluate.judges")}
 
 
-def judges_in(document: Any) -> Any:
+def judges_in(document: Any) -> object:
     """Those of a job's document, as they are kept."""
     return without_secrets(strict((document.get("evaluate") or {}).get("judges", [])))
 

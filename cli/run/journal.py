@@ -73,7 +73,7 @@ class Journal:
             os.ftruncate(self._descriptor, len(data))
             os.fsync(self._descriptor)
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Mapping[str, object]) -> None:
         line = to_json(record, indent=None)
         fault("journal.before")
         half = len(line) // 2

@@ -63,7 +63,7 @@ def state_of(words: Document, tensors: Mapping[str, Tensor], where: Path) -> Sta
     return State(**parts)
 
 
-def _check_tensors(declared: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> None:
+def _check_tensors(declared: Mapping[str, object], tensors: Mapping[str, Tensor], file: Path) -> None:
     for key in declared.keys() - tensors.keys():
         raise ArtifactRefused(f"{file}: the tensor {key!r} is missing")
     for key in tensors.keys() - declared.keys():

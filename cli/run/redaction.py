@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def without_secrets(value: Any, secrets: Sequence[str] | None = None) -> Any:
+def without_secrets(value: object, secrets: Sequence[str] | None = None) -> Any:
     """The home folder becomes ~, and what the environment calls a token, key or password becomes ***."""
     if secrets is None:
         secrets = _secrets()

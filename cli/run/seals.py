@@ -8,17 +8,13 @@ from pathlib import Path
 
 from genbo.cli.run.atomic import is_plain_file
 from genbo.cli.run.json_files import Document, strict, to_json, write_json
+from genbo.diffusion.file_hashes import sha256_of as sha256_of
 
 SEAL = "sha256"  # the key of a small file's own hash
 
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sealed(path: Path, document: Document) -> None:

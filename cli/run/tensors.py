@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.cli.errors import ArtifactRefused
 from genbo.cli.run.atomic import write_atomic
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, object]) -> None:
     """Tensors and words in one safetensors file that can tell when it was damaged."""
     from safetensors.torch import save
 
@@ -24,7 +24,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str,
     write_atomic(path, save(dict(tensors), {"words": text, "sha256": _digest(tensors, text)}))
 
 
-def read_tensors(path: Path, words: Mapping[str, Any]) -> dict[str, Tensor] | None:
+def read_tensors(path: Path, words: Mapping[str, object]) -> dict[str, Tensor] | None:
     """The tensors, where the file is intact and its words include these; else None: make it again."""
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -118,6 +118,7 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     from genbo.cli.stages.variants import in_place, variants_of
     from genbo.diffusion.process import process_of
     from genbo.diffusion.seed import Seed
+    from genbo.diffusion.steer import Climbed
 
     data = job.data.open() if job.data and not job.data.of_model else None
     learning = _learning(job, data) if data and job.model.learns else None
@@ -130,6 +131,9 @@ def assemble(job: Job, loaded: Loaded | None = None) -> Assembled:
     if learning:
         learning.trainer.meter = process.meter
     opened = loaded.rewards_on(model)
+    if steer := job.model.steer:
+        climbed = [Climbed(r.weight, opened(r), r.options) for r in steer.reward]
+        process = process.steered(climbed, steer.strength, steer.rule.options)
     tuned, judged = (_against(opened, split) for split in ((data.validation, data.test) if data else (None, None)))
     below = job.lower.reward if job.lower else ()
     half = is_half(model)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from genbo.cli.run.chunk_cache import ChunkCache
 from genbo.cli.stages.context import Context
 from genbo.cli.stages.laws import exact, source_of
+from genbo.cli.stages.steering import steered_at, steered_law
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.search import Round
     from genbo.bilevel.regularization.tilted import Law
     from genbo.cli.report.lambda_pair import Pair
+    from genbo.cli.report.steering import SteeredLaw
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class HeldOutLaws:
     judges: Mapping[str, Pair | None] = field(default_factory=dict)
     banks: tuple[Bank, ...] = ()
     keeps: tuple[Pair | None, ...] = ()  # the same by each constraint's reward
+    steering: SteeredLaw | None = None
 
 
 def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
@@ -59,8 +62,12 @@ def held_out(context: Context, last: Round, kept: ChunkCache) -> HeldOutLaws:
     prompts, samples = held_out_bank(job)
     source = source_of(context, kept, prompts, "evaluate")
     if not a.lower.traits.free:
-        before, after = (at_lambda(context, source, last, lam) for lam in (start, best.lam))
-        return HeldOutLaws(Pair(before, after, True, prompts, len(prompts) * a.lower.drawing.samples, fresh))
+        before, process = at_lambda(context, source, last, start), steered_at(context, last)
+        tuned = partial(at_lambda, context, source, last, best.lam)
+        steered = None if process is None else steered_law(context, process, tuned, kept)
+        after = tuned() if steered is None else steered.steered
+        drawn = len(prompts) * a.lower.drawing.samples
+        return HeldOutLaws(Pair(before, after, True, prompts, drawn, fresh), steering=steered)
     banks: list[Bank] = [source.draw(0, samples, None)]
     if any(map(is_shifted, last.banks)):
         for lam in (best.lam, start):

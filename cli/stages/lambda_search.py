@@ -25,6 +25,7 @@ from genbo.cli.stages.lambda_holdout import held_out
 from genbo.cli.stages.lambda_trials import tried
 from genbo.cli.stages.lambda_untrained import untrained
 from genbo.cli.stages.laws import exact, source_of
+from genbo.cli.stages.steering import steered_at
 
 if TYPE_CHECKING:
     from genbo.bilevel.regularization.bank import Bank
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from genbo.bilevel.regularization.tilted import Law, SolveLaw
     from genbo.cli.report.lambda_summary import Pretrained, Searched
     from genbo.cli.report.summary import Tuned
+    from genbo.diffusion.process import Process
 
 Document = dict[str, Any]
 SHOWN_AS = {"banks": "sample bank", "evaluation": "held-out samples"}
@@ -66,8 +68,9 @@ def whole(context: Context) -> Generator[Document, None, Document]:
         judges=laws.judges,
         untrained=untrained(context, last, plain_of(last, beside), laws),
         keeps=tuple(map(KeptLaws, context.assembled.problem.constraints, laws.keeps)),
+        steering=laws.steering,
     )
-    document = end(context, tuned, search, [banks, evaluation], "done", None)
+    document = end(context, tuned, search, [banks, evaluation], "done", None, steered_at(context, last))
     record_speed(context.job, document["cost"].get("image_forwards", 0), document["cost"]["elapsed_s"])
     context.run.status("done", document["headline"], last_step=context.run.last_step, resumable=False)
     return document
@@ -247,10 +250,16 @@ def _tensor(number: float) -> Any:
 
 
 def end(
-    context: Context, tuned: Tuned, search: Searched, stages: list[ChunkCache], status: str, reason: str | None
+    context: Context,
+    tuned: Tuned,
+    search: Searched,
+    stages: list[ChunkCache],
+    status: str,
+    reason: str | None,
+    process: Process | None = None,
 ) -> Document:
-    """The report."""
+    """The report; `process` is what draws tuned samples, where the search leaves one."""
     spent = counted(context.assembled.problem.process.meter.as_dict(), *(stage.cost for stage in stages))
     cost: dict[str, float] = dict(spent)
     cost["elapsed_s"] = sum(stage.elapsed_s for stage in stages)
-    return conclude(context, tuned, None, cost, status, reason, search)
+    return conclude(context, tuned, None, cost, status, reason, search, process)

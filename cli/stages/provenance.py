@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from genbo.cli.run.folder import Run
 from genbo.cli.run.json_files import Document
 from genbo.cli.run.seals import sha256, sha256_of
 from genbo.cli.run.versions import version
+from genbo.diffusion.file_hashes import files_of
 from genbo.diffusion.kinds import declared
 from genbo.diffusion.traits import ModelTraits, Origin
 
@@ -83,6 +83,8 @@ def inputs_of(assembled: Assembled) -> Document:
     parts |= dict(zip((*assembled.reward_names, *assembled.constraint_names), problem.scorers, strict=True))
     below = (reward for _, reward in assembled.lower_rewards)
     parts |= {f"lower.{name}": reward for name, reward in zip(assembled.lower_names, below, strict=True)}
+    steer = problem.process.steer
+    parts |= {f"steer.{k}": one.reward for k, one in enumerate(steer.rewards)} if steer else {}
     lora = declared(Origin, problem.process.model).lora_file
     merged = {"lora": {lora.name: sha256_of(lora)}} if lora else {}
     return {**hashes, **{name: files for name, part in parts.items() if (files := files_of(part))}, **merged}
@@ -92,20 +94,6 @@ def judges_of(assembled: Assembled) -> Document:
     """sha256 of the judges' files: not among the inputs, for no step of tuning depends on them."""
     judges = [*zip(assembled.judge_names, assembled.judge.judges, strict=True), *assembled.weight_judges]
     return {name: files for name, part in judges if (files := files_of(part))}
-
-
-def files_of(part: object) -> dict[str, str]:
-    """The files of an opened model or reward that knows its folder, or its one file; of a distance, its network."""
-    origin = declared(Origin, part)
-    if origin.extractor:
-        return {"features": origin.extractor.identity}
-    folder, file = origin.folder, origin.file
-    if folder is None or not Path(folder).is_dir():
-        return {file.name: sha256_of(file)} if file is not None and file.is_file() else {}
-    files = [
-        f for f in sorted(Path(folder).rglob("*")) if f.is_file() and f.suffix in (".json", ".txt", ".safetensors")
-    ]
-    return {str(f.relative_to(folder)).replace(os.sep, "/"): sha256_of(f) for f in files}
 
 
 def warn_of_space(run: Run, assembled: Assembled, screen: Quiet) -> None:

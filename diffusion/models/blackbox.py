@@ -50,7 +50,7 @@ class Blackbox(Diffusers):
         if self.distilled_guidance is not None:
             yield "distilled_guidance", "a black box has one guidance; write model.guidance instead"
 
-    def _unfollowed(self, config: dict[str, Any], sampler: Any) -> list[str]:
+    def _unfollowed(self, config: dict[str, Any], sampler: object) -> list[str]:
         """Every setting is followed: diffusers' own scheduler draws."""
         return []
 

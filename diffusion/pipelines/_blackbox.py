@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NEEDED = ("prompt", "generator", "num_inference_steps", "output_type", "guidance_scale")
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> BlackboxModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> BlackboxModel:
     """The pipeline as a `Model` that draws by itself."""
     return BlackboxModel(pipeline, options)
 
@@ -69,7 +69,7 @@ class BlackboxModel(PipelineModel):
     def encode(self, prompts: Sequence[str]) -> Condition:
         raise Refused("a black box draws by itself; its network cannot be asked by genbo")
 
-    def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def call(self, network: object, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         raise Refused("a black box draws by itself; its network cannot be asked by genbo")
 
     def decode(self, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class BlackboxModel(PipelineModel):
             raise Refused(f"pretrained: {type(self.pipeline).__name__} does not draw images; take one that does")
         return images.to(self.device)
 
-    def _guided(self, weights: Sequence[float]) -> dict[str, Any]:
+    def _guided(self, weights: Sequence[float]) -> dict[str, object]:
         """One weight, or what hands on the next at the end of each step."""
         if len(set(weights)) == 1:
             return {"guidance_scale": weights[0]}
@@ -139,7 +139,7 @@ class BlackboxModel(PipelineModel):
         if min(weights) <= 1:
             raise Refused("tune: diffusers switches guidance off at 1 and below, for all steps; write bounds above 1")
 
-        def next_weight(pipeline: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        def next_weight(pipeline: Any, i: int, t: Any, kwargs: dict[str, Any]) -> dict[str, object]:
             pipeline._guidance_scale = weights[min(i + 1, len(weights) - 1)]
             return {}
 

@@ -143,7 +143,7 @@ class Discrete(PipelineModel):
         return found
 
 
-def of_betas(config: Mapping[str, Any], sampler: Sampler) -> Any:
+def of_betas(config: Mapping[str, object], sampler: Sampler) -> object:
     """diffusers' scheduler for a sampler's kind, by the config of any scheduler of betas."""
     import diffusers
 
@@ -228,12 +228,12 @@ def _orders(config: Any, steps: int) -> tuple[int, ...]:
     return tuple(orders)
 
 
-def _has_sigmas(scheduler: Any) -> bool:
+def _has_sigmas(scheduler: object) -> bool:
     """Whether it keeps its levels as sigma / alpha; DDIM's and DDPM's look them up in the table of alphas."""
     return hasattr(scheduler, "sigmas")  # diffusers' schedulers share no interface that says so
 
 
-def _is_euler(scheduler: Any) -> bool:
+def _is_euler(scheduler: object) -> bool:
     return type(scheduler).__name__ == scheduler_settings.CLASSES["euler"]
 
 
@@ -252,7 +252,7 @@ def _bound(scheduler: Any) -> float:
     return float(config.clip_sample_range) if clips else math.inf
 
 
-def _final(scheduler: Any) -> Tensor:
+def _final(scheduler: object) -> Tensor:
     """The signal power at the end of the last step: 1 where the scheduler does not say otherwise."""
     # of the two classes with a table, DDIM's alone has one
     final: Tensor = getattr(scheduler, "final_alpha_cumprod", torch.ones(()))

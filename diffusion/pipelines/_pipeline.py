@@ -64,7 +64,7 @@ class PipelineModel:
         """What the network is told of these prompts: named tensors, a row each."""
         raise NotImplementedError
 
-    def call(self, network: Any, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
+    def call(self, network: object, x_t: Tensor, time: Tensor, told: Mapping[str, Tensor]) -> Tensor:
         """The network's raw prediction (B, *shape)."""
         raise NotImplementedError
 
@@ -204,7 +204,7 @@ class PipelineModel:
         return self.options.variant
 
 
-def as_loaded(pipeline: Any, scheduler: Any) -> Any:
+def as_loaded(pipeline: Any, scheduler: Any) -> object:
     """A scheduler as this class of pipeline has it when it is loaded: some set `steps_offset` or `clip_sample` anew.
 
     The class itself is asked. Where it would put a scheduler of another class in its place, this one is left as it is.
@@ -225,7 +225,7 @@ def as_loaded(pipeline: Any, scheduler: Any) -> Any:
     return found if type(found) is type(scheduler) else scheduler
 
 
-def refuse_unknown(scheduler: Any) -> None:
+def refuse_unknown(scheduler: object) -> None:
     """`Refused` where a newer diffusers has a setting that genbo has never seen, and it is in use."""
     for name, value in scheduler_settings.unknown(scheduler):
         raise Refused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genbo.diffusion.pipelines.ddpm import DDPMModel
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.pipeline_options import PipelineOptions
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> DDIMModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> DDIMModel:
     """The pipeline as a `Model`."""
     return DDIMModel(pipeline, options)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> DDPMModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> DDPMModel:
     """The pipeline as a `Model`."""
     return DDPMModel(pipeline, options)
 

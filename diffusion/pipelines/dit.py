@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.process import Sampler
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> DiTModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> DiTModel:
     """The pipeline as a `Model`."""
     return DiTModel(pipeline, options)
 

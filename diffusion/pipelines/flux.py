@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DISTILLED = 3.5  # diffusers' own default
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> FluxModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> FluxModel:
     """The pipeline as a `Model`."""
     return FluxModel(pipeline, options)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNASKED = {"resolution": None, "aspect_ratio": None}  # what PixArt-alpha was told beside the prompt
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> PixArtSigmaModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> PixArtSigmaModel:
     """The pipeline as a `Model`."""
     return PixArtSigmaModel(pipeline, options)
 

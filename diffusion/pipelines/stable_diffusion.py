@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.pipeline_options import PipelineOptions
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> StableDiffusionModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> StableDiffusionModel:
     """The pipeline as a `Model`."""
     return StableDiffusionModel(pipeline, options)
 
@@ -27,7 +27,7 @@ class StableDiffusionModel(Discrete):
 
     names: ClassVar[Mapping[str, str]] = {"weight": "guidance_scale", "rescale": "guidance_rescale"}
 
-    def __init__(self, pipeline: Any, options: PipelineOptions | None = None) -> None:
+    def __init__(self, pipeline: object, options: PipelineOptions | None = None) -> None:
         super().__init__(pipeline, options)
         self.unet = self.denoiser
         if self.unet.config.time_cond_proj_dim is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from genbo.diffusion.pipeline_options import PipelineOptions
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> StableDiffusion3Model:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> StableDiffusion3Model:
     """The pipeline as a `Model`."""
     return StableDiffusion3Model(pipeline, options)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BESIDE = ("text_embeds", "time_ids")  # what the U-Net takes as `added_cond_kwargs`
 
 
-def open_pipeline(pipeline: Any, options: PipelineOptions) -> StableDiffusionXLModel:
+def open_pipeline(pipeline: object, options: PipelineOptions) -> StableDiffusionXLModel:
     """The pipeline as a `Model`."""
     return StableDiffusionXLModel(pipeline, options)
 

@@ -49,7 +49,8 @@ def instance(room: str, kind: str) -> Any:
     return found.of(process()) if kind == "timesteps" else found  # its options must see the process first
 
 
-BANKED = [kind for kind in LAWS if instance("lower_solver", kind).drawing.bank != "none"]
+FREE = [kind for kind in LAWS if options_class("lower_solver", kind).traits.free]  # nothing is trained at a lambda
+BANKED = [kind for kind in FREE if instance("lower_solver", kind).drawing.bank != "none"]
 
 
 def declared(protocol: type) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from genbo.diffusion.guidance.plain import Plain
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.path_kl import sample_with_kl
 from genbo.diffusion.process import process_of
+from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.samplers.dpmpp import Dpmpp
 from genbo.diffusion.seed import Seed
@@ -245,6 +246,37 @@ def test_a_solve_costs_its_samples_times_its_steps_and_every_lambda_as_much_agai
         spent = here.process.meter.as_dict()
         there = {"denoiser_calls": k * 3 * 10, "image_forwards": k * 400, "reward_images": k * (400 + 40)}
         assert spent == {**there, "image_backwards": k * 400}, "every step goes back to what it is given"
+
+
+# -- a target --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_with_a_target_it_is_the_conditional_law_on_a_gaussian_with_a_linear_reward(passes):
+    """N(0, 1) exp(-(y - x)^2 / (2 lambda)) is another Gaussian: sample by sample what its own world draws."""
+    lam, y = 0.8, 1.6
+    here = source("gaussian", sampler=Dpmpp(12))
+    law = Guided(50, most=None, target=y, passes=passes).solve(here, lam)
+    (chunk,) = Guided(50)._chunks(here)
+    world = Gaussian({"a": [y / (1 + lam)]}, std=(lam / (1 + lam)) ** 0.5)
+    with torch.no_grad():
+        x = sample(process_of(world.open(), Dpmpp(12), Plain(1.0)), chunk.batch)
+    assert law.r2.mean == pytest.approx(x.mean().item(), abs=1e-9)
+
+
+def test_a_path_by_tangents_has_no_kl_that_is_known():
+    """Each step of it has seen the end of another path; without passes the KL is there."""
+    here = source("mixture", steps=8)
+    plain, passes = (Guided(20, most=None, target=1.0, passes=k).solve(here, 1.0) for k in (0, 1))
+    assert math.isfinite(plain.kl.mean) and math.isnan(passes.kl.mean) and math.isfinite(passes.r2.mean)
+
+
+def test_a_target_refuses_what_it_has_no_place_for():
+    assert Guided(passes=2).mistakes() == ["passes: are those of a target; give target, or delete this"]
+    assert Guided(target=math.inf).mistakes() == ["target: must be a finite number; give the reward to reach"]
+    assert not Guided(target=1.0, passes=2).mistakes()
+    refusal = Guided(target=1.0).why_no_gap(Ddim(eta=1.0), [(1.0, Linear())])
+    assert refusal is not None and refusal.endswith("; use estimator: difference")
 
 
 # -- what it cannot do -------------------------------------------------------------------------------------------------

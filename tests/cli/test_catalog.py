@@ -30,7 +30,9 @@ def test_every_file_is_a_kind(room: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("room", "kind"), KINDS, ids=lambda value: str(value))
 def test_defaults_survive_the_way_there_and_back(room: str, kind: str) -> None:
-    required = {o.name: {"start": 1.0}.get(o.name, "name") for o in catalog.options(room, kind) if o.required}
+    required = {
+        o.name: {"start": 1.0, "value": 1.0}.get(o.name, "name") for o in catalog.options(room, kind) if o.required
+    }
     first = catalog.build(room, kind, catalog.model_of(room, kind).model_validate(required))
     again = catalog.build(room, kind, catalog.model_of(room, kind).model_validate(catalog.document_of(room, first)))
     assert again == first == catalog.options_of(room, kind)(**required)

@@ -316,7 +316,7 @@ SMALL = {"kind": "quadratic", "scale": 1e-3}
 
 
 def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
-    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 4}
+    model = {"pretrained": str(tiny_sd), "sampler": {"kind": "ddim", "steps": 2}, "device": "cpu", "batch": 6}
     return {
         "version": 1,
         "model": {**model, "guidance": 2.0},
@@ -333,7 +333,7 @@ def network_job(tiny_sd: Path, tiny_clip: Path, **own: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["gradient", "weighted"])
 def test_weights_of_a_network(method: str, tiny_sd: Path, tiny_clip: Path, hooked: Hooked) -> None:
-    spent(network_job(tiny_sd, tiny_clip, finetune={"method": method, "steps": 1, "batch": 5}), hooked, exact=True)
+    spent(network_job(tiny_sd, tiny_clip, finetune={"method": method, "steps": 1, "batch": 7}), hooked, exact=True)
 
 
 LOWER = {"kind": "denoising", "pretrain": 6, "batch": 5}

@@ -271,3 +271,11 @@ def test_a_schedule_is_named_by_its_family_and_its_parameters():
 def test_a_schedule_that_cannot_be_one_is_refused(said):
     with pytest.raises(Refused, match=r"genbo\.json: noise_schedule"):
         schedule_from({"noise_schedule": said})
+
+
+def test_the_folder_of_an_exact_world_says_that_it_has_no_pipeline(tmp_path):
+    from genbo.diffusion.models.gaussian import Gaussian
+
+    export(process_of(Gaussian().open(), Ddim(steps=2), Plain(weight=2.0)), tmp_path / "tuned", {})
+    with pytest.raises(Refused, match="holds no pipeline to load: what was tuned here is an exact world"):
+        load(tmp_path / "tuned", device="cpu")

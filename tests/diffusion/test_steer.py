@@ -15,12 +15,14 @@ from genbo.diffusion.models.diffusers import Diffusers
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.models.mixture import Mixture
 from genbo.diffusion.path_kl import sample_with_kl
-from genbo.diffusion.process import Process, Score, process_of
+from genbo.diffusion.process import Process, process_of
 from genbo.diffusion.sample import sample
 from genbo.diffusion.samplers.ddim import Ddim
 from genbo.diffusion.samplers.dpmpp import Dpmpp
 from genbo.diffusion.samplers.euler import Euler
 from genbo.diffusion.seed import Batch
+from genbo.diffusion.steer import Climbed, Score
+from genbo.diffusion.steering.tilt import Tilt
 from genbo.rewards.compressibility import Compressibility
 from genbo.rewards.linear import Linear
 from genbo.rewards.quadratic import Quadratic
@@ -43,6 +45,11 @@ def mixed(sampler=SAMPLERS[0], rule=None, world=None) -> Process:
     return process_of(world.open(), sampler, rule or Plain(2.0))
 
 
+def climbing(process: Process, score: Score, most: float | None = None) -> Process:
+    """Steered by one score at strength 1."""
+    return process.steered([Climbed(1.0, score)], 1.0, Tilt(most))
+
+
 def drawn(process: Process, batch: Batch = BATCH, **arguments) -> Tensor:
     with torch.no_grad():
         return sample(process, batch, **arguments)
@@ -61,14 +68,14 @@ def curved(images: Tensor, prompts) -> Tensor:
 def test_a_linear_score_on_a_gaussian_is_exactly_the_tilt(sampler):
     """p0 exp(b.x) is N(m + s^2 b, s^2), and so is every step towards it: the posterior's spread knows no x_t."""
     tilted = gaussian((0.64 * DIRECTION[0], 0.64 * DIRECTION[1]), sampler)
-    steered = gaussian(sampler=sampler).steered(Linear(DIRECTION).open())
+    steered = climbing(gaussian(sampler=sampler), Linear(DIRECTION).open())
     torch.testing.assert_close(drawn(steered), drawn(tilted), atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_so_its_path_is_as_far_from_the_pretrained_one_as_the_tilts(eta):
     base = gaussian(sampler=Ddim(15, eta))
-    steered, tilted = base.steered(Linear(DIRECTION).open()), gaussian((0.448, -0.768), Ddim(15, eta))
+    steered, tilted = climbing(base, Linear(DIRECTION).open()), gaussian((0.448, -0.768), Ddim(15, eta))
     with torch.no_grad():
         x, kl = sample_with_kl(steered, base, BATCH)
         torch.testing.assert_close(kl, sample_with_kl(tilted, base, BATCH)[1], atol=1e-9, rtol=1e-9)
@@ -93,7 +100,7 @@ def test_a_quadratic_score_on_a_guided_gaussian_is_a_chain_of_linear_maps(eta, w
         along, up = a_s * slope + kept * (1 - a * slope), (a_s - kept * a) * offset
         by, plus, variance = along * by, along * plus + up, along**2 * variance + fresh**2
     process = process_of(Gaussian({"a": [m]}, std, spread).open(), Ddim(steps, eta), Plain(weight))
-    steered = process.steered(Quadratic(c, q).open())
+    steered = climbing(process, Quadratic(c, q).open())
     n = 4000 if eta else 2
     batch = Batch(("a",) * n, tuple(range(n)))
     z = torch.zeros(n, 1, 1, 1, dtype=torch.float64)
@@ -128,7 +135,7 @@ def test_the_move_is_the_gradient_of_the_decoded_look_ahead():
     process = mixed(Ddim(1), world=Mixture([[-1.0, 0.5], [1.0, 0.0]], ["a", "b"], [0.5, 0.5], std=0.4, log_snr_max=0.5))
     process = replace(process, model=Decoded(process.model))
     z = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    plain, steered = (drawn(p, start=z) for p in (process, process.steered(curved)))
+    plain, steered = (drawn(p, start=z) for p in (process, climbing(process, curved)))
     ratio = (process.grid.sigma_t**2 / process.grid.alpha_t).item()
 
     def score(z: Tensor) -> Tensor:
@@ -145,7 +152,7 @@ def test_steered_samples_score_higher_and_the_other_sign_lower():
     batch = Batch(("a", "b") * 50, tuple(range(100)))
     low, none, high = (
         Linear().open()(drawn(process, batch), []).mean().item()
-        for process in (mixed().steered(Linear(-2.0).open()), mixed(), mixed().steered(Linear(2.0).open()))
+        for process in (climbing(mixed(), Linear(-2.0).open()), mixed(), climbing(mixed(), Linear(2.0).open()))
     )
     assert low < none - 0.1 and none < high - 0.1
 
@@ -157,7 +164,7 @@ def test_steered_samples_score_higher_and_the_other_sign_lower():
 @pytest.mark.parametrize("sampler", SAMPLERS[1:], ids=repr)
 def test_a_sample_does_not_know_its_neighbours(sampler, rule):
     """The released code averages over the batch, so that a sample is steered less the more there are."""
-    process = mixed(sampler, rule).steered(curved, 0.3)
+    process = climbing(mixed(sampler, rule), curved, 0.3)
     together = drawn(process)
     for i in range(len(BATCH)):
         alone = drawn(process, Batch(BATCH.prompts[i : i + 1], BATCH.seeds[i : i + 1]))
@@ -165,7 +172,7 @@ def test_a_sample_does_not_know_its_neighbours(sampler, rule):
 
 
 def test_members_are_steered_each_by_themselves():
-    process = mixed().steered(curved)
+    process = climbing(mixed(), curved)
     weights = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)[:, None].expand(3, 15)
     together = drawn(process.with_option("weight", weights)).unflatten(0, (3, 4))
     for m in range(3):
@@ -174,7 +181,7 @@ def test_members_are_steered_each_by_themselves():
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
 def test_whoever_asks_for_no_gradient_gets_the_same_sample_and_no_graph(sampler):
-    process = mixed(sampler, Apg(3.0)).steered(curved)
+    process = climbing(mixed(sampler, Apg(3.0)), curved)
     without, within = drawn(process), sample(process, BATCH)
     assert not without.requires_grad
     torch.testing.assert_close(without, within.detach(), rtol=0, atol=0)
@@ -191,7 +198,7 @@ def test_no_step_outlives_itself():
             return Linear().open()(images, prompts)
 
         with torch.set_grad_enabled(how.get("grad", False)):
-            sample(mixed(Ddim(10)).steered(looking), BATCH)
+            sample(climbing(mixed(Ddim(10)), looking), BATCH)
         return seen
 
     assert len(set(depths())) == 1 and len(depths()) == 10
@@ -210,7 +217,7 @@ def depth(x: Tensor) -> int:
 @pytest.mark.parametrize("sampler", [Ddim(6, 0.5), Dpmpp(6)], ids=repr)
 def test_gradients_pass_through_a_steered_sample(sampler, checkpoint):
     """In the noise that it begins from, so through the gradient by which it is steered as well."""
-    process = mixed(sampler).steered(curved, 0.3)
+    process = climbing(mixed(sampler), curved, 0.3)
     z = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     live, along = (
         z.clone().requires_grad_(),
@@ -222,7 +229,7 @@ def test_gradients_pass_through_a_steered_sample(sampler, checkpoint):
 
 
 def test_it_costs_a_scored_image_a_step_and_no_more_network_calls():
-    plain, steered = mixed(), mixed().steered(curved)
+    plain, steered = mixed(), climbing(mixed(), curved)
     drawn(plain)
     drawn(steered)
     assert plain.meter.reward_images == 0 and steered.meter.reward_images == 15 * 4
@@ -230,7 +237,7 @@ def test_it_costs_a_scored_image_a_step_and_no_more_network_calls():
     assert replace(steered.meter, reward_images=0, image_backwards=0) == plain.meter
     with_kl = replace(mixed(Ddim(15, 1.0)), meter=type(plain.meter)())
     with torch.no_grad():
-        sample_with_kl(with_kl.steered(curved), with_kl, BATCH)
+        sample_with_kl(climbing(with_kl, curved), with_kl, BATCH)
     assert with_kl.meter == steered.meter, "the pretrained prediction is the one that was steered"
 
 
@@ -240,13 +247,13 @@ def test_no_move_is_longer_than_the_longest_that_is_allowed():
     z = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     plain = drawn(process, start=z)
     ratio = (process.grid.sigma_t / process.grid.alpha_t).item()  # of x_0's move to that of eps
-    free = (drawn(process.steered(curved), start=z) - plain) / ratio
+    free = (drawn(climbing(process, curved), start=z) - plain) / ratio
     length = free.square().mean((1, 2, 3)).sqrt()
     most = length.median().item() * 1.01
-    held = (drawn(process.steered(curved, most), start=z) - plain) / ratio
+    held = (drawn(climbing(process, curved, most), start=z) - plain) / ratio
     torch.testing.assert_close(held, free * (most / length).clamp(max=1)[:, None, None, None])
     assert (length > most).sum() == 2
-    still = drawn(process.steered(Linear(0.0).open(), most), start=z)
+    still = drawn(climbing(process, Linear(0.0).open(), most), start=z)
     torch.testing.assert_close(still, plain)
 
 
@@ -254,7 +261,7 @@ def test_where_there_is_no_signal_nothing_is_in_sight():
     process = mixed()
     alpha, sigma = process.grid.alpha_t.clone(), process.grid.sigma_t.clone()
     alpha[0, 0], sigma[0, 0] = 0.0, 1.0
-    steered = process.with_grid(replace(process.grid, alpha_t=alpha, sigma_t=sigma)).steered(curved)
+    steered = climbing(process.with_grid(replace(process.grid, alpha_t=alpha, sigma_t=sigma)), curved)
     assert drawn(steered).isfinite().all()
 
 
@@ -263,7 +270,7 @@ def test_a_score_without_a_gradient_is_refused():
         return Compressibility().open()(images.reshape(-1, 2, 1, 1).mean(1, keepdim=True), prompts)
 
     with pytest.raises(ValueError, match="no gradient; take a differentiable reward"):
-        drawn(mixed().steered(size))
+        drawn(climbing(mixed(), size))
 
 
 # -- a pipeline --------------------------------------------------------------------------------------------------------
@@ -275,5 +282,5 @@ def test_a_pipeline_is_steered_through_its_decoder(tiny_sd, sampler):
     batch = Batch(("a red apple", "a dog"), (1, 2))
     reward = Linear([1.0, 0.0, -1.0]).open()  # red and not blue
     score: Score = lambda images, prompts: 3 * reward(images, prompts)  # noqa: E731
-    scores = [reward(process.model.decode(drawn(p, batch)), []) for p in (process, process.steered(score))]
+    scores = [reward(process.model.decode(drawn(p, batch)), []) for p in (process, climbing(process, score))]
     assert (scores[1] > scores[0] + 1e-3).all()

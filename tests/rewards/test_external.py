@@ -216,3 +216,16 @@ def test_scores_come_without_a_gradient_that_nobody_asked_for(own, images, name,
     if differentiable and name == "kept":  # and with one where it is wanted
         live = images.clone().requires_grad_()
         assert reward(live, PROMPTS).requires_grad
+
+
+def test_a_derivative_along_a_direction_passes_as_well(own, images):
+    """Forward mode runs without gradients: what the file gives keeps its tangent."""
+    from torch.autograd import forward_ad
+
+    reward = own(
+        "def score(images, prompts):\n    return images.square().mean((1, 2, 3))\n", differentiable=True
+    ).open()
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(reward(forward_ad.make_dual(images, direction), PROMPTS)).tangent
+    torch.testing.assert_close(tangent, (2 * images * direction).mean((1, 2, 3)))

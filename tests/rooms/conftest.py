@@ -17,6 +17,7 @@ from genbo.diffusion.kinds import class_of, kinds
 ROOMS = {
     "model": "genbo.diffusion.models",
     "rule": "genbo.diffusion.guidance",
+    "steering_rule": "genbo.diffusion.steering",
     "sampler": "genbo.diffusion.samplers",
     "reward": "genbo.rewards",
     "tunable": "genbo.bilevel.tunables",

@@ -17,6 +17,9 @@ from genbo.diffusion.guidance.interval import Interval
 from genbo.diffusion.models.gaussian import Gaussian
 from genbo.diffusion.process import process_of
 from genbo.diffusion.samplers.ddim import Ddim
+from genbo.diffusion.steer import Climbed
+from genbo.diffusion.steering.tilt import Tilt
+from genbo.rewards.linear import Linear
 from tests.rooms.conftest import example_of, files, options_class
 
 STEPS = 6
@@ -29,6 +32,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"start": 0.3, "bounds": (0.0, 0.5), "option": "start"},
         {"start": -1.0, "bounds": (-3.0, -0.1)},
     ],
+    "SteerStrength": [{}, {"shape": "per_step"}, {"start": 0.5, "bounds": (0.0, 2.0), "shape": Knots(3)}],
     "Regularization": [{}, {"start": 0.02, "bounds": (0.02, 0.5)}],
     "NoiseSchedule": [
         {},
@@ -65,7 +69,8 @@ def start_of(tunable: Any, phi: torch.Tensor) -> Any:
 
 
 def process():
-    return process_of(Gaussian().open(), Ddim(steps=STEPS), Interval(weight=3.0))
+    plain = process_of(Gaussian().open(), Ddim(steps=STEPS), Interval(weight=3.0))
+    return plain.steered([Climbed(1.0, Linear().open())], 1.0, Tilt())
 
 
 def at_random(tunable, spread: float, seed: int = 0) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from genbo.bilevel.lower.denoising import Denoising
+from genbo.bilevel.lower.guided import Guided
 from genbo.bilevel.protocols import LowerSolver
 from genbo.cli.job import catalog, forms
 from genbo.cli.job.kind import Kind
@@ -74,7 +75,10 @@ class LowerSection(Section[LowerJob]):
     def written(self, value: LowerJob | None, level: Level) -> Any:
         if value is None:
             return None
-        return {**value.document("lower"), **({"reward": documents(value.reward)} if value.reward else {})}
+        climbs = isinstance(value.options, Guided) and value.options.target is None
+        unused = ("target", "passes") if climbs else ()  # as jobs were written before there was a target
+        own = {key: entry for key, entry in value.document("lower").items() if key not in unused}
+        return {**own, **({"reward": documents(value.reward)} if value.reward else {})}
 
 
 def trains(lower: Node) -> bool:

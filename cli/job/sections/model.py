@@ -1,4 +1,4 @@
-"""`model`: what turns noise into samples, with its sampler, its guidance rule and its batch."""
+"""`model`: what turns noise into samples, with its sampler, its guidance rule, what steers it, and its batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from genbo.cli.job import catalog, forms
 from genbo.cli.job.kind import Kind
 from genbo.cli.job.reader import Reader
 from genbo.cli.job.section import Entry, Level, Section
+from genbo.cli.job.sections._steer import SteerJob, described, read_steer
 from genbo.cli.job.validation import shown
 from genbo.cli.job.yaml_nodes import Node, below
 from genbo.diffusion.kinds import declared
@@ -20,6 +21,7 @@ from genbo.diffusion.traits import ModelTraits
 
 MAX_STEPS = 10_000
 MAX_BATCH = 65_536
+OWN = ("sampler", "guidance", "steer", "batch")  # keys of `model` that are no options of its kind
 
 
 class ModelJob(Kind[ModelOptions]):
@@ -27,6 +29,7 @@ class ModelJob(Kind[ModelOptions]):
 
     sampler: Kind[Sampler]
     guidance: Kind[GuidanceRule]
+    steer: SteerJob | None = None
     batch: int | Literal["auto"] = "auto"
 
     @property
@@ -58,24 +61,24 @@ class ModelSection(Section[ModelJob]):
         if not reader.mapping(node, "pretrained: emoji"):
             return None
         assert isinstance(node.value, dict)
-        own = {key: node.value.get(key) for key in ("sampler", "guidance", "batch")}
+        own = {key: node.value.get(key) for key in OWN}
         options = {key: child for key, child in node.value.items() if key not in own}
-        kind = reader.kind(
-            Node(options, node.place, node.where, node.keys), "models", "a model", also=("sampler", "guidance", "batch")
-        )
+        kind = reader.kind(Node(options, node.place, node.where, node.keys), "models", "a model", also=OWN)
         sampler = _sampler(reader, node, own["sampler"])
         usual = 1.0 if kind and declared(ModelTraits, kind.options).learns else 5.0
         guidance = _guidance(reader, own["guidance"] or Node(usual, node.place, below(node.where, "guidance")), sampler)
-        batch = _batch(reader, own["batch"])
-        reader.rule, reader.steps = guidance, sampler.options.steps if sampler else None
+        steps = sampler.options.steps if sampler else None
+        steer, batch = read_steer(reader, own["steer"], steps), _batch(reader, own["batch"])
+        reader.rule, reader.steps = guidance, steps
         if kind is None or sampler is None or guidance is None or batch is None:
             return None
-        return ModelJob.model_construct(**kind.__dict__, sampler=sampler, guidance=guidance, batch=batch)
+        return ModelJob.model_construct(**kind.__dict__, sampler=sampler, guidance=guidance, steer=steer, batch=batch)
 
     def described(self) -> Entry:
         guidance = float | list[float] | forms.room("guidance")
         batch = Literal["auto"] | Annotated[int, Ge(1)]
         own = {"sampler": (forms.room("samplers"), "ddim"), "guidance": (guidance, 5.0), "batch": (batch, "auto")}
+        own["steer"] = (described() | None, None)
         return forms.room("models", short=False, **own), Field(default_factory=dict)
 
     def written(self, value: ModelJob, level: Level) -> Any:
@@ -83,6 +86,7 @@ class ModelSection(Section[ModelJob]):
             **value.document("models"),
             "sampler": value.sampler.document("samplers"),
             "guidance": value.guidance.document("guidance"),
+            **({"steer": value.steer.document()} if value.steer else {}),
             "batch": value.batch,
         }
 

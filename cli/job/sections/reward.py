@@ -53,12 +53,12 @@ def read_rewards(reader: Reader, node: Node | None) -> tuple[RewardJob, ...] | N
 
 
 @cache
-def written_rewards() -> Any:
+def written_rewards() -> object:
     """The type of one reward or a list of them, as they may be written."""
     return forms.one_or_many(forms.room("rewards", weight=(float, 1.0)), least=1)
 
 
-def documents(rewards: Sequence[RewardJob]) -> list[dict[str, Any]]:
+def documents(rewards: Sequence[RewardJob]) -> list[dict[str, object]]:
     """Rewards with their weights in plain YAML values."""
     return [{**r.document("rewards"), "weight": r.weight} for r in rewards]
 

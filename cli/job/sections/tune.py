@@ -16,6 +16,7 @@ from genbo.cli.job.sections.lower import LOWER
 from genbo.cli.job.sections.model import MAX_STEPS, MODEL
 from genbo.cli.job.yaml_nodes import Node, below, node_of_value
 
+KEYS = {"steer.strength": "steer_strength"}  # of a tunable that is written otherwise than its file is called
 EXAMPLES = {"noise_schedule": "family: cosine", "timesteps": "start: karras"}  # how to write a tunable
 
 
@@ -40,7 +41,9 @@ class TuneSection(Section[TuneJob]):
     def described(self) -> Entry:
         """A key for each tunable, `guidance.<option>` for each number of any rule, and every choice."""
         models = {name: catalog.model_of("tunables", name) for name in catalog.kinds("tunables")}
-        entries: dict[str, Any] = {name: (model | None, None) for name, model in models.items()}
+        entries: dict[str, Any] = {
+            name: (model | None, Field(default=None, alias=written_as(name))) for name, model in models.items()
+        }
         rules = [catalog.hints_of(catalog.options_of("guidance", kind)) for kind in catalog.kinds("guidance")]
         numbers = {name for hints in rules for name, hint in hints.items() if catalog.words(hint).startswith("number")}
         for option in sorted(numbers - {"weight"}):
@@ -85,6 +88,11 @@ def _entry(reader: Reader, parent: Node, key: str, node: Node) -> Any:
     return _tunable(reader, parent, key, node)
 
 
+def written_as(kind: str) -> str:
+    """The key of a kind of tunable."""
+    return next((key for key, name in KEYS.items() if name == kind), kind)
+
+
 def tunable_options(rule: Kind) -> list[str]:
     """The numeric options of a guidance rule."""
     return [
@@ -107,10 +115,11 @@ def _note_no_effect(reader: Reader, node: Node, keys: set[str]) -> None:
 
 def _tunable(reader: Reader, parent: Node, key: str, node: Node) -> Any:
     """The tunable of one key: `name`, or `guidance.<option>`."""
-    name, _, option = key.partition(".")
+    name, _, option = KEYS.get(key, key).partition(".")
     rule, names = reader.rule, catalog.kinds("tunables")
-    if name not in names:
-        message = f"unknown tunable {name!r}{catalog.nearest(key, [*names, *choice_reading.names()])}"
+    if name not in names or key in KEYS.values():
+        names = (*(written_as(each) for each in names), *choice_reading.names())
+        message = f"unknown tunable {name!r}{catalog.nearest(key, names)}"
         return reader.note(parent, message, place=parent.keys.get(key), where=node.where)
     if not reader.mapping(node, EXAMPLES.get(name, "start: 1.0, bounds: [0, 20]")):
         return None

@@ -1,0 +1,1 @@
+"""Steering rules: a file each, found by its name."""
