@@ -10,7 +10,7 @@ Each method finds its lambda for tuning by r2 (lower level) so that r1, the CLIP
 |--------------|----------------------------------------------------------------------------|--------------------------|
 | bilevel      | read from the curve over a bank of samples, as `genbo tune` does           | (no trials)              |
 | grid         | five values even in log lambda, ends included, as in the paper             | a fine-tune, and samples |
-| random, gp   | 20 trials                                                                  | a fine-tune, and samples |
+| random, gp   | 6 trials                                                                   | a fine-tune, and samples |
 | weighted sum | fixed; r1 + r2 is tuned for, each in units of its spread                   | (no trials)              |
 | guided       | fixed; nothing is trained, samples climb r2 / lambda (differentiable part) | (no trials)              |
 | fixed        | the geometric middle of the bounds                                         | (no trials)              |
@@ -89,9 +89,10 @@ class Sizes:
     bank: int = 96
     each: int = 6
     grid: int = 5
-    calls: int = 20
-    finetune_steps: int = 16
-    finetune_rows: int = 8
+    calls: int = 6
+    finetune_steps: int = 20
+    finetune_rows: int = 16
+    finetune_lr: float = 1e-3
     held_out_prompts: int = 24
     held_out: int = 96
     reference: int = 192
@@ -245,7 +246,7 @@ class OneSeed:
     def trained(self, lam: float, bank: Bank | None = None) -> Process:
         """The lower level at lambda: weights fine-tuned towards the tilt."""
         sizes, bench = self.bench.sizes, self.bench
-        options = Finetune(steps=sizes.finetune_steps, batch=sizes.finetune_rows, lr=3e-3)
+        options = Finetune(steps=sizes.finetune_steps, batch=sizes.finetune_rows, lr=sizes.finetune_lr)
         seed = Seed(self.seed).child("finetune")
         return options.tilted(bench.process, bench.a.prompts, bank or self.bank, lam, seed).run()
 

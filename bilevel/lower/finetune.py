@@ -126,11 +126,9 @@ class Finetune:
         base, hold = process if self.anchor else None, 0.0 if is_world(process.model) else HOLD
         fixed = fixed_in(state)
         if self.levels == "scatter" and not fixed and not is_world(process.model):
-            own = logw.new_zeros(logw.shape) if prior is None else prior
-            fixed = {"levels": level_weights(process, prompts, samples, own, LEVEL_ROWS, seed)}
-        more = (seed, proposal, prior, base, hold, fixed.get("levels"))
-        loss = Denoise(prompts, samples, logw, self._rows(process), *more)
-        return self._training(process, loss, seed, start, state, fixed)
+            fixed = {"levels": level_weights(process, prompts, samples, prior, LEVEL_ROWS, seed)}
+        more = (self._rows(process), seed, proposal, prior, base, hold, fixed.get("levels"))
+        return self._training(process, Denoise(prompts, samples, logw, *more), seed, start, state, fixed)
 
     def tilted(
         self,

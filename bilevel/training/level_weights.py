@@ -24,13 +24,16 @@ from genbo.diffusion.seed import Seed
 FLOOR = 1e-3  # of the largest scatter; a first step of pure noise has none, and would count without end
 
 
-def level_weights(process: Process, prompts: Sequence[str], x: Tensor, prior: Tensor, rows: int, seed: Seed) -> Tensor:
+def level_weights(
+    process: Process, prompts: Sequence[str], x: Tensor, prior: Tensor | None, rows: int, seed: Seed
+) -> Tensor:
     """Weights (T,) of the process' T levels, of mean 1, from `rows` draws of each on samples x (C, n, *shape).
 
-    `process` is the pretrained one; by the log-weights `prior` (C, n) the samples are its own. The draws are the
-    seed's own, and do not depend on how they are cut into calls.
+    `process` is the pretrained one; by the log-weights `prior` (C, n), or without any, the samples are its own. The
+    draws are the seed's own, and do not depend on how they are cut into calls.
     """
     generator, dtype = seed.child("levels").generator(), torch.promote_types(process.model.dtype, torch.float32)
+    prior = torch.zeros(x.shape[:2]) if prior is None else prior
     drawn, _ = draw(x.to(dtype), prompts, prior, process.steps, rows * process.steps, generator)
     square = []
     for at in range(0, len(drawn), process.batch):
