@@ -35,7 +35,8 @@ from torch import Tensor
 from benchmarks.lambda_baselines import LastSteps, Policy
 from benchmarks.lambda_weights_table import METHODS, Scores, table
 from benchmarks.paper_table import Cell, spent
-from genbo.bilevel.lower.finetune import Finetune, noisy
+from genbo.bilevel.lower._measured_law import noisy
+from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.lower.reweight import Reweight
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.bank_sampler import Sampled

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genbo.bilevel.lower.finetune import LEVEL_ROWS, WORLD_LEVELS, WORLD_ROWS, WORLD_STEPS, Finetune
+from genbo.bilevel.lower._measured_law import WORLD_STEPS
+from genbo.bilevel.lower.finetune import LEVEL_ROWS, WORLD_LEVELS, WORLD_ROWS, Finetune
 from genbo.bilevel.lower.guided import Guided
 from genbo.bilevel.problem import calls
 from genbo.bilevel.protocols import GradientCost, LowerSolver

@@ -11,8 +11,9 @@ import torch
 
 from genbo.bilevel.estimators.value_gap import ValueGap
 from genbo.bilevel.lower import finetune
+from genbo.bilevel.lower._measured_law import noisy
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
-from genbo.bilevel.lower.finetune import Finetune, noisy
+from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.optimizers.bisection import Bisection
 from genbo.bilevel.regularization.bank import Bank
 from genbo.bilevel.regularization.bank_sampler import Sampled
