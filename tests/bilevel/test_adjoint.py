@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genbo.bilevel.lower import finetune
+from genbo.bilevel.lower import _measured_law, finetune
 from genbo.bilevel.lower.finetune import Finetune
 from genbo.bilevel.training.adjoint import Match, shortened
 from genbo.bilevel.training.finetuning import Pace, Training
@@ -236,7 +236,7 @@ def test_a_tuned_network_draws_more_of_what_was_rewarded(tiny):
 def test_the_lower_level_may_be_solved_by_it(monkeypatch):
     """As a solver of laws, drawn by the job's own sampler."""
     monkeypatch.setattr(finetune, "WORLD_LEVELS", 10)
-    monkeypatch.setattr(finetune, "WORLD_STEPS", 60)
+    monkeypatch.setattr(_measured_law, "WORLD_STEPS", 60)
     monkeypatch.setitem(finetune.WORLD_ROWS, "adjoint", 32)
     world, lam = WORLDS["linear"], 1.5
     process, r = process_in(world.model, 60), [(1.0, world.r2.open())]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from genbo.bilevel.lower import finetune
+from genbo.bilevel.lower import _measured_law, finetune
 from genbo.bilevel.lower.denoising import Denoising
 from genbo.bilevel.protocols import (
     Drawing,
@@ -134,7 +134,7 @@ def test_a_lower_solver_is_whole(kind):
 def test_a_law_is_found_in_one_way(kind, monkeypatch):
     """Whatever the solver: begun with what its drawing asks for, it gives a law at every lambda."""
     monkeypatch.setattr(finetune, "WORLD_ROWS", {"weighted": 256, "gradient": 32})
-    monkeypatch.setattr(finetune, "WORLD_STEPS", 20)
+    monkeypatch.setattr(_measured_law, "WORLD_STEPS", 20)
     solver = instance("lower_solver", kind).shortened(16)
     opened = [[(weight, reward.open()) for weight, reward in rewards] for rewards in (UPPER, LOWER)]
     source = Sampled(process(), [PROMPT], *opened, Seed(1), samples_too=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from genbo.bilevel.estimators.value_gap import ValueGap
-from genbo.bilevel.lower import finetune
+from genbo.bilevel.lower import _measured_law, finetune
 from genbo.bilevel.lower._measured_law import noisy
 from genbo.bilevel.lower.closed_form import ClosedForm, cumulant_of
 from genbo.bilevel.lower.finetune import Finetune
@@ -257,7 +257,7 @@ def test_the_value_gap_over_two_trainings_does_not_lean(name, lam):
 
 def test_the_value_gap_over_gradients_of_the_reward(monkeypatch):
     """No bank: y and z by L-BFGS through the sampler. With both rewards linear nothing is left but the steps' share."""
-    monkeypatch.setattr(finetune, "WORLD_STEPS", 60)
+    monkeypatch.setattr(_measured_law, "WORLD_STEPS", 60)
     monkeypatch.setitem(finetune.WORLD_ROWS, "gradient", 32)
     world, lam = WORLDS["linear"], 1.5
     process = process_in(world.model, 60, eta=1.0)
@@ -305,8 +305,8 @@ def test_a_law_is_measured_on_the_same_noise_for_every_lambda(monkeypatch):
 def test_a_deterministic_sampler_is_measured_on_noisy_paths_at_its_own_guidance():
     process = process_of(Mixture().open(), Ddim(steps=4), Interval(weight=3.0))
     there = noisy(process)
-    assert there.sampler == Ddim(steps=finetune.WORLD_STEPS, eta=1.0) and noisy(there) is there
-    assert there.options["weight"].unique().tolist() == [3.0] and there.grid.steps == finetune.WORLD_STEPS
+    assert there.sampler == Ddim(steps=_measured_law.WORLD_STEPS, eta=1.0) and noisy(there) is there
+    assert there.options["weight"].unique().tolist() == [3.0] and there.grid.steps == _measured_law.WORLD_STEPS
     a_step = noisy(process_of(Mixture().open(), Ddim(steps=2), Plain(weight=[1.0, 2.0])))
     assert a_step.sampler == Ddim(steps=2, eta=1.0)  # a weight a step has no place in more steps
 

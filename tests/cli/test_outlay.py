@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genbo.bilevel.lower import finetune
+from genbo.bilevel.lower import _measured_law, finetune
 from genbo.cli.commands import check, show, tune
 from genbo.cli.errors import Preempted, UserMistake
 from genbo.cli.job.job import read_job
@@ -89,6 +89,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )  # no call beside
     for module in (finetune, lambda_counts):
         monkeypatch.setattr(module, "WORLD_ROWS", {"weighted": 40, "gradient": 20})
+    for module in (_measured_law, lambda_counts):
         monkeypatch.setattr(module, "WORLD_STEPS", 5)
 
 

@@ -30,7 +30,7 @@ class Line:
 class TunedWeights:
     """Shown where weights were tuned at lambda."""
 
-    order: ClassVar[int] = 15
+    order: ClassVar[int] = 17
 
     def view(self, report: RunReport) -> Mapping[str, object] | None:
         """The table a strength, why KLs differ, and the names of the judges that looked at all of them."""
