@@ -119,6 +119,7 @@ save_file({"r2": torch.cat(list(process.over(batch, one)))}, sys.argv[3])
 """
 
 
+@pytest.mark.slow  # half a minute each; quick: the same of a folder in tests/diffusion, of a run on an exact world
 @pytest.mark.parametrize("rule", [{}, {"target": 0.9, "passes": 1}], ids=["tilt", "target"])
 def test_the_folder_draws_what_was_judged_bit_for_bit_in_another_process(workplace, rule):
     report, tuned = ran({**EMOJI, "lower": {**EMOJI["lower"], **rule}})

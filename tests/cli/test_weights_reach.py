@@ -180,7 +180,13 @@ def test_a_line_for_the_law_and_one_for_each_kind_of_prompts():
 # -- a run -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["1.safetensors.before_rename:2", "tuned-on-tuned.safetensors.before_rename:1"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("1.safetensors.before_rename:2", marks=pytest.mark.slow),
+        "tuned-on-tuned.safetensors.before_rename:1",
+    ],
+)
 def test_left_and_gone_on_with_it_is_the_same_run(tiny_sd, tiny_clip, workplace, monkeypatch, point):
     """In the middle of a training, whose levels were weighted before, and in its samples: figures and costs."""
     job = network_job(tiny_sd, tiny_clip, finetune={"steps": 3, "batch": 5, "also": []})
