@@ -84,9 +84,8 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hooked]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        "genbo.cli.plan.throughput.guessed_s", lambda process, prompt, *costs: [0.0] * len(costs)
-    )  # no call beside
+    guess = "genbo.cli.plan.throughput.guessed_s"
+    monkeypatch.setattr(guess, lambda process, prompt, *costs: [0.0] * len(costs))  # no call beside
     for module in (finetune, lambda_counts):
         monkeypatch.setattr(module, "WORLD_ROWS", {"weighted": 40, "gradient": 20})
     for module in (_measured_law, lambda_counts):
