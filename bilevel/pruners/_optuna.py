@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from genbo.diffusion.kinds import kind_of
+
 FEWEST = 2  # samples of a rung
 
 if TYPE_CHECKING:
@@ -35,6 +37,22 @@ def no_rung(kind: str, least: int, samples: int) -> str | None:
     if least < samples:
         return None
     return f"{kind} looks at a candidate after {least} of its {samples} samples; raise budget.samples, or lower least"
+
+
+class Halving:
+    """What pruners have in common whose rungs grow by `reduction` from `least` samples on; both are options of each."""
+
+    reduction: int
+    least: int | None
+
+    def why_not(self, samples: int) -> str | None:
+        return no_rung(kind_of(self), self._least(samples), samples)
+
+    def rungs(self, samples: int) -> tuple[int, ...]:
+        return rungs_from(self._least(samples), self.reduction, samples)
+
+    def _least(self, samples: int) -> int:
+        return first_rung(samples, self.reduction, self.least)
 
 
 class OptunaPruning:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Interval
 
-from genbo.bilevel.pruners._optuna import first_rung, no_rung, rungs_from
+from genbo.bilevel.pruners._optuna import Halving
 
 if TYPE_CHECKING:
     from genbo.bilevel.trials import Pruning
@@ -20,20 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Hyperband:
+class Hyperband(Halving):
     """`least` samples at the first rung, by default 1 / reduction^2 of all, and `reduction` times more at each next."""
 
     reduction: Annotated[int, Interval(ge=2)] = 3
     least: Annotated[int, Interval(ge=2)] | None = None
-
-    def why_not(self, samples: int) -> str | None:
-        return no_rung("hyperband", self._least(samples), samples)
-
-    def rungs(self, samples: int) -> tuple[int, ...]:
-        return rungs_from(self._least(samples), self.reduction, samples)
-
-    def _least(self, samples: int) -> int:
-        return first_rung(samples, self.reduction, self.least)
 
     def open(self, samples: int, seed: Seed) -> Pruning:
         from optuna.pruners import HyperbandPruner
